@@ -1,0 +1,1 @@
+"""What crosses a stage boundary: records, shards, model directories, training state, manifests."""

@@ -1,0 +1,171 @@
+"""A corpus: ``.txt`` (one document a file), ``.jsonl`` of Documents, a directory of either, or ``-`` (JSON lines).
+
+Files may be compressed. A corpus is read as blocks, so that the reading (decompressing, splitting) happens once and the
+rest (parsing, checking, tokenizing) can be done by other processes: ``documents(block)`` needs nothing but the block.
+"""
+
+from collections.abc import Iterable, Iterator, Sequence
+from pathlib import Path
+from typing import NamedTuple
+
+import msgspec
+
+from llamactl import ui
+from llamactl.artifacts import jsonl
+from llamactl.artifacts.jsonl import STDIN, Block
+from llamactl.artifacts.manifest import Run
+from llamactl.artifacts.records import Document, Shard, in_words
+from llamactl.errors import Fault
+
+PACKED = ("", ".gz", ".zst")
+TEXT = tuple(f".txt{suffix}" for suffix in PACKED)
+LINES = tuple(f".jsonl{suffix}" for suffix in PACKED)
+MAX_TEXT = 1 << 30  # bytes of one .txt document, unpacked
+
+_decoder = msgspec.json.Decoder(Document)
+
+
+class Reading(NamedTuple):
+    """How to read: what is not UTF-8 as ``encoding`` (None: refuse it), which records, and the longest line allowed."""
+
+    encoding: str | None = None
+    shard: Shard = Shard()
+    max_line: int = jsonl.MAX_LINE
+
+
+class Place(NamedTuple):
+    """A document and where it stood; ``as_encoding`` where it had to be read in another encoding than UTF-8."""
+
+    document: Document
+    where: str
+    as_encoding: str | None
+
+
+def files(corpus: Sequence[str]) -> list[str]:
+    """The files of a corpus, directories walked in sorted order; raises Fault for one that is missing or no corpus."""
+    found: list[str] = []
+    for name in corpus:
+        path = Path(name)
+        if name == STDIN or (path.is_file() and name.endswith(TEXT + LINES)):
+            found.append(name)
+        elif path.is_dir():
+            inside = sorted(str(p) for p in path.rglob("*") if p.is_file() and not _hidden(p.relative_to(path)))
+            readable = [p for p in inside if p.endswith(TEXT + LINES)]
+            if not readable:
+                raise Fault(name, "holds no .txt and no .jsonl files (plain, .gz or .zst)", "name another directory")
+            if others := [p for p in inside if not p.endswith(TEXT + LINES)]:
+                ui.warn(f"{name}: {len(others)} files passed over, neither .txt nor .jsonl (first: {others[0]})")
+            found += readable
+        elif path.exists():
+            raise Fault(name, "is neither .txt nor .jsonl (plain, .gz or .zst)", "rename it, or convert it")
+        else:
+            raise Fault(name, "no such file or directory")
+    if found.count(STDIN) > 1:
+        raise Fault(STDIN, "stdin can be read once", "name it once")
+    return found
+
+
+def _hidden(path: Path) -> bool:
+    return any(part.startswith(".") for part in path.parts)
+
+
+def blocks(corpus: Sequence[str], reading: Reading = Reading()) -> Iterator[Block]:
+    """The corpus in blocks: about 1 MiB of JSON lines, or a whole text file by its name (``data`` empty)."""
+    number = 0
+    for path in files(corpus):
+        if path.endswith(TEXT):
+            if reading.shard.holds(number):
+                yield Block(path, 0, number, b"", disk=Path(path).stat().st_size)
+            number += 1
+        else:
+            first = number
+            for block in jsonl.blocks([path], reading.max_line):
+                number = first + block.number + (block.data.count(b"\n") or 1)
+                yield block._replace(number=first + block.number)
+
+
+def documents(block: Block, reading: Reading = Reading()) -> Iterator[Place | Fault]:
+    """The documents of a block, in order; a Fault in the place of one that cannot be used."""
+    if block.line == 0:
+        yield _text(block.path, reading.encoding)
+        return
+    for line in jsonl.lines(block, reading.shard, reading.max_line):
+        yield line if isinstance(line, Fault) else _document(line, reading.encoding)
+
+
+def _document(line: jsonl.Line, encoding: str | None) -> Place | Fault:
+    used = None
+    try:
+        try:
+            document = _decoder.decode(line.data)
+        except (msgspec.DecodeError, UnicodeDecodeError):
+            if encoding is None or not _foreign(line.data):
+                raise
+            document = _decoder.decode(line.data.decode(encoding).encode())
+            used = encoding
+    except msgspec.ValidationError as error:
+        return Fault(line.where, in_words(error))
+    except (msgspec.DecodeError, UnicodeDecodeError) as error:
+        return Fault(line.where, jsonl.what_is_wrong(line.data, error), "" if encoding else _ENCODING)
+    except RecursionError:
+        return Fault(line.where, "is nested too deeply")
+    if not document.text:
+        return Fault(line.where, "text: is empty")
+    return Place(document, line.where, used)
+
+
+_ENCODING = "if it is in another encoding, name it: --encoding latin-1"
+
+
+def _foreign(data: bytes) -> bool:
+    try:
+        data.decode()
+    except UnicodeDecodeError:
+        return True
+    return False
+
+
+def _text(path: str, encoding: str | None) -> Place | Fault:
+    try:
+        with jsonl.open_input(path) as (file, _):
+            data = file.read(MAX_TEXT + 1)
+    except Fault as fault:
+        return fault
+    if len(data) > MAX_TEXT:
+        return Fault(path, f"one document of over {MAX_TEXT:,} bytes", "split it, or make it JSON lines")
+    used = None
+    try:
+        text = data.removeprefix(b"\xef\xbb\xbf").decode()
+    except UnicodeDecodeError as bad:
+        if encoding is None:
+            return Fault(path, f"byte {bad.start} is not UTF-8", "name the encoding, for example --encoding latin-1")
+        try:
+            text, used = data.decode(encoding), encoding
+        except UnicodeDecodeError as worse:
+            return Fault(path, f"is neither UTF-8 nor {encoding} (byte {worse.start})", "name another --encoding")
+    if "\0" in text:
+        return Fault(
+            path, f"character {text.index(chr(0))} is NUL: this is no text", "leave it out, or --encoding utf-16"
+        )
+    if not text:
+        return Fault(path, "is empty")
+    return Place(Document(text=text, source=path), path, used)
+
+
+def read(corpus: Sequence[str], reading: Reading, run: Run) -> Iterator[Document]:
+    """All documents of a corpus in order, in this process; ``run`` counts them and the bad ones."""
+    for block in blocks(corpus, reading):
+        for found in documents(block, reading):
+            if isinstance(found, Fault):
+                run.refuse(found)
+                continue
+            run.done["documents"] += 1
+            if found.as_encoding:
+                run.noted[f"documents read as {found.as_encoding}"] += 1
+            yield found.document
+
+
+def total_bytes(corpus: Iterable[str]) -> int | None:
+    """Bytes on disk of a corpus, or None where stdin is part of it: for progress."""
+    names = list(corpus)
+    return None if STDIN in names else sum(Path(name).stat().st_size for name in names)

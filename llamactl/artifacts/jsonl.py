@@ -1,0 +1,245 @@
+"""JSON lines, in and out: plain, ``.zst`` or ``.gz``, ``-`` for stdin and stdout.
+
+Lines are split on ``\\n`` alone. Compression is told by a file's first bytes when reading, and by the suffix when
+writing. Reading is strict: a bad record is a ``Fault`` that names ``FILE:LINE: FIELD``, handed to the caller's
+``refuse``, which raises it or counts it.
+"""
+
+import gzip
+import io
+import os
+import sys
+import zlib
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, BinaryIO, Generic, NamedTuple, NoReturn, cast
+
+import orjson
+import zstandard
+
+from llamactl.artifacts import files
+from llamactl.artifacts.records import R, Shard, checked
+from llamactl.errors import Fault, ReaderGone
+
+BLOCK = 1 << 20  # bytes of whole lines handed on at once
+MAX_LINE = 16 << 20  # bytes; a longer line is refused before it is parsed
+MAX_WINDOW = 1 << 27  # bytes a zstd frame may ask us to keep (the format's own `--long` limit)
+STDIN = "-"
+
+Refuse = Callable[[Fault], None]
+
+
+def refuse(fault: Fault) -> NoReturn:
+    """The strict way with a bad record: raise it."""
+    raise fault
+
+
+class Block(NamedTuple):
+    """Whole lines of one file. ``line`` numbers its first line in the file from 1; ``number``, in all input, from 0."""
+
+    path: str
+    line: int
+    number: int
+    data: bytes
+    oversized: bool = False  # the one line that stood here was over the limit, and was passed over
+    disk: int = 0  # bytes of the file, as it lies on the disk, read since the block before
+
+
+class Input(NamedTuple):
+    """An open file: its bytes, unpacked, and how far it has been read as it lies on the disk."""
+
+    stream: BinaryIO
+    tell: Callable[[], int]
+
+
+@contextmanager
+def open_input(path: str) -> Iterator[Input]:
+    """The bytes of a file or of stdin, unpacked; raises Fault where they are missing, empty or damaged."""
+    if path == STDIN:
+        raw: BinaryIO = sys.stdin.buffer
+    else:
+        try:
+            raw = Path(path).open("rb")  # noqa: SIM115
+        except FileNotFoundError:
+            raise Fault(path, "no such file") from None
+        except IsADirectoryError:
+            raise Fault(path, "is a directory, not a file") from None
+    try:
+        head = io.BufferedReader(cast(io.RawIOBase, raw), BLOCK) if path != STDIN else raw
+        magic = head.peek(4)[:4]  # type: ignore[attr-defined]
+        if not magic:
+            raise Fault(path if path != STDIN else "stdin", "is empty")
+        tell = raw.tell if path != STDIN else int
+        if magic == b"\x28\xb5\x2f\xfd":
+            unpacker = zstandard.ZstdDecompressor(max_window_size=MAX_WINDOW)
+            yield Input(cast(BinaryIO, unpacker.stream_reader(head, read_across_frames=True)), tell)
+        elif magic[:2] == b"\x1f\x8b":
+            yield Input(cast(BinaryIO, gzip.GzipFile(fileobj=head)), tell)
+        else:
+            yield Input(head, tell)
+    except (zstandard.ZstdError, EOFError, gzip.BadGzipFile, zlib.error) as error:
+        raise Fault(path, f"the compressed data is damaged or cut short ({error})", "copy it again") from None
+    finally:
+        if path != STDIN:
+            raw.close()
+
+
+def blocks(paths: Iterable[str], max_line: int = MAX_LINE) -> Iterator[Block]:
+    """All lines of ``paths`` in blocks of about 1 MiB, numbered on across files, in memory that does not grow."""
+    number = 0
+    for path in paths:
+        for block in _blocks_of(path, number, max_line):
+            yield block
+            number = block.number + (block.data.count(b"\n") or 1)
+
+
+def _blocks_of(path: str, number: int, max_line: int) -> Iterator[Block]:
+    line, rest, skipping = 1, b"", False  # skipping: inside a line over the limit
+    disk = 0
+    with open_input(path) as (file, tell):
+        while chunk := file.read(BLOCK):
+            if line == 1 and not rest:
+                chunk = chunk.removeprefix(b"\xef\xbb\xbf")
+            end = chunk.rfind(b"\n") + 1
+            if not end:
+                if not skipping:
+                    rest += chunk
+                    skipping = len(rest) > max_line
+                continue
+            if skipping:
+                yield Block(path, line, number, b"", oversized=True)
+                line, number, skipping, rest = line + 1, number + 1, False, b""
+                chunk = chunk[chunk.find(b"\n") + 1 :]
+                end = chunk.rfind(b"\n") + 1
+            data = rest + chunk[:end]
+            rest = chunk[end:]
+            if data:
+                yield Block(path, line, number, data, disk=tell() - disk)
+                disk = tell()
+                lines = data.count(b"\n")
+                line, number = line + lines, number + lines
+    if skipping:
+        yield Block(path, line, number, b"", oversized=True)
+    elif rest:
+        yield Block(path, line, number, rest + b"\n")
+    elif line == 1:
+        raise Fault(path, "is empty")
+
+
+class Line(NamedTuple):
+    """One line that is not blank: its place for messages, its number in all input, its bytes."""
+
+    where: str
+    number: int
+    data: bytes
+
+
+def lines(block: Block, shard: Shard, max_line: int = MAX_LINE) -> Iterator[Line | Fault]:
+    """The lines of a block that are in ``shard`` and not blank; a Fault for one that was over the limit."""
+    if block.oversized:
+        remedy = "split it, or skip it with --skip-bad"
+        if shard.holds(block.number):
+            yield Fault(f"{block.path}:{block.line}", f"the line is longer than {max_line:,} bytes", remedy)
+        return
+    for index, data in enumerate(block.data.split(b"\n")[:-1]):
+        if shard.holds(block.number + index) and not data.isspace() and data:
+            where = f"{block.path}:{block.line + index}"
+            if len(data) > max_line:
+                yield Fault(
+                    where, f"the line is longer than {max_line:,} bytes", "split it, or skip it with --skip-bad"
+                )
+            else:
+                yield Line(where, block.number + index, data)
+
+
+def parsed(line: Line) -> Any:
+    """The JSON value of a line; raises Fault."""
+    try:
+        return orjson.loads(line.data)
+    except orjson.JSONDecodeError as error:
+        raise Fault(line.where, what_is_wrong(line.data, error)) from None
+
+
+def what_is_wrong(data: bytes, error: Exception) -> str:
+    """Why a line is no JSON, in words a person can act on."""
+    try:
+        data.decode()
+    except UnicodeDecodeError as bad:
+        return f"byte {bad.start} is not UTF-8"
+    if b"\0" in data:
+        return f"byte {data.index(0)} is NUL: this is no JSON"
+    return f"is no JSON ({str(error).split(': line')[0]})"
+
+
+class Found(NamedTuple, Generic[R]):
+    """A record that was read: checked, raw (with the fields we do not know), and where it stood."""
+
+    record: R
+    raw: dict[str, Any]
+    where: str
+
+
+def read(
+    paths: Iterable[str],
+    *kinds: type[R],
+    shard: Shard = Shard(),
+    refuse: Refuse = refuse,
+    max_line: int = MAX_LINE,
+) -> Iterator[Found[R]]:
+    """Records of one of ``kinds`` from files or stdin, in order."""
+    for block in blocks(paths, max_line):
+        for line in lines(block, shard, max_line):
+            try:
+                if isinstance(line, Fault):
+                    raise line
+                raw = parsed(line)
+                yield Found(checked(raw, kinds, line.where), raw, line.where)
+            except Fault as fault:
+                refuse(fault)
+
+
+class Writer:
+    """Records out, one JSON line each, to an open binary stream."""
+
+    def __init__(self, stream: BinaryIO) -> None:
+        self._stream = stream
+
+    def write(self, record: Any) -> None:
+        """Write one record and let the next program in the pipe have it; raises ReaderGone where it has left."""
+        try:
+            self._stream.write(orjson.dumps(record, default=_plain, option=orjson.OPT_APPEND_NEWLINE))
+            self._stream.flush()
+        except BrokenPipeError:
+            # the interpreter would complain once more when it flushes stdout at exit
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+            raise ReaderGone from None
+
+
+def _plain(value: object) -> object:
+    import msgspec
+
+    return msgspec.to_builtins(value)
+
+
+@contextmanager
+def compressed(stream: BinaryIO, name: str) -> Iterator[BinaryIO]:
+    """``stream`` to write to, through zstd or gzip where ``name`` ends in ``.zst`` or ``.gz``."""
+    if name.endswith(".zst"):
+        with zstandard.ZstdCompressor().stream_writer(stream, closefd=False) as packed:
+            yield cast(BinaryIO, packed)
+    elif name.endswith(".gz"):
+        with gzip.GzipFile(fileobj=stream, mode="wb", mtime=0, filename="") as packed_gz:
+            yield cast(BinaryIO, packed_gz)
+    else:
+        yield stream
+
+
+@contextmanager
+def output(path: Path | None) -> Iterator[Writer]:
+    """Where records go: stdout, or a file that appears whole."""
+    if path is None:
+        yield Writer(sys.stdout.buffer)
+    else:
+        with files.whole_file(path) as file, compressed(file, path.name) as packed:
+            yield Writer(packed)

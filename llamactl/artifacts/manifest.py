@@ -1,0 +1,368 @@
+"""A run's manifest: what was asked, on what, from what, and what came of it (contract, section 1).
+
+``run.json`` lies in a directory artifact, ``NAME.run.json`` beside a file. It carries its own digest, so that an edit
+by hand shows. Its inputs are named by digest, so that they are found again wherever they are moved to.
+"""
+
+import shutil
+import socket
+import sys
+import time
+from collections import Counter
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from datetime import UTC, datetime
+from hashlib import sha256
+from pathlib import Path
+from typing import Any, BinaryIO
+
+import orjson
+
+from llamactl import __version__, ui
+from llamactl.artifacts import files
+from llamactl.artifacts.jsonl import STDIN, Writer, compressed
+from llamactl.errors import Fault
+
+FILE = "run.json"
+METRICS = "metrics.jsonl"
+FORMAT = 1
+
+# Flags that do not change what is made: another value of one of these asks for the same artifact.
+NEUTRAL = {"out", "quiet", "overwrite", "resume", "dry_run", "log_every", "save_every", "keep", "verify", "workers"}
+
+WATTS = {"A100": 400, "H100": 700, "H200": 700, "V100": 300, "L40S": 350, "L4": 72, "T4": 70}  # TDP by the vendors
+SHOWN = 5  # bad records named one by one before they are only counted
+
+
+def dumps(manifest: Mapping[str, Any]) -> bytes:
+    """A manifest as JSON that a person can read, with the digest of all else as its last field."""
+    body = {key: value for key, value in manifest.items() if key != "sha256"}
+    digest = sha256(orjson.dumps(body, option=orjson.OPT_SORT_KEYS)).hexdigest()
+    return orjson.dumps(body | {"sha256": digest}, option=orjson.OPT_INDENT_2 | orjson.OPT_APPEND_NEWLINE)
+
+
+def load(path: Path) -> dict[str, Any]:
+    """Read a manifest; raises Fault where it is damaged or was edited."""
+    remedy = "make the artifact again with --overwrite"
+    try:
+        manifest: dict[str, Any] = orjson.loads(path.read_bytes())
+        body = {key: value for key, value in manifest.items() if key != "sha256"}
+        digest = sha256(orjson.dumps(body, option=orjson.OPT_SORT_KEYS)).hexdigest()
+        if manifest["sha256"] != digest:
+            raise Fault(path, "was changed after it was written (its digest differs)", remedy)
+    except FileNotFoundError:
+        raise Fault(path, "is missing", remedy) from None
+    except (ValueError, KeyError, TypeError):
+        raise Fault(path, "is no manifest of llamactl", remedy) from None
+    return manifest
+
+
+def beside(path: Path) -> Path:
+    """The manifest of an artifact: in a directory, beside a file."""
+    return path / FILE if path.is_dir() else path.with_name(f"{path.name}.{FILE}")
+
+
+def described(name: str, path: str, verify: bool = True) -> dict[str, Any]:
+    """An input as manifests name it: its role, kind, size and SHA-256, and the digest of its own manifest.
+
+    A directory's digest is that of the names and digests of its files. With ``verify`` the bytes are read and held
+    against the directory's own manifest; raises Fault where they differ.
+    """
+    if path == STDIN:
+        return {"as": name, "path": STDIN, "kind": "stream", "size": None, "sha256": None}
+    place = Path(path)
+    if not place.exists():
+        raise Fault(place, "no such file or directory")
+    own = beside(place)
+    made_by = load(own) if own.exists() else None
+    if place.is_dir():
+        listed = _directory_files(place, made_by, verify)
+        size = sum(stamp.size for stamp in listed.values())
+        digest = sha256(
+            "".join(f"{file} {stamp.sha256}\n" for file, stamp in sorted(listed.items())).encode()
+        ).hexdigest()
+    else:
+        size, digest = files.stamp(place)
+        if made_by and made_by["outputs"][0]["sha256"] != digest:
+            raise Fault(place, f"its bytes differ from what {own.name} says", "make it again with --overwrite")
+    entry = {"as": name, "path": path, "kind": _kind(place), "size": size, "sha256": digest}
+    if made_by:
+        entry["manifest"] = made_by["sha256"]
+    return entry
+
+
+def _kind(path: Path) -> str:
+    if path.is_dir():
+        return "model" if (path / "config.json").exists() else "shards" if any(path.glob("shard-*")) else "directory"
+    return path.name.removesuffix(".gz").removesuffix(".zst").rpartition(".")[2] or "file"
+
+
+def _directory_files(path: Path, made_by: dict[str, Any] | None, verify: bool) -> dict[str, files.Stamp]:
+    if made_by is None:  # from elsewhere: what it is made of is what lies in it
+        inside = [p for p in sorted(path.iterdir()) if p.suffix in (".safetensors", ".json", ".model")]
+        return dict(zip((p.name for p in inside), files.stamps(inside), strict=True))
+    listed = {out["path"]: files.Stamp(out["size"], out["sha256"]) for out in made_by["outputs"]}
+    for name, stamp in listed.items():
+        if not (path / name).is_file():
+            raise Fault(path / name, "is missing", "restore it, or make the directory again with --overwrite")
+        if (size := (path / name).stat().st_size) != stamp.size:
+            raise Fault(path / name, f"has {size:,} bytes, {FILE} says {stamp.size:,}", "copy or make it again")
+    if verify:
+        found = files.stamps(path / name for name in listed)
+        for (name, stamp), real in zip(listed.items(), found, strict=True):
+            if real != stamp:
+                problem = f"its bytes differ from what {FILE} says (sha256 {real.sha256[:12]}, not {stamp.sha256[:12]})"
+                raise Fault(path / name, problem, "copy or make it again")
+    return listed
+
+
+def merged(parts: Sequence[dict[str, Any]]) -> dict[str, Any]:
+    """One manifest for the parts of a job array: counts and device-hours add up, times span all."""
+    whole = {k: v for k, v in parts[0].items() if k not in ("part", "sha256")}
+    whole["settings"] = {k: v for k, v in whole["settings"].items() if k != "shard"}
+    whole["outputs"] = [out for part in parts for out in part["outputs"] if out["kind"] == "shard"]
+    whole["outputs"] += [out for out in parts[0]["outputs"] if out["kind"] != "shard"]
+    for counts in ("done", "skipped", "noted"):
+        whole[counts] = dict(sum((Counter(part[counts]) for part in parts), Counter()))
+    whole["start"], whole["end"] = min(p["start"] for p in parts), max(p["end"] for p in parts)
+    whole["device_hours"] = sum(part["device_hours"] for part in parts)
+    whole["parts"] = [part["sha256"] for part in parts]
+    return whole
+
+
+def _now() -> str:
+    return datetime.now(UTC).isoformat(timespec="seconds")
+
+
+class Run:
+    """One run of a stage, from its command line to its manifest.
+
+    ``settings`` are the stage's own parameters, resolved (``locals()`` will do: inputs and what does not change the
+    result are left out). ``inputs`` names the files and directories it reads, by the parameter that named them.
+    """
+
+    def __init__(
+        self,
+        stage: str,
+        settings: Mapping[str, Any],
+        inputs: Mapping[str, Iterable[str | Path]],
+        out: Path | None = None,
+        verify: bool = True,
+    ) -> None:
+        self.stage, self.out = stage, out
+        self.settings = {k: _plain(v) for k, v in sorted(settings.items()) if k not in NEUTRAL and k not in inputs}
+        self.inputs = [described(name, str(path), verify) for name, paths in inputs.items() for path in paths]
+        self.done: Counter[str] = Counter()  # documents, tokens, bytes, samples: what was worked through
+        self.skipped: Counter[str] = Counter()  # what was not, by reason
+        self.noted: Counter[str] = Counter()  # what was used, but not as it was, by reason
+        self.facts: dict[str, Any] = {}  # what else the stage has to say for itself
+        self.device, self.devices = "cpu", 1
+        self.earlier_seconds = 0.0  # spent by attempts that were interrupted
+        self._overwrite, self._skip_bad = bool(settings.get("overwrite")), bool(settings.get("skip_bad"))
+        self._start, self._clock = _now(), time.monotonic()
+
+    # -- before
+
+    def already_made(self, mark: str | None = None) -> bool:
+        """Whether ``out`` is there, complete, and what this run would make; says so.
+
+        ``mark`` names the manifest of a part, where ``out`` is a directory of parts. Raises Fault where something else
+        has the name.
+        """
+        if self.out is None or self._overwrite:
+            return False
+        own = self.out / mark if mark else beside(self.out)
+        if not own.exists():
+            if self.out.is_file():
+                raise Fault(self.out, "exists, and not by llamactl", "--overwrite to replace it, or another -o")
+            return False
+        made = load(own)
+        if difference := self._difference(made):
+            raise Fault(
+                self.out, f"exists and was made otherwise ({difference})", "--overwrite to redo it, or another -o"
+            )
+        ui.note(f"{self.out}: already made on {made['end'][:10]}; nothing to do (--overwrite to redo)")
+        self._announce()
+        return True
+
+    def _difference(self, made: Mapping[str, Any]) -> str:
+        """What this run would do otherwise than ``made``, in words; empty where nothing."""
+        if made["stage"] != self.stage:
+            return f"by {made['stage']}"
+        for name in sorted(self.settings.keys() | made["settings"].keys()):
+            mine, theirs = self.settings.get(name), made["settings"].get(name)
+            if mine != theirs:
+                return f"with {name.replace('_', '-')} {theirs}, not {mine}"
+        ours = [(i["as"], i["sha256"]) for i in self.inputs]
+        if ours != [(i["as"], i["sha256"]) for i in made["inputs"]]:
+            return "from other inputs"
+        return ""
+
+    # -- while
+
+    def refuse(self, fault: Fault) -> None:
+        """A record that cannot be used: the end of the run, or with ``--skip-bad`` skipped and counted."""
+        if not self._skip_bad:
+            if not fault.remedy:
+                fault = Fault(fault.subject, fault.problem, "mend it, or leave it out with --skip-bad")
+            raise fault
+        self.skipped["bad records"] += 1
+        if self.skipped["bad records"] <= SHOWN:
+            ui.warn(f"skipped {fault.subject}: {fault.problem}")
+
+    def seconds(self) -> float:
+        """Wall-clock seconds so far, those of interrupted attempts included."""
+        return self.earlier_seconds + time.monotonic() - self._clock
+
+    # -- after
+
+    def manifest(self, outputs: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+        """The manifest of what was made."""
+        hours = self.seconds() * self.devices / 3600
+        watts = next((w for name, w in WATTS.items() if name in self.device), None)
+        return {
+            "format": FORMAT,
+            "stage": self.stage,
+            "command": [Path(sys.argv[0]).name, *sys.argv[1:]],
+            "settings": self.settings,
+            "version": __version__,
+            "seed": self.settings.get("seed"),
+            "inputs": self.inputs,
+            "outputs": list(outputs),
+            "start": self._start,
+            "end": _now(),
+            "host": socket.gethostname(),
+            "device": self.device,
+            "devices": self.devices,
+            "device_hours": round(hours, 6),
+            "energy_kwh": None if watts is None else round(hours * watts / 1000, 6),
+            "energy_method": "unknown: no power figure for this device" if watts is None else f"tdp: {watts} W",
+            "done": dict(self.done),
+            "skipped": dict(self.skipped),
+            "noted": dict(self.noted),
+            **self.facts,
+        }
+
+    @contextmanager
+    def file(self, announce: bool = True) -> Iterator[BinaryIO]:
+        """The output file, which appears whole, with its manifest beside."""
+        assert self.out is not None
+        with files.whole_file(self.out) as stream:
+            yield stream
+        output = {"path": self.out.name, "kind": _kind(self.out), **files.stamp(self.out)._asdict()}
+        with files.whole_file(beside(self.out)) as stream:
+            stream.write(dumps(self.manifest([output])))
+        self._report(announce)
+
+    @contextmanager
+    def records(self) -> Iterator[Writer]:
+        """Where records go: ``out``, with a manifest, or stdout, without."""
+        if self.out is None:
+            yield Writer(sys.stdout.buffer)
+            self._report(announce=False)
+        else:
+            with self.file(announce=False) as stream, compressed(stream, self.out.name) as packed:
+                yield Writer(packed)
+
+    @contextmanager
+    def directory(self) -> Iterator[tuple[Path, list[dict[str, Any]]]]:
+        """A directory that appears whole, and the list of its outputs to fill."""
+        assert self.out is not None
+        if self.out.exists() and not self._overwrite and (self.out.is_file() or any(self.out.iterdir())):
+            raise Fault(self.out, "exists, and not by llamactl", "--overwrite to replace it, or another -o")
+        outputs: list[dict[str, Any]] = []
+        with files.whole_directory(self.out) as partial:
+            yield partial, outputs
+            (partial / FILE).write_bytes(dumps(self.manifest(outputs)))
+        self._report()
+
+    @contextmanager
+    def in_place(self, fresh: bool) -> Iterator[tuple[Path, list[dict[str, Any]]]]:
+        """A directory that a training fills as it goes, and the list of its outputs; ``run.json`` says it is complete.
+
+        ``fresh`` clears what an earlier attempt has left there.
+        """
+        assert self.out is not None
+        self.out.mkdir(parents=True, exist_ok=True)
+        outputs: list[dict[str, Any]] = []
+        with files.locked(self.out):
+            known = fresh or (self.out / "state").exists() or (self.out / METRICS).exists()
+            if not known and any(self.out.iterdir()):
+                raise Fault(self.out, "exists, and not by llamactl", "--overwrite to replace it, or another -o")
+            if fresh:
+                files.clear(self.out)
+            yield self.out, outputs
+            with files.whole_file(self.out / FILE) as stream:
+                stream.write(dumps(self.manifest(outputs)))
+        self._report()
+
+    @contextmanager
+    def part(self, mark: str) -> Iterator[tuple[Path, list[dict[str, Any]]]]:
+        """One part of a directory that several runs fill; ``mark`` is the manifest that says the part is whole."""
+        assert self.out is not None
+        self.out.mkdir(exist_ok=True)
+        hidden = self.out / f".{mark}.partial"
+        hidden.mkdir(exist_ok=True)
+        outputs: list[dict[str, Any]] = []
+        with files.locked(hidden):
+            files.clear(hidden)
+            try:
+                yield hidden, outputs
+                for output in outputs:
+                    files.sync(hidden / output["path"])
+                    (hidden / output["path"]).replace(self.out / output["path"])
+            finally:
+                shutil.rmtree(hidden, ignore_errors=True)
+        with files.whole_file(self.out / mark) as stream:
+            stream.write(dumps(self.manifest(outputs)))
+        self._report()
+
+    def _report(self, announce: bool = True) -> None:
+        if self.skipped:
+            ui.warn(f"{self.stage}: skipped " + ", ".join(f"{n:,} {reason}" for reason, n in self.skipped.items()))
+        if self.noted:
+            ui.warn(f"{self.stage}: " + ", ".join(f"{n:,} {what}" for what, n in self.noted.items()))
+        if announce:
+            self._announce()
+
+    def _announce(self) -> None:
+        """The path of a finished artifact is the one line on stdout."""
+        if ui.first_rank():
+            print(self.out, flush=True)
+
+
+class Metrics:
+    """``metrics.jsonl`` of a training: one object a logged step, in order, also across interruptions."""
+
+    def __init__(self, directory: Path, step: int) -> None:
+        """Open it to go on after ``step``: what an interrupted attempt has written beyond it is taken out."""
+        self.path = directory / METRICS
+        kept = []
+        if self.path.exists():
+            for line in self.path.read_bytes().split(b"\n"):
+                try:
+                    if orjson.loads(line)["step"] <= step:
+                        kept.append(line + b"\n")
+                except (orjson.JSONDecodeError, KeyError):
+                    continue  # the last line of a run that was killed while it wrote
+        with files.whole_file(self.path) as file:
+            file.writelines(kept)
+        self._file = self.path.open("ab", buffering=0)
+
+    def log(self, values: Mapping[str, Any]) -> None:
+        """Append one line."""
+        self._file.write(orjson.dumps(values, option=orjson.OPT_APPEND_NEWLINE))
+
+    def close(self) -> dict[str, Any]:
+        """Sync it; its entry for the manifest."""
+        self._file.close()
+        files.sync(self.path)
+        return {"path": METRICS, "kind": "metrics", **files.stamp(self.path)._asdict()}
+
+
+def _plain(value: object) -> Any:
+    if isinstance(value, Path):
+        return str(value)
+    if isinstance(value, tuple | list):
+        return [_plain(v) for v in value]
+    return value if isinstance(value, str | int | float | bool | None) else str(value)

@@ -1,0 +1,112 @@
+"""The records that stages exchange as JSON lines (contract, section 1).
+
+A record is checked when it is read; fields that a stage does not know stay in the raw object and pass through.
+"""
+
+from dataclasses import dataclass
+from typing import Any, ClassVar, Literal, TypeVar
+
+import msgspec
+
+from llamactl.errors import Fault
+
+
+class Record(msgspec.Struct, kw_only=True):
+    """What all records share: ``key``, the field by which a record is told from others, and an optional ``id``."""
+
+    key: ClassVar[str]
+    id: str | int | None = None
+
+
+R = TypeVar("R", bound=Record)
+
+
+class Document(Record):
+    """A text to learn from, or to continue as it is."""
+
+    key = "text"
+    text: str
+    source: str | None = None
+
+
+class Message(msgspec.Struct, kw_only=True):
+    """One turn. ``weight`` 0 takes an assistant turn out of the loss."""
+
+    role: Literal["system", "user", "assistant"]
+    content: str
+    weight: Literal[0, 1] = 1
+
+
+class Dialogue(Record):
+    """Turns of user and assistant, a system message first if there is one."""
+
+    key = "messages"
+    messages: list[Message]
+
+
+class Prompt(Dialogue):
+    """A dialogue that ends on a user turn; ``safety`` tags one that is likely to elicit unsafe answers."""
+
+    safety: bool = False
+
+
+class Score(msgspec.Struct, kw_only=True):
+    """One measurement of a model, with what it takes to repeat it."""
+
+    task: str
+    metric: str
+    value: float
+    n: int
+    stderr: float | None
+    model: str
+    shots: int
+    prompt_sha256: str
+    scoring: str
+
+
+@dataclass(frozen=True)
+class Shard:
+    """Every ``count``-th record, starting at ``index``: one part of a job array."""
+
+    index: int = 0
+    count: int = 1
+
+    def holds(self, number: int) -> bool:
+        """Whether record ``number`` (from 0) is in this part."""
+        return number % self.count == self.index
+
+    def __str__(self) -> str:
+        return f"{self.index}/{self.count}"
+
+
+def checked(raw: Any, kinds: tuple[type[R], ...], where: str) -> R:
+    """``raw``, an object from JSON, as the one of ``kinds`` whose key it has.
+
+    Raises Fault ``FILE:LINE: FIELD: what is wrong``; ``where`` is the ``FILE:LINE``.
+    """
+    if not isinstance(raw, dict):
+        raise Fault(where, f"is {_json_type(raw)}, not an object")
+    for kind in kinds:
+        if kind.key in raw:
+            try:
+                return msgspec.convert(raw, kind)
+            except msgspec.ValidationError as error:
+                raise Fault(where, in_words(error)) from None
+    keys = " or ".join(kind.key for kind in kinds)
+    has = ", ".join(sorted(raw)[:6]) or "nothing"
+    raise Fault(where, f"{keys}: missing (the record has: {has})")
+
+
+def in_words(error: msgspec.ValidationError) -> str:
+    """A validation error as ``FIELD: what is wrong``."""
+    text, _, path = str(error).partition(" - at `$")
+    field = path.rstrip("`").lstrip(".")
+    if text.startswith("Object missing required field `"):
+        name = text.split("`")[1]
+        return f"{field}.{name}: missing" if field else f"{name}: missing"
+    return f"{field}: {text[0].lower()}{text[1:]}" if field else text
+
+
+def _json_type(value: object) -> str:
+    names = {list: "an array", str: "a string", bool: "a boolean", int: "a number", float: "a number"}
+    return names.get(type(value), "null")

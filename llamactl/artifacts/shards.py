@@ -1,0 +1,148 @@
+"""Token shards: a corpus as ids in safetensors files, written once and mapped many times.
+
+A directory of ``shard-00000.safetensors`` ... with ``tokens`` (uint16, or uint32 above 65,536 ids) and ``starts``
+(int64, the first token of each document), a copy of ``tokenizer.model``, and ``run.json``. Each document is BOS, its
+text, EOS. Parts of a job array write into one directory: part i of n owns the shards whose number is i modulo n and
+leaves ``part-i-of-n.json`` when it is whole; the part that finds all others there writes ``run.json``.
+"""
+
+import re
+from collections.abc import Iterator
+from itertools import pairwise
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from llamactl.artifacts import files, manifest, tensors
+from llamactl.artifacts.records import Shard
+from llamactl.errors import Fault
+
+TOKENS_PER_SHARD = 1 << 26  # 128 MiB of uint16: what a writer holds in memory
+
+_NAME = re.compile(r"shard-(\d{5,})\.safetensors")
+
+
+class Writer:
+    """Documents in, shard files out; holds one shard in memory."""
+
+    def __init__(self, directory: Path, dtype: np.dtype[Any], part: Shard, limit: int = TOKENS_PER_SHARD) -> None:
+        self.directory, self.part, self.limit = directory, part, limit
+        self.outputs: list[dict[str, Any]] = []
+        self.documents = self.tokens = 0
+        self._buffer, self._used = np.empty(limit, dtype=dtype), 0
+        self._starts: list[np.ndarray[Any, Any]] = []
+
+    def add(self, ids: np.ndarray[Any, Any], lengths: np.ndarray[Any, Any]) -> None:
+        """Append documents: their ids one after the other, and the length of each."""
+        starts = np.concatenate(([0], np.cumsum(lengths, dtype=np.int64)))
+        if self._used + len(ids) <= self.limit:
+            self._append(ids, starts[:-1])
+            return
+        for start, end in pairwise(starts):
+            if self._used and self._used + (end - start) > self.limit:
+                self._flush()
+            if end - start > self.limit:  # one document longer than a shard has a shard of its own
+                self._write(ids[start:end], np.zeros(1, np.int64))
+            else:
+                self._append(ids[start:end], np.zeros(1, np.int64))
+
+    def _append(self, ids: np.ndarray[Any, Any], starts: np.ndarray[Any, Any]) -> None:
+        self._starts.append(starts + self._used)
+        self._buffer[self._used : self._used + len(ids)] = ids
+        self._used += len(ids)
+
+    def _flush(self) -> None:
+        self._write(self._buffer[: self._used], np.concatenate(self._starts))
+        self._used, self._starts = 0, []
+
+    def _write(self, ids: np.ndarray[Any, Any], starts: np.ndarray[Any, Any]) -> None:
+        number = len(self.outputs) * self.part.count + self.part.index
+        name = f"shard-{number:05d}.safetensors"
+        written = tensors.write(self.directory / name, {"tokens": ids, "starts": starts})
+        self.outputs.append({"path": name, "kind": "shard", **written._asdict(), "tokens": len(ids)})
+        self.tokens += len(ids)
+        self.documents += len(starts)
+
+    def close(self) -> list[dict[str, Any]]:
+        """Write what is left; the manifest's entries of all shards."""
+        if self._used:
+            self._flush()
+        return self.outputs
+
+
+def part_name(part: Shard) -> str:
+    """The file that says a part is whole."""
+    return f"part-{part.index:05d}-of-{part.count:05d}.json"
+
+
+def parts(directory: Path) -> list[dict[str, Any]]:
+    """The manifests of the parts that are there, in order."""
+    return [manifest.load(path) for path in sorted(directory.glob("part-*-of-*.json"))]
+
+
+def missing(directory: Path) -> list[Shard]:
+    """The parts of a job array that have not been written yet; empty where all are there, or it is no array."""
+    there = parts(directory)
+    counts = sorted({part["part"]["count"] for part in there})
+    if len(counts) > 1:
+        raise Fault(directory, f"holds parts of arrays of {counts} parts", "write each array to a directory of its own")
+    done = {part["part"]["index"] for part in there}
+    return [Shard(i, count) for count in counts for i in range(count) if i not in done]
+
+
+def complete(directory: Path) -> bool:
+    """Write ``run.json`` of the whole array if all its parts are there; whether they are.
+
+    Every part leaves its mark before it looks, so whichever comes last sees all; two that see all write the same.
+    """
+    if missing(directory):
+        return False
+    there = parts(directory)
+    made = [{**part["settings"], "shard": "", "inputs": [i["sha256"] for i in part["inputs"]]} for part in there]
+    if any(one != made[0] for one in made):
+        problem = "its parts were made with different settings or from different inputs"
+        raise Fault(directory, problem, "make them again in a new directory")
+    with files.whole_file(directory / manifest.FILE) as file:
+        file.write(manifest.dumps(manifest.merged(there)))
+    return True
+
+
+class Shards:
+    """The tokens of a complete shards directory as one array, memory-mapped.
+
+    Raises Fault where parts are missing or a file is damaged.
+    """
+
+    def __init__(self, path: Path) -> None:
+        if not path.is_dir():
+            problem = "is no shards directory" if path.exists() else "no such directory"
+            raise Fault(path, problem, "make one with llamactl tokenize")
+        if not (path / manifest.FILE).exists():
+            if gaps := missing(path):
+                listed = ", ".join(map(str, gaps[:8])) + (" ..." if len(gaps) > 8 else "")
+                remedy = f"run llamactl tokenize --shard {gaps[0]} for it"
+                raise Fault(path, f"{len(gaps)} of {gaps[0].count} parts are missing: {listed}", remedy)
+            raise Fault(path, "is no shards directory (it has no run.json)", "make one with llamactl tokenize")
+        self.path = path
+        self.manifest = manifest.load(path / manifest.FILE)
+        names = sorted(out["path"] for out in self.manifest["outputs"] if _NAME.fullmatch(out["path"]))
+        if not names:
+            raise Fault(path, "holds no shards", "make it with llamactl tokenize")
+        self._slices = [tensors.opened(path / name, "np").get_slice("tokens") for name in names]
+        lengths = [piece.get_shape()[0] for piece in self._slices]
+        self._ends = np.cumsum(lengths, dtype=np.int64)
+        self.tokens = int(self._ends[-1])
+
+    def read(self, start: int, stop: int) -> np.ndarray[Any, Any]:
+        """Tokens ``start`` to ``stop`` of all shards in a row."""
+        pieces = list(self._pieces(start, stop))
+        return pieces[0] if len(pieces) == 1 else np.concatenate(pieces)
+
+    def _pieces(self, start: int, stop: int) -> Iterator[np.ndarray[Any, Any]]:
+        shard = int(np.searchsorted(self._ends, start, side="right"))
+        while start < stop:
+            first = int(self._ends[shard - 1]) if shard else 0
+            end = min(stop, int(self._ends[shard]))
+            yield self._slices[shard][start - first : end - first]
+            start, shard = end, shard + 1

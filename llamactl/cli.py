@@ -1,0 +1,96 @@
+"""The command: one line a stage, in the paper's order. The only module that knows the stages."""
+
+import functools
+import os
+import signal
+import sys
+from collections.abc import Callable
+from typing import Annotated, Any
+
+import typer
+
+from llamactl import __version__, ui
+from llamactl.errors import Fault, Interrupted, ReaderGone
+from stages.eval import perplexity
+from stages.generate import generate
+from stages.pretrain import pretrain
+from stages.tokenize import tokenize
+from stages.train_tokenizer import train_tokenizer
+
+app = typer.Typer(
+    add_completion=False,
+    no_args_is_help=True,
+    rich_markup_mode=None,
+    pretty_exceptions_enable=False,
+    help=(
+        "The Llama 2 recipe as composable stages: JSON lines and safetensors in and out, so that they pipe into each "
+        "other. A stage run with nothing but its inputs does what the paper did for that size."
+    ),
+)
+
+
+def _version(wanted: bool) -> None:
+    if wanted:
+        print(f"llamactl {__version__}")
+        raise typer.Exit
+
+
+@app.callback()
+def _shared(
+    version: Annotated[
+        bool, typer.Option("--version", callback=_version, is_eager=True, help="Print the version.")
+    ] = False,
+) -> None:
+    pass
+
+
+def guarded(command: Callable[..., None]) -> Callable[..., None]:
+    """A stage whose endings have the exit statuses of ``llamactl.errors`` and say what happened in one line."""
+
+    @functools.wraps(command)
+    def run(*arguments: Any, **options: Any) -> None:
+        try:
+            command(*arguments, **options)
+        except Fault as fault:
+            _end(f"llamactl: {_rank()}{fault}", Fault.status)
+        except Interrupted as stop:
+            _end(f"llamactl: {_rank()}{stop}", Interrupted.status)
+        except ReaderGone:
+            _end("", ReaderGone.status)
+        except KeyboardInterrupt:
+            _end("llamactl: interrupted", 128 + signal.SIGINT)
+        except OSError as error:  # the disk is full, the place read-only: a user's to mend, not a bug
+            where = error.filename or "output"
+            _end(f"llamactl: {_rank()}{where}: {error.strerror or error}; mend that and run the same command again", 1)
+
+    return run
+
+
+def _rank() -> str:
+    return f"rank {os.environ['RANK']}: " if "RANK" in os.environ and not ui.first_rank() else ""
+
+
+def _end(line: str, status: int) -> None:
+    if line:
+        print(line, file=sys.stderr, flush=True)
+    raise SystemExit(status)
+
+
+def _stage(name: str, command: Callable[..., None], group: typer.Typer = app) -> None:
+    """Register a stage; its line in ``--help`` is the first of its docstring, whole."""
+    group.command(name, short_help=(command.__doc__ or "").partition("\n")[0])(guarded(command))
+
+
+measures = typer.Typer(no_args_is_help=True, rich_markup_mode=None, help="Measure a model: Scores on stdout.")
+
+_stage("train-tokenizer", train_tokenizer)
+_stage("tokenize", tokenize)
+_stage("pretrain", pretrain)
+_stage("generate", generate)
+app.add_typer(measures, name="eval", short_help="Measure a model: perplexity.")
+_stage("perplexity", perplexity, measures)
+
+
+def main() -> None:
+    """Run the command line."""
+    app()

@@ -1,0 +1,62 @@
+"""What a model runs on: which device, in which precision, how fast it could be, how much memory it has used."""
+
+import resource
+import time
+
+import torch
+
+from llamactl.errors import Fault
+
+PRECISIONS = {"bf16": torch.bfloat16, "fp32": torch.float32}
+STORED = {"bf16": "bfloat16", "fp32": "float32"}  # as config.json names them
+
+# Dense bf16 matrix rates by the vendors' data sheets, FLOP/s; A100 is the paper's.
+PEAK_BF16 = {"A100": 312e12, "H100": 989e12, "H200": 989e12, "V100": 125e12, "L40S": 362e12, "L4": 121e12, "T4": 65e12}
+_PROBE = 2048  # side of the matrices multiplied to learn the rate of a device that is not listed
+
+
+def chosen(name: str | None) -> torch.device:
+    """The device that was asked for, or a GPU where there is one; raises Fault where it is not there."""
+    try:
+        device = torch.device(name or ("cuda" if torch.cuda.is_available() else "cpu"))
+        torch.empty(0, device=device)
+    except (RuntimeError, AssertionError) as error:
+        raise Fault("--device", f"{name} cannot be used ({str(error).splitlines()[0]})", "try --device cpu") from None
+    return device
+
+
+def dtype(precision: str | None) -> torch.dtype | None:
+    """The dtype that ``--precision`` names; None where it was not given."""
+    return None if precision is None else PRECISIONS[precision]
+
+
+def title(device: torch.device) -> str:
+    """What the device is called: the GPU's name, or the processor's."""
+    if device.type == "cuda":
+        return torch.cuda.get_device_name(device)
+    with open("/proc/cpuinfo") as info:  # noqa: PTH123
+        names = [line.partition(":")[2].strip() for line in info if line.startswith("model name")]
+    return f"{names[0] if names else 'CPU'}, {torch.get_num_threads()} threads"
+
+
+def peak_flops(device: torch.device, dtype: torch.dtype) -> float:
+    """FLOP/s of matrix products: from the table for a listed GPU in bf16, else measured in about 0.2 s."""
+    if device.type == "cuda" and dtype == torch.bfloat16:
+        name = torch.cuda.get_device_name(device)
+        for key, rate in PEAK_BF16.items():
+            if key in name:
+                return rate
+    a = torch.ones(_PROBE, _PROBE, dtype=dtype, device=device)
+    best = float("inf")
+    for _ in range(5):
+        start = time.perf_counter()
+        (a @ a)[0, 0].item()
+        best = min(best, time.perf_counter() - start)
+    return 2 * _PROBE**3 / best
+
+
+def peak_memory(device: torch.device) -> int:
+    """Bytes at the peak so far: of the allocator on a GPU, of the process on a CPU."""
+    if device.type == "cuda":
+        return torch.cuda.max_memory_allocated(device)
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024

@@ -1,0 +1,229 @@
+"""Llama 1 and 2 (paper, section 2.2): RMSNorm, rotary positions, grouped-query attention, SwiGLU.
+
+B batch, T time (tokens of a sequence), D width, H heads, K key/value heads, E width of a head, F feed-forward width,
+V vocabulary. Names are those of the reference code (``wq``, ``w1``); on disk they are Hugging Face's.
+
+Compute runs in ``model.dtype``: weights may be kept in fp32 (training: master weights; each use casts them, and their
+gradients come back in fp32) or in the compute dtype itself (inference). RMSNorm, the rotation and its
+tables, softmax and logits are in fp32 always.
+"""
+
+import hashlib
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Self, cast
+
+import torch
+import torch.nn.functional as F  # noqa: N812
+from torch import Tensor, nn
+
+from llamactl.artifacts import checkpoint
+from llamactl.model.config import Config
+
+INIT_STD = 0.02  # the paper does not state an initialisation; this and its scaling by depth are GPT-2's
+
+
+class Linear(nn.Linear):
+    """A projection without bias, in the dtype of its input."""
+
+    def __init__(self, inputs: int, outputs: int) -> None:
+        super().__init__(inputs, outputs, bias=False)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return F.linear(x, self.weight.to(x.dtype))
+
+
+class RMSNorm(nn.Module):
+    """x / rms(x), in fp32, cast back, then scaled (Zhang and Sennrich, 2019)."""
+
+    def __init__(self, dim: int, eps: float) -> None:
+        super().__init__()
+        self.weight, self.eps = nn.Parameter(torch.ones(dim)), eps
+
+    def forward(self, x: Tensor) -> Tensor:
+        wide = x.float()
+        scaled = wide * torch.rsqrt(wide.square().mean(-1, keepdim=True) + self.eps)
+        return scaled.to(x.dtype) * self.weight.to(x.dtype)
+
+
+def rotary(positions: Tensor, head_dim: int, theta: float) -> tuple[Tensor, Tensor]:
+    """Cosines and sines, fp32 ``[..., T, 1, E/2]``, for positions ``[..., T]`` (Su et al., 2021)."""
+    exponents = torch.arange(0, head_dim, 2, device=positions.device, dtype=torch.float32) / head_dim
+    angles = (positions.float()[..., None] * theta**-exponents)[..., None, :]
+    return angles.cos(), angles.sin()
+
+
+def rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
+    """Rotate the pairs (i, i + E/2) of each head: ``[B, T, H, E]``, in fp32 (Hugging Face's order of pairs)."""
+    left, right = x.float().chunk(2, -1)
+    return torch.cat((left * cos - right * sin, right * cos + left * sin), -1).to(x.dtype)
+
+
+class Cache:
+    """Keys and values of ``length`` tokens so far, one pair of ``[B, K, room, E]`` a layer.
+
+    ``pads`` ``[B]`` counts the padding on the left of each row, which is never attended to.
+    """
+
+    def __init__(self, config: Config, rows: int, room: int, pads: Tensor, dtype: torch.dtype) -> None:
+        shape = (rows, config.kv_heads, room, config.head_dim)
+        self.keys = [torch.empty(shape, dtype=dtype, device=pads.device) for _ in range(config.layers)]
+        self.values = [torch.empty(shape, dtype=dtype, device=pads.device) for _ in range(config.layers)]
+        self.room, self.pads, self.length = room, pads, 0
+
+    def extend(self, layer: int, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
+        """Add keys and values ``[B, K, T, E]`` of the newest tokens; all so far, ``[B, K, length + T, E]``."""
+        end = self.length + k.shape[2]
+        self.keys[layer][:, :, self.length : end] = k
+        self.values[layer][:, :, self.length : end] = v
+        return self.keys[layer][:, :, :end], self.values[layer][:, :, :end]
+
+    def positions(self, tokens: int) -> Tensor:
+        """Positions ``[B, T]`` of the next tokens; those of padding are 0, and meaningless."""
+        steps = torch.arange(self.length, self.length + tokens, device=self.pads.device)
+        return (steps[None, :] - self.pads[:, None]).clamp_min(0)
+
+    def mask(self, tokens: int) -> Tensor:
+        """What each of the next tokens may attend to: ``[B, 1, T, length + T]``, True where it may."""
+        columns = torch.arange(self.length + tokens, device=self.pads.device)
+        rows = columns[self.length :]
+        real = columns[None, None, :] >= self.pads[:, None, None]
+        causal = columns[None, None, :] <= rows[None, :, None]
+        itself = columns[None, None, :] == rows[None, :, None]  # so that no row of the softmax is empty
+        return ((real & causal) | itself)[:, None]
+
+    def select(self, rows: Tensor) -> None:
+        """Keep only these rows."""
+        self.keys = [k[rows] for k in self.keys]
+        self.values = [v[rows] for v in self.values]
+        self.pads = self.pads[rows]
+
+
+class Attention(nn.Module):
+    """Causal attention; each key/value head serves H / K query heads (Ainslie et al., 2023)."""
+
+    def __init__(self, config: Config, layer: int) -> None:
+        super().__init__()
+        self.layer, self.head_dim = layer, config.head_dim
+        self.groups = config.heads // config.kv_heads
+        self.wq = Linear(config.dim, config.heads * config.head_dim)
+        self.wk = Linear(config.dim, config.kv_heads * config.head_dim)
+        self.wv = Linear(config.dim, config.kv_heads * config.head_dim)
+        self.wo = Linear(config.heads * config.head_dim, config.dim)
+
+    def forward(self, x: Tensor, cos: Tensor, sin: Tensor, cache: Cache | None, mask: Tensor | None) -> Tensor:
+        batch, time, _ = x.shape
+        q, k, v = (w(x).view(batch, time, -1, self.head_dim) for w in (self.wq, self.wk, self.wv))
+        q, k, v = rotate(q, cos, sin).transpose(1, 2), rotate(k, cos, sin).transpose(1, 2), v.transpose(1, 2)
+        if cache is not None:
+            k, v = cache.extend(self.layer, k, v)
+        grouped = self.groups > 1
+        mixed = F.scaled_dot_product_attention(q, k, v, attn_mask=mask, is_causal=mask is None, enable_gqa=grouped)
+        return cast(Tensor, self.wo(mixed.transpose(1, 2).reshape(batch, time, -1)))
+
+
+class FeedForward(nn.Module):
+    """SwiGLU (Shazeer, 2020): w2(silu(w1 x) * w3 x)."""
+
+    def __init__(self, config: Config) -> None:
+        super().__init__()
+        self.w1 = Linear(config.dim, config.ffn)
+        self.w2 = Linear(config.ffn, config.dim)
+        self.w3 = Linear(config.dim, config.ffn)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return cast(Tensor, self.w2(F.silu(self.w1(x)) * self.w3(x)))
+
+
+class Block(nn.Module):
+    """One layer: attention and feed-forward, each behind a norm and around a residual."""
+
+    def __init__(self, config: Config, layer: int) -> None:
+        super().__init__()
+        self.attention_norm = RMSNorm(config.dim, config.norm_eps)
+        self.attention = Attention(config, layer)
+        self.ffn_norm = RMSNorm(config.dim, config.norm_eps)
+        self.feed_forward = FeedForward(config)
+
+    def forward(self, x: Tensor, cos: Tensor, sin: Tensor, cache: Cache | None, mask: Tensor | None) -> Tensor:
+        x = x + self.attention(self.attention_norm(x), cos, sin, cache, mask)
+        return cast(Tensor, x + self.feed_forward(self.ffn_norm(x)))
+
+
+class Llama(nn.Module):
+    """The network up to its last norm; ``logits`` is the head."""
+
+    def __init__(self, config: Config, dtype: torch.dtype = torch.float32) -> None:
+        super().__init__()
+        self.config, self.dtype = config, dtype
+        self.tok_embeddings = nn.Embedding(config.vocab, config.dim)
+        self.layers = nn.ModuleList(Block(config, layer) for layer in range(config.layers))
+        self.norm = RMSNorm(config.dim, config.norm_eps)
+        self.output = Linear(config.dim, config.vocab)
+
+    def forward(self, tokens: Tensor, cache: Cache | None = None) -> Tensor:
+        """Hidden states ``[B, T, D]`` of tokens ``[B, T]``; with a cache, of the tokens that follow those in it."""
+        time = tokens.shape[1]
+        if cache is None:
+            positions, mask = torch.arange(time, device=tokens.device), None
+        else:
+            positions, mask = cache.positions(time), cache.mask(time)
+        cos, sin = rotary(positions, self.config.head_dim, self.config.rope_theta)
+        x = self.tok_embeddings(tokens).to(self.dtype)
+        for block in self.layers:
+            x = block(x, cos, sin, cache, mask)
+        if cache is not None:
+            cache.length += time
+        return cast(Tensor, self.norm(x))
+
+    def logits(self, hidden: Tensor) -> Tensor:
+        """Scores of the next token, fp32 ``[..., V]``."""
+        return cast(Tensor, self.output(hidden)).float()
+
+    def initialize(self, seed: int) -> Self:
+        """Fresh weights, on whatever device; each tensor depends on (seed, its name) alone."""
+        depth = (2 * self.config.layers) ** -0.5
+        for name, parameter in self.named_parameters():
+            if parameter.dim() == 1:
+                nn.init.ones_(parameter)
+                continue
+            std = INIT_STD * (depth if name.endswith(("wo.weight", "w2.weight")) else 1.0)
+            digest = hashlib.sha256(f"{seed} {name}".encode()).digest()
+            generator = torch.Generator().manual_seed(int.from_bytes(digest[:8], "little") >> 1)
+            with torch.no_grad():
+                parameter.copy_(torch.empty(parameter.shape).normal_(0.0, std, generator=generator))
+        return self
+
+    @classmethod
+    def create(cls, config: Config, dtype: torch.dtype, device: torch.device, seed: int) -> Self:
+        """A model with fresh fp32 weights that computes in ``dtype``."""
+        with torch.device("meta"):
+            model = cls(config, dtype)
+        return model.to_empty(device=device).initialize(seed)
+
+    @classmethod
+    def load(cls, path: Path, device: torch.device, dtype: torch.dtype | None = None) -> Self:
+        """A model directory for inference: weights in ``dtype``, or as they are stored (16-bit ones as bf16).
+
+        Raises Fault where it is no whole Llama.
+        """
+        raw = checkpoint.read_config(path, "LlamaForCausalLM")
+        config = Config.from_hf(raw, path / checkpoint.CONFIG)
+        stored = raw.get("torch_dtype") or raw.get("dtype") or "float32"
+        dtype = dtype or (torch.float32 if stored == "float32" else torch.bfloat16)
+        with torch.device("meta"):
+            model = cls(config, dtype)
+        wanted = {checkpoint.hf_name(name): parameter.shape for name, parameter in model.named_parameters()}
+        loaded = dict(checkpoint.tensors(path, wanted, dtype, device))
+        model.load_state_dict({name: loaded[checkpoint.hf_name(name)] for name in model.state_dict()}, assign=True)
+        return model.eval().requires_grad_(False)
+
+    def hf_state(self, dtype: torch.dtype) -> Iterator[tuple[str, Tensor]]:
+        """Tensors in ``dtype``, by their Hugging Face names."""
+        for name, parameter in self.named_parameters():
+            yield checkpoint.hf_name(name), parameter.detach().to(dtype)
+
+    def compile_blocks(self) -> None:
+        """Compile each layer by itself: they are alike, so one compilation serves all."""
+        for block in self.layers:
+            block.compile()

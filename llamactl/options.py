@@ -1,0 +1,98 @@
+"""The shared vocabulary of flags: one name, one meaning, in every stage.
+
+Stages use these aliases as types and give their own defaults. Nothing here imports torch.
+"""
+
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import typer
+
+from llamactl import ui
+from llamactl.artifacts.records import Shard
+
+
+def _shard(text: str | Shard) -> Shard:
+    if isinstance(text, Shard):
+        return text
+    index, slash, count = text.partition("/")
+    if not (slash and index.isdigit() and count.isdigit() and int(index) < int(count)):
+        raise typer.BadParameter(f"{text}: give i/n with i from 0 to n-1, for example 0/4")
+    return Shard(int(index), int(count))
+
+
+def _hush(quiet: bool) -> bool:
+    ui.set_quiet(quiet)
+    return quiet
+
+
+def _option(*names: str, text: str, **more: Any) -> Any:
+    return typer.Option(*names, help=text, show_default=more.pop("show_default", True), **more)
+
+
+# -- everywhere
+Out = Annotated[Path, _option("--out", "-o", text="Where the result goes. It appears whole or not at all.")]
+Records = Annotated[Path | None, _option("--out", "-o", text="A file instead of stdout (.zst and .gz are compressed).")]
+Seed = Annotated[int, _option("--seed", text="Same seed, same result.")]
+Quiet = Annotated[bool, _option("--quiet", "-q", text="No progress and no notes.", callback=_hush, is_eager=True)]
+Overwrite = Annotated[bool, _option("--overwrite", text="Redo it where it is there already.")]
+SkipBad = Annotated[bool, _option("--skip-bad", text="Skip and count records that cannot be used.")]
+ShardOf = Annotated[
+    Shard,
+    _option(
+        "--shard",
+        text="Every n-th record, starting at i (from 0): one part of a job array.",
+        parser=_shard,
+        metavar="I/N",
+    ),
+]
+
+# -- what goes in
+Corpus = Annotated[
+    list[str], typer.Argument(help=".txt (one document a file), .jsonl of Documents, a directory of either, or -.")
+]
+Model = Annotated[Path, typer.Argument(help="A model directory in Hugging Face layout.")]
+Tokenizer = Annotated[Path, _option("--tokenizer", text="A tokenizer.model.")]
+Encoding = Annotated[str | None, _option("--encoding", text="Read what is not UTF-8 in this encoding (latin-1, ...).")]
+MaxLine = Annotated[int, _option("--max-line", text="Longest JSON line, in bytes.", min=1)]
+Workers = Annotated[int | None, _option("--workers", text="Processes.", show_default="one a core", min=1)]
+
+# -- sampling
+Temperature = Annotated[float, _option("--temperature", text="0 is greedy.", min=0.0)]
+TopP = Annotated[float, _option("--top-p", text="Sample from the smallest set of tokens of this probability.", max=1.0)]
+TopK = Annotated[int, _option("--top-k", text="Sample from this many likeliest tokens; 0 is all.", min=0)]
+MaxNewTokens = Annotated[int, _option("--max-new-tokens", text="Longest answer, in tokens.", min=1)]
+Samples = Annotated[int, _option("-k", text="Samples a prompt.", min=1)]
+AllowTags = Annotated[bool, _option("--allow-tags", text="Accept [INST] and <<SYS>> inside messages.")]
+
+# -- training
+Size = Annotated[str, _option("--size", text="A row of the size table; every number of it can be overridden.")]
+LearningRate = Annotated[float | None, _option("--lr", text="Peak learning rate.", show_default="by size", min=0.0)]
+BatchSize = Annotated[
+    int | None, _option("--batch-size", text="Sequences a step, over all processes.", show_default="by size", min=1)
+]
+MicroBatch = Annotated[
+    int | None, _option("--micro-batch", text="Sequences at once.", show_default="4,096 tokens' worth", min=1)
+]
+Context = Annotated[int | None, _option("--context", text="Tokens a sequence.", show_default="by size", min=2)]
+Steps = Annotated[int | None, _option("--steps", text="Optimizer steps, instead of --tokens.", min=1)]
+Tokens = Annotated[
+    float | None, _option("--tokens", text="Tokens to train on, for example 2e12.", show_default="by size")
+]
+Precision = Annotated[
+    Literal["bf16", "fp32"], _option("--precision", text="bf16 (compute; weights and optimizer stay fp32) or fp32.")
+]
+StoredPrecision = Annotated[
+    Literal["bf16", "fp32"] | None, _option("--precision", text="bf16 or fp32.", show_default="as the model is stored")
+]
+SaveEvery = Annotated[
+    int | None,
+    _option("--save-every", text="Steps between states.", show_default="a tenth of the run, at most 1,000", min=1),
+]
+Keep = Annotated[int, _option("--keep", text="States kept; the oldest go first.", min=1)]
+LogEvery = Annotated[int, _option("--log-every", text="Steps between lines of metrics.jsonl.", min=1)]
+Resume = Annotated[bool, _option("--resume/--no-resume", text="Go on from the newest state in the output directory.")]
+DryRun = Annotated[bool, _option("--dry-run", text="Print the plan; train nothing.")]
+Compile = Annotated[bool, _option("--compile", text="Compile each block (slow start, faster steps).")]
+Verify = Annotated[bool, _option("--verify/--no-verify", text="Hold the inputs' bytes against their manifests first.")]
+Device = Annotated[str | None, _option("--device", text="cpu, cuda, cuda:1.", show_default="a GPU where there is one")]

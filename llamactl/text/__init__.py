@@ -1,0 +1,1 @@
+"""Strings and ids: the tokenizer and the chat format."""

@@ -1,0 +1,64 @@
+"""What a model is asked, and its answer as text: Prompts in the chat format, Documents continued as they are."""
+
+from collections.abc import Iterable, Iterator, Sequence
+from typing import Any, NamedTuple
+
+from llamactl.artifacts.jsonl import Found
+from llamactl.artifacts.records import Document, Prompt
+from llamactl.errors import Fault
+from llamactl.text import dialogue
+from llamactl.text.tokenizer import BOS, EOS, Tokenizer
+
+
+class Asked(NamedTuple):
+    """A record as ids for the model to continue; ``text`` is what a Document's continuation is appended to."""
+
+    raw: dict[str, Any]
+    ids: list[int]
+    text: str | None
+
+    def sample(self, answer: Sequence[int], tokenizer: Tokenizer) -> dict[str, Any]:
+        """The record with the answer as its ``response``."""
+        return {**self.raw, "response": self.response(answer, tokenizer)}
+
+    def response(self, answer: Sequence[int], tokenizer: Tokenizer) -> str:
+        """The answer as text. A Document is decoded with it, or the answer's first space would be lost."""
+        if self.text is None:
+            return tokenizer.decode(answer).strip()
+        return tokenizer.decode([*self.ids, *answer])[len(tokenizer.decode(self.ids)) :]
+
+
+def document(text: str) -> Found[Prompt | Document]:
+    """A text from the command line as if it had been read."""
+    return Found(Document(text=text), {"text": text}, "--text")
+
+
+def asked(found: Found[Any], tokenizer: Tokenizer, context: int, allow_tags: bool) -> Asked:
+    """A record ready to be answered; raises Fault, with its place, where it cannot be."""
+    record = found.record
+    if isinstance(record, Document):
+        one = Asked(found.raw, [BOS, *tokenizer.encode(record.text)], record.text)
+    else:
+        dialogue.check(record.messages, found.where, allow_tags)
+        if record.messages[-1].role != "user":
+            last = len(record.messages) - 1
+            raise Fault(f"{found.where}: messages[{last}].role", "is assistant: a prompt ends on a user turn")
+        one = Asked(found.raw, dialogue.encode(record.messages, tokenizer), None)
+    if len(one.ids) >= context:
+        raise Fault(
+            found.where, f"is {len(one.ids):,} tokens long, the model's context {context:,}: no room for an answer"
+        )
+    return one
+
+
+def streamed(one: Asked, drawn: Iterable[Any], tokenizer: Tokenizer) -> Iterator[str]:
+    """The answer to one request in pieces, as soon as its characters are whole."""
+    ids: list[int] = []
+    shown = ""
+    for token in drawn:
+        if token.token != EOS:
+            ids.append(token.token)
+        text = one.response(ids, tokenizer)
+        if token.done or not text.endswith("\N{REPLACEMENT CHARACTER}"):
+            yield text[len(shown) :]
+            shown = text

@@ -1,0 +1,243 @@
+"""SentencePiece: train, load, encode, decode (paper, section 2.2.1).
+
+The tokenizer of Llama 1 and 2: byte-pair encoding, numbers split into single digits, unknown characters broken into
+UTF-8 bytes, no normalisation, a space put before the text (the dummy prefix) and taken away when decoding. Ids: unk 0,
+bos 1, eos 2, then the 256 bytes; there is no pad. Text is never parsed for specials: ``</s>`` in a text is four
+ordinary characters. Sentences end at newlines in training, so no piece holds one.
+
+Encoding is exact and several times faster than one call for the whole text: no piece of such a vocabulary crosses from
+a word into the space after it, so a text falls into *units* (a word with the spaces before it; a newline with the word
+after it) that are encoded apart, and most units of a corpus have been seen before. Where a vocabulary has pieces that
+do cross (``units`` is False then), the whole text is given to SentencePiece.
+"""
+
+import io
+import re
+from collections.abc import Iterable, Iterator, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple, Self
+
+import numpy as np
+
+from llamactl.artifacts.files import stamp
+from llamactl.errors import Fault
+
+UNK, BOS, EOS = 0, 1, 2
+FILE = "tokenizer.model"
+SPACE = "\N{LOWER ONE EIGHTH BLOCK}"  # how SentencePiece spells a space
+LONGEST_SENTENCE = 16_384  # bytes; SentencePiece drops longer ones without a word, so lines are cut before it sees them
+CACHED_UNITS = 1_000_000  # words kept by an encoder: about 200 MB when full; then it starts over
+
+PIECE = 1 << 20  # characters encoded at once
+
+_UNIT = re.compile(r"\n[^ \n]*| *[^ \n]+| +")
+_CUT = re.compile(r"(?<=[^ ]) |\n")  # where a unit begins
+
+
+class Encoder(dict[str, bytes]):
+    """Units to their ids, as bytes of ``dtype``, remembered: ``b"".join(map(encoder.__getitem__, units))``."""
+
+    def __init__(self, processor: Any, dtype: np.dtype[Any]) -> None:
+        super().__init__()
+        self._encode, self._dtype = processor.encode, dtype
+        self._space = processor.piece_to_id(SPACE)
+
+    def __missing__(self, unit: str) -> bytes:
+        if len(self) >= CACHED_UNITS:
+            self.clear()
+        if unit[:1] == "\n":  # SentencePiece puts its dummy prefix before the newline, as a piece of its own
+            ids = self._encode(unit)[1:]
+        elif unit == " ":
+            ids = [self._space]
+        else:  # the dummy prefix takes the place of the unit's first space
+            ids = self._encode(unit[1:])
+        found = self[unit] = np.asarray(ids, dtype=self._dtype).tobytes()
+        return found
+
+
+class Tokenizer:
+    """A SentencePiece model, and the ids of its specials."""
+
+    def __init__(self, proto: bytes, origin: Path | str = FILE) -> None:
+        import sentencepiece
+
+        try:
+            self._processor: Any = sentencepiece.SentencePieceProcessor(model_proto=proto)
+        except (RuntimeError, ValueError):
+            raise Fault(origin, "is no SentencePiece model", "make one with llamactl train-tokenizer") from None
+        self.proto, self.origin = proto, origin
+        self.vocab = int(self._processor.vocab_size())
+        self.dtype = np.dtype("<u2" if self.vocab <= 1 << 16 else "<u4")
+        if (self._processor.unk_id(), self._processor.bos_id(), self._processor.eos_id()) != (UNK, BOS, EOS):
+            raise Fault(origin, "has other ids than unk 0, bos 1, eos 2", "use a Llama 1 or 2 tokenizer")
+        self.units = self._falls_into_units()
+        self._encoder = Encoder(self._processor, self.dtype)
+
+    @classmethod
+    def load(cls, path: Path) -> Self:
+        """From a ``tokenizer.model`` or a directory that holds one."""
+        file = path / FILE if path.is_dir() else path
+        try:
+            proto = file.read_bytes()
+        except FileNotFoundError:
+            raise Fault(
+                file, "no such file", "copy the tokenizer.model there that the model was trained with"
+            ) from None
+        return cls(proto, file)
+
+    @classmethod
+    def shared(cls, directories: Sequence[Path]) -> Self:
+        """The tokenizer that all directories hold a copy of; raises Fault where one differs."""
+        first = cls.load(directories[0])
+        for directory in directories[1:]:
+            if cls.load(directory).proto != first.proto:
+                problem = f"its tokenizer is not that of {directories[0]}"
+                raise Fault(directory, problem, "tokenize all sources with one tokenizer.model")
+        return first
+
+    def fitting(self, vocab: int, subject: object) -> int:
+        """``vocab``, a model's number of rows, where it holds all ids of this tokenizer; raises Fault where not."""
+        if vocab < self.vocab:
+            problem = f"a model of {vocab:,} ids does not fit a tokenizer of {self.vocab:,}"
+            raise Fault(subject, problem, f"use the model's own {FILE}, or a model of at least {self.vocab:,} ids")
+        return vocab
+
+    def save(self, directory: Path) -> dict[str, Any]:
+        """Write ``tokenizer.model`` into a directory; its entry for the manifest."""
+        (directory / FILE).write_bytes(self.proto)
+        return {"path": FILE, "kind": "tokenizer", **stamp(directory / FILE)._asdict()}
+
+    def encode(self, text: str) -> list[int]:
+        """Ids of a text, without specials."""
+        ids: list[int] = np.frombuffer(self.encode_bytes(text), dtype=self.dtype).tolist()
+        return ids
+
+    def encode_bytes(self, text: str) -> bytes:
+        """Ids of a text, without specials, as little-endian uint16 (uint32 above 65,536 pieces)."""
+        if not text:
+            return b""
+        if not self.units or SPACE in text:  # SentencePiece takes a literal U+2581 for a space
+            return np.asarray(self._processor.encode(text), dtype=self.dtype).tobytes()
+        return b"".join(self._encode_pieces(" " + text))
+
+    def _encode_pieces(self, text: str) -> Iterator[bytes]:
+        """A long text is cut between units, so that not all of its units are in memory at once."""
+        start = 0
+        while start < len(text):
+            cut = _CUT.search(text, start + PIECE) if len(text) - start > PIECE else None
+            end = cut.start() if cut else len(text)
+            yield b"".join(map(self._encoder.__getitem__, _UNIT.findall(text, start, end)))
+            start = end
+
+    def decode(self, ids: Sequence[int]) -> str:
+        """The text of ids; specials are left out, bytes that are no UTF-8 become U+FFFD."""
+        return str(self._processor.decode([int(i) for i in ids]))
+
+    def piece(self, token: int) -> str:
+        """The piece of an id, as SentencePiece spells it."""
+        return str(self._processor.id_to_piece(token))
+
+    def _falls_into_units(self) -> bool:
+        """Whether no piece goes on after a word into a space or a newline, and a lone space is a piece."""
+        processor = self._processor
+        for token in range(self.vocab):
+            if processor.is_control(token) or processor.is_unknown(token) or processor.is_byte(token):
+                continue
+            piece = processor.id_to_piece(token)
+            if SPACE in piece.lstrip(SPACE) or "\n" in piece or " " in piece:
+                return False
+        return processor.piece_to_id(SPACE) != UNK and self.encode_whole("\n")[:1] == [processor.piece_to_id(SPACE)]
+
+    def encode_whole(self, text: str) -> list[int]:
+        """Ids of a text by one call to SentencePiece: the reference that ``encode`` equals."""
+        return [int(i) for i in self._processor.encode(text)]
+
+
+class Trained(NamedTuple):
+    """A new tokenizer, and what it was trained on: lines and bytes offered, lines cut because they were too long."""
+
+    proto: bytes
+    sentences: int
+    bytes: int
+    cut: int
+
+
+def train(texts: Iterable[str], vocab_size: int, sample: int, seed: int) -> Trained:
+    """Train on a stream of texts, of which SentencePiece keeps a uniform sample of ``sample`` lines (a reservoir).
+
+    Memory is that of the sample whatever the corpus. Raises Fault where the corpus is too small for ``vocab_size``.
+    """
+    import sentencepiece
+
+    counts = {"sentences": 0, "bytes": 0, "cut": 0}
+    failures: list[Exception] = []
+    out = io.BytesIO()
+    sentencepiece.set_random_generator_seed(seed)
+    try:
+        sentencepiece.SentencePieceTrainer.train(
+            sentence_iterator=_sentences(texts, counts, failures),
+            model_writer=out,
+            model_type="bpe",
+            vocab_size=vocab_size,
+            input_sentence_size=sample,
+            shuffle_input_sentence=True,
+            max_sentence_length=LONGEST_SENTENCE,
+            character_coverage=0.99995,
+            split_digits=True,
+            byte_fallback=True,
+            normalization_rule_name="identity",
+            remove_extra_whitespaces=False,
+            allow_whitespace_only_pieces=True,
+            add_dummy_prefix=True,
+            unk_id=UNK,
+            bos_id=BOS,
+            eos_id=EOS,
+            pad_id=-1,
+            unk_surface=" ⁇ ",
+            minloglevel=2,
+        )
+    except RuntimeError as error:
+        if failures:  # ours, from the corpus, which SentencePiece wraps in its own
+            raise failures[0] from None
+        raise _explained(str(error), vocab_size) from None
+    return Trained(out.getvalue(), **counts)
+
+
+def _sentences(texts: Iterable[str], counts: dict[str, int], failures: list[Exception]) -> Iterator[str]:
+    try:
+        for text in texts:
+            yield from _lines(text, counts)
+    except Exception as failure:
+        failures.append(failure)
+        raise
+
+
+def _lines(text: str, counts: dict[str, int]) -> Iterator[str]:
+    for line in filter(None, text.split("\n")):
+        length = len(line.encode())
+        counts["bytes"] += length
+        step = len(line)
+        if length > LONGEST_SENTENCE:
+            counts["cut"] += 1
+            step = LONGEST_SENTENCE // 4  # a character has at most four bytes
+        for start in range(0, len(line), step):
+            counts["sentences"] += 1
+            yield line[start : start + step]
+
+
+def _explained(error: str, asked: int) -> Fault:
+    """SentencePiece's message as what a user can act on."""
+    if most := re.search(r"set it to a value <= (\d+)", error):
+        possible = int(most[1])
+        return Fault(
+            "--vocab-size",
+            f"the corpus is too small for {asked:,} pieces: it yields {possible:,}, {asked - possible:,} fewer",
+            f"give more text, or ask for --vocab-size {possible}",
+        )
+    if least := re.search(r"(\d+) vs (\d+)", error):
+        return Fault(
+            "--vocab-size",
+            f"{asked:,} pieces do not hold the specials, the 256 bytes and the characters of the corpus",
+            f"ask for at least --vocab-size {least[2]}",
+        )
+    return Fault("train-tokenizer", error)

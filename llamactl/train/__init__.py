@@ -1,0 +1,1 @@
+"""How parameters move: data order, optimizer, one step, the loop."""

@@ -1,0 +1,160 @@
+"""Everything a person sees while a stage works. It goes to stderr, and only rank 0 speaks.
+
+Where stderr is a terminal, long work shows a bar; where it is not, a ``key=value`` line every 30 seconds. ``--quiet``
+silences both, but never a count of what was skipped nor an error.
+"""
+
+import os
+import sys
+import time
+from collections.abc import Iterable, Sequence
+from types import TracebackType
+from typing import TYPE_CHECKING, Any, Self
+
+if TYPE_CHECKING:
+    from rich.progress import Progress, TaskID
+
+LINE_EVERY = 30.0  # seconds between lines where stderr is not a terminal
+
+_quiet = False
+
+
+def set_quiet(quiet: bool) -> None:
+    """Silence progress and notes for the rest of the process."""
+    global _quiet
+    _quiet = quiet
+
+
+def first_rank() -> bool:
+    """Whether this process is the one that speaks (torchrun numbers them in RANK)."""
+    return os.environ.get("RANK", "0") == "0"
+
+
+def warn(text: str) -> None:
+    """One line that even ``--quiet`` does not silence: something was skipped, refused or lost."""
+    if first_rank():
+        print(text, file=sys.stderr, flush=True)
+
+
+def note(text: str) -> None:
+    """One line of what is going on."""
+    if not _quiet:
+        warn(text)
+
+
+def table(title: str, rows: Iterable[Sequence[object]], header: Sequence[str] = ()) -> None:
+    """A small table on stderr; the first column is left-aligned, the others right-aligned unless they hold words."""
+    if _quiet or not first_rank():
+        return
+    from rich import box
+    from rich.console import Console
+    from rich.table import Table
+
+    grid = Table(box=box.SIMPLE_HEAD, show_header=bool(header), pad_edge=False, show_edge=False)
+    cells = [[str(cell) for cell in row] for row in rows]
+    for column in range(max((len(row) for row in cells), default=0)):
+        numeric = all(row[column][:1].isdigit() or row[column][:1] in "-−≥" for row in cells if column < len(row))
+        grid.add_column(
+            header[column] if column < len(header) else "",
+            justify="right" if column and numeric else "left",
+            overflow="fold",
+        )
+    for row in cells:
+        grid.add_row(*row)
+    console = Console(stderr=True, soft_wrap=False, highlight=False)
+    if not console.is_terminal:
+        console.width = 200
+    console.print(title, markup=False)
+    console.print(grid)
+
+
+def count(n: float) -> str:
+    """A number a person can read: 1,234 · 12.3 M · 2.0 T."""
+    for bound, unit in ((1e12, "T"), (1e9, "G"), (1e6, "M")):
+        if abs(n) >= bound:
+            return f"{n / bound:.1f} {unit}"
+    return f"{n:,.0f}" if n == int(n) or abs(n) >= 100 else f"{n:.3g}"
+
+
+def size(n: float) -> str:
+    """Bytes a person can read, in binary units."""
+    for bound, unit in ((2**40, "TiB"), (2**30, "GiB"), (2**20, "MiB"), (2**10, "KiB")):
+        if n >= bound:
+            return f"{n / bound:.1f} {unit}"
+    return f"{n:.0f} B"
+
+
+def duration(seconds: float) -> str:
+    """Hours, minutes and seconds: 1:02:03, or 4.2 s when short."""
+    if seconds < 60:
+        return f"{seconds:.1f} s"
+    minutes, rest = divmod(round(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours}:{minutes:02d}:{rest:02d}"
+
+
+class Working:
+    """Progress of one long piece of work: ``with Working("tokenize", total=n, unit="B") as bar: bar.advance(k)``.
+
+    ``total`` may be None where the length of the input is not known. ``facts`` are shown beside the bar.
+    """
+
+    def __init__(self, label: str, total: float | None, unit: str = "", start: float = 0) -> None:
+        self.label, self.total, self.unit, self.done = label, total, unit, start
+        self._began, self._first, self._spoke = time.monotonic(), start, time.monotonic()
+        self._facts: dict[str, Any] = {}
+        self._bar: Progress | None = None
+        self._task: TaskID | None = None
+
+    def __enter__(self) -> Self:
+        if not _quiet and first_rank() and sys.stderr.isatty():
+            from rich.console import Console
+            from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
+
+            self._bar = Progress(
+                TextColumn("{task.description}"),
+                BarColumn(bar_width=24),
+                TextColumn("{task.fields[done]}"),
+                TextColumn("{task.fields[facts]}"),
+                TimeRemainingColumn(),
+                console=Console(stderr=True),
+                refresh_per_second=4,
+            )
+            self._bar.start()
+            self._task = self._bar.add_task(self.label, total=self.total, completed=int(self.done), done="", facts="")
+        return self
+
+    def advance(self, n: float = 1, **facts: object) -> None:
+        """Count ``n`` more as done; ``facts`` replace the ones shown."""
+        self.done += n
+        self._facts.update(facts)
+        if self._bar is not None and self._task is not None:
+            shown = "  ".join(f"{k} {v}" for k, v in self._facts.items())
+            self._bar.update(self._task, completed=self.done, done=self._progress(), facts=shown)
+        elif not _quiet and time.monotonic() - self._spoke >= LINE_EVERY:
+            self._spoke = time.monotonic()
+            self._line()
+
+    def say(self, text: str) -> None:
+        """A line above the bar, not silenced by ``--quiet``."""
+        if self._bar is not None:
+            self._bar.console.print(text, highlight=False, markup=False)
+        else:
+            warn(text)
+
+    def _progress(self) -> str:
+        shown = size if self.unit == "B" else count
+        return shown(self.done) + (f"/{shown(self.total)}" if self.total is not None else "")
+
+    def _line(self) -> None:
+        pairs = {f"{self.unit or 'done'}": self._progress().replace(" ", "")}
+        pairs |= {k: str(v).replace(" ", "") for k, v in self._facts.items()}
+        spent = time.monotonic() - self._began
+        if self.total and self.done > self._first:
+            left = spent * (self.total - self.done) / (self.done - self._first)
+            pairs["left"] = duration(left).replace(" ", "")
+        warn(f"{self.label} " + " ".join(f"{k.replace(' ', '_')}={v}" for k, v in pairs.items()))
+
+    def __exit__(self, kind: type[BaseException] | None, value: BaseException | None, tb: TracebackType | None) -> None:
+        if self._bar is not None:
+            self._bar.stop()

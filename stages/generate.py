@@ -1,0 +1,94 @@
+"""Sample from a model: Prompts through the chat format, Documents continued as they are.
+
+In: Prompts or Documents, or ``--text``. Out: Samples on stdout, in input order.
+"""
+
+from typing import Annotated
+
+import typer
+
+from llamactl import options
+from llamactl.artifacts.records import Shard
+
+
+def generate(
+    model: options.Model,
+    prompts: Annotated[
+        list[str] | None, typer.Argument(help="JSON lines of Prompts or Documents; stdin if none.")
+    ] = None,
+    text: Annotated[str | None, typer.Option(help="One Document on the command line; streams to a terminal.")] = None,
+    out: options.Records = None,
+    k: options.Samples = 1,
+    temperature: options.Temperature = 0.6,
+    top_p: options.TopP = 0.9,
+    top_k: options.TopK = 0,
+    max_new_tokens: options.MaxNewTokens = 256,
+    precision: options.StoredPrecision = None,
+    device: options.Device = None,
+    shard: options.ShardOf = Shard(),
+    skip_bad: options.SkipBad = False,
+    allow_tags: options.AllowTags = False,
+    seed: options.Seed = 0,
+    overwrite: options.Overwrite = False,
+    quiet: options.Quiet = False,
+) -> None:
+    """Continue texts, or answer prompts. The defaults for sampling are the reference release's.
+
+    A sample depends on (seed, prompt, index), not on what else is asked, its order, or the shard.
+
+    Example: llamactl generate base --text "Return the"
+    """
+    settings = dict(locals())
+
+    import sys
+
+    from llamactl import ui
+    from llamactl.artifacts import jsonl
+    from llamactl.artifacts.manifest import Run
+    from llamactl.artifacts.records import Document, Prompt
+    from llamactl.errors import Fault
+    from llamactl.model import device as devices
+    from llamactl.model import generate as sampler
+    from llamactl.model.llama import Llama
+    from llamactl.text import asking
+    from llamactl.text.tokenizer import Tokenizer
+
+    files = [] if text is not None else prompts or [jsonl.STDIN]
+    run = Run("generate", settings, {"model": [model], "prompts": files}, out)
+    if run.already_made():
+        return
+    tokenizer, target = Tokenizer.load(model), devices.chosen(device)
+    network = Llama.load(model, target, devices.dtype(precision))
+    tokenizer.fitting(network.config.vocab, model)
+    run.device = devices.title(target)
+    sampling = sampler.Sampling(temperature, top_p, top_k, max_new_tokens, seed)
+    if temperature == 0 and k > 1:
+        ui.warn(f"--temperature 0 is greedy: the {k} samples of a prompt are all one")
+
+    asked: list[asking.Asked] = []
+    given = (
+        [asking.document(text)]
+        if text is not None
+        else jsonl.read(files, Prompt, Document, shard=shard, refuse=run.refuse)
+    )
+    for found in given:
+        try:
+            asked.append(asking.asked(found, tokenizer, network.config.context, allow_tags))
+        except Fault as fault:
+            run.refuse(fault)
+    requests = [sampler.Request(one.ids, index) for one in asked for index in range(k)]
+
+    if text is not None and k == 1 and out is None and sys.stdout.isatty():
+        for piece in asking.streamed(asked[0], sampler.decode(network, requests, sampling), tokenizer):
+            print(piece, end="", flush=True)
+        print()
+        return
+    with run.records() as writer, ui.Working("generate", len(requests), "samples") as bar:
+        for number, answer in enumerate(sampler.generate(network, requests, sampling)):
+            one = asked[number // k]
+            how = {"temperature": temperature, "top_p": top_p, "top_k": top_k, "seed": seed, "index": number % k}
+            writer.write(one.sample(answer.ids, tokenizer) | {
+                "sampling": how, "model": str(model), "finish": "stop" if answer.stopped else "length",
+            })  # fmt: skip
+            run.done.update(samples=1, tokens=len(answer.ids))
+            bar.advance(1, tokens=ui.count(run.done["tokens"]))

@@ -1,0 +1,133 @@
+"""Pretrain a base model (paper, section 2): next-token prediction over weighted sources of token shards.
+
+In: token shards. Out: a model directory; while it trains, ``metrics.jsonl`` and ``state/`` in it.
+"""
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from llamactl import options
+
+
+def pretrain(
+    size: options.Size = "7b",
+    data: Annotated[
+        list[str],
+        typer.Option(help="A shards directory, or DIR=WEIGHT; repeatable. Weights are shares of the samples."),
+    ] = ["shards"],  # noqa: B006
+    out: Annotated[
+        Path | None, typer.Option("--out", "-o", help="The model directory.", show_default="pretrain-SIZE")
+    ] = None,
+    lr: options.LearningRate = None,
+    batch_size: options.BatchSize = None,
+    micro_batch: options.MicroBatch = None,
+    context: options.Context = None,
+    steps: options.Steps = None,
+    tokens: options.Tokens = None,
+    warmup: Annotated[
+        int | None, typer.Option(help="Warm-up steps.", show_default="2,000, at most a tenth of the run", min=0)
+    ] = None,
+    weight_decay: Annotated[float, typer.Option(help="Of matrices; norms are not decayed.", min=0.0)] = 0.1,
+    dim: Annotated[int | None, typer.Option(help="Width.", show_default="by size", min=1)] = None,
+    layers: Annotated[int | None, typer.Option(help="Layers.", show_default="by size", min=1)] = None,
+    heads: Annotated[int | None, typer.Option(help="Query heads.", show_default="by size", min=1)] = None,
+    kv_heads: Annotated[
+        int | None, typer.Option(help="Key/value heads: = heads is MHA, 1 is MQA.", show_default="by size", min=1)
+    ] = None,
+    ffn: Annotated[int | None, typer.Option(help="Feed-forward width.", show_default="by size", min=1)] = None,
+    vocab_size: Annotated[
+        int | None, typer.Option(help="Rows of the embedding.", show_default="the tokenizer's", min=1)
+    ] = None,
+    precision: options.Precision = "bf16",
+    compile: options.Compile = False,
+    device: options.Device = None,
+    save_every: options.SaveEvery = None,
+    keep: options.Keep = 2,
+    log_every: options.LogEvery = 1,
+    resume: options.Resume = True,
+    dry_run: options.DryRun = False,
+    verify: options.Verify = True,
+    seed: options.Seed = 0,
+    overwrite: options.Overwrite = False,
+    quiet: options.Quiet = False,
+) -> None:
+    """Train a base model on token shards: AdamW, cosine, 4 M tokens a step at the paper's sizes.
+
+    Killed at any moment, the same command goes on from the newest state, to the same bits.
+
+    Example: llamactl pretrain --size 15m --data shards/books=0.7 --data shards/code=0.3 -o base
+    """
+    from dataclasses import asdict
+
+    from llamactl import ui
+    from llamactl.artifacts import checkpoint, manifest
+    from llamactl.artifacts.card import card
+    from llamactl.artifacts.shards import Shards
+    from llamactl.errors import Fault
+    from llamactl.model import config as sizes
+    from llamactl.model import device as devices
+    from llamactl.model.llama import Llama
+    from llamactl.text import dialogue
+    from llamactl.text.tokenizer import Tokenizer
+    from llamactl.train import batches, loop, optim
+    from llamactl.train.step import next_token_loss
+
+    if steps and tokens:
+        raise Fault("--steps", "given together with --tokens", "give one of them")
+    row, out = sizes.size(size), out or Path(f"pretrain-{size}")
+    places = [batches.weighted(name) for name in data]
+    shards = [Shards(path) for path, _ in places]
+    tokenizer = Tokenizer.shared([path for path, _ in places])
+    vocab = tokenizer.fitting(vocab_size or tokenizer.vocab, "--vocab-size")
+    config = row.changed(dim=dim, layers=layers, heads=heads, kv_heads=kv_heads, ffn=ffn, context=context, vocab=vocab)
+    mix = batches.Mix(batches.shares([weight for _, weight in places], shards), config.context, vocab, seed)
+    plan = loop.planned(
+        config.context, row, lr=lr, warmup=warmup, steps=steps, tokens=tokens,
+        batch_size=batch_size, micro_batch=micro_batch, save_every=save_every, keep=keep,
+    )  # fmt: skip
+    settings = {
+        "size": size, **asdict(config), **plan.settings(), "weight_decay": weight_decay, "precision": precision,
+        "shares": [str(source.share) for source in mix.sources], "compile": compile, "seed": seed,
+        "overwrite": overwrite,
+    }  # fmt: skip
+    samples = plan.schedule.steps * plan.batch_size
+    ui.table(f"pretrain {size} -> {out}", [("parameters", f"{config.parameters:,}"), *plan.rows(), *mix.rows(samples)])
+    if dry_run:
+        return
+    run = manifest.Run("pretrain", settings, {"data": [path for path, _ in places]}, out, verify)
+    if run.already_made():
+        return
+    target = devices.chosen(device)
+    run.device = devices.title(target)
+    with run.in_place(fresh=overwrite or not resume) as (directory, outputs):
+        model = Llama.create(config, devices.PRECISIONS[precision], target, seed)
+        training = loop.Training(model, optim.adamw(model, weight_decay), run, directory)
+        if training.resume():
+            ui.note(f"{out}: going on after step {training.step:,}")
+        if compile:
+            model.compile_blocks()
+        metrics = manifest.Metrics(directory, training.step)
+        with ui.Working("pretrain", plan.schedule.steps, "steps", start=training.step) as bar:
+            for step in loop.steps(training, mix.batch, next_token_loss, plan):
+                if step.step % log_every == 0 or step.step == plan.schedule.steps:
+                    metrics.log(step._asdict())
+                bar.advance(
+                    1,
+                    loss=f"{step.loss:.3f}",
+                    tokens=ui.count(step.tokens),
+                    **{"tok/s": ui.count(step.tokens_per_second)},
+                )
+        samples += training.refused * plan.batch_size
+        run.done.update(tokens=training.step * plan.targets, samples=samples)
+        run.facts["sources"] = [source._asdict() for source in mix.epochs(samples)]
+        outputs += checkpoint.save(
+            directory,
+            config.to_hf(devices.STORED[precision]),
+            model.hf_state(devices.PRECISIONS[precision]),
+            tokenizer.proto,
+            dialogue.tokenizer_config(config.context),
+            card(out.name, "a base model, pretrained by llamactl pretrain", run.settings, run.facts["sources"]),
+        )
+        outputs.append(metrics.close())

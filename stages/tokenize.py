@@ -1,0 +1,70 @@
+"""Tokenize a corpus into shards (paper, section 2.2.1): each document becomes BOS, its ids, EOS.
+
+In: a corpus and a tokenizer. Out: a directory of token shards, the same bytes whatever the number of processes.
+"""
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from llamactl import options
+from llamactl.artifacts.records import Shard
+
+
+def tokenize(
+    corpus: options.Corpus,
+    tokenizer: options.Tokenizer,
+    out: options.Out = Path("shards"),
+    shard: options.ShardOf = Shard(),
+    shard_tokens: Annotated[int, typer.Option(help="Tokens a shard file; held in memory.", min=1)] = 1 << 26,
+    encoding: options.Encoding = None,
+    skip_bad: options.SkipBad = False,
+    max_line: options.MaxLine = 16 << 20,
+    workers: options.Workers = None,
+    overwrite: options.Overwrite = False,
+    quiet: options.Quiet = False,
+) -> None:
+    """Turn text into shards of token ids, on all cores, in memory that does not grow with the corpus.
+
+    With --shard i/n, n runs write the parts of one directory, in any order, on any machines.
+
+    Example: llamactl tokenize books/ --tokenizer tokenizer.model -o shards/books
+    """
+    settings = dict(locals())
+
+    from llamactl import ui
+    from llamactl.artifacts import corpus as texts
+    from llamactl.artifacts import shards
+    from llamactl.artifacts.manifest import Run
+    from llamactl.text.encode import encode_corpus
+    from llamactl.text.tokenizer import Tokenizer
+
+    names = texts.files(corpus)
+    run = Run("tokenize", settings, {"corpus": names, "tokenizer": [tokenizer]}, out)
+    mark = shards.part_name(shard) if shard.count > 1 else None
+    if run.already_made(mark):
+        return
+    model = Tokenizer.load(tokenizer)
+    reading = texts.Reading(encoding, shard, max_line)
+    made = run.directory()
+    if mark:
+        made = run.part(mark)
+        run.facts["part"] = {"index": shard.index, "count": shard.count}
+    with made as (directory, outputs), ui.Working("tokenize", texts.total_bytes(names), "B") as bar:
+        writer = shards.Writer(directory, model.dtype, shard, shard_tokens)
+        for encoded in encode_corpus(texts.blocks(names, reading), model, reading, workers):
+            for fault in encoded.faults:
+                run.refuse(fault)
+            writer.add(encoded.ids, encoded.lengths)
+            run.done.update(encoded.done)
+            run.noted.update(encoded.noted)
+            bar.advance(encoded.disk, documents=ui.count(run.done["documents"]), tokens=ui.count(run.done["tokens"]))
+        outputs += writer.close()
+        outputs.append(model.save(directory))
+        assert (writer.documents, writer.tokens) == (run.done["documents"], run.done["tokens"]), "a document was lost"
+        speed = ui.size(run.done["bytes"] / run.seconds())
+        counts = ", ".join(f"{run.done[what]:,} {what}" for what in ("documents", "bytes", "tokens"))
+        ui.note(f"{out}: {counts}, {speed}/s")
+    if mark and not shards.complete(out):
+        ui.note(f"{out}: {len(shards.missing(out))} of {shard.count} parts are still missing")

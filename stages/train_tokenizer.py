@@ -1,0 +1,58 @@
+"""Train the tokenizer (paper, section 2.2.1): SentencePiece BPE, digits split, byte fallback.
+
+In: a corpus. Out: ``tokenizer.model``, and its manifest beside.
+"""
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from llamactl import options
+
+
+def train_tokenizer(
+    corpus: options.Corpus,
+    out: options.Out = Path("tokenizer.model"),
+    vocab_size: Annotated[int, typer.Option(help="Pieces, the 3 specials and 256 bytes among them.", min=260)] = 32_000,
+    sample: Annotated[
+        int, typer.Option(help="Lines kept in memory to learn from: a uniform sample of the whole corpus.", min=101)
+    ] = 5_000_000,
+    encoding: options.Encoding = None,
+    skip_bad: options.SkipBad = False,
+    max_line: options.MaxLine = 16 << 20,
+    seed: options.Seed = 0,
+    overwrite: options.Overwrite = False,
+    quiet: options.Quiet = False,
+) -> None:
+    """Learn a tokenizer from text (SentencePiece BPE, 32,000 pieces, digits split, bytes for the rest).
+
+    The corpus is streamed, and may be larger than memory: SentencePiece keeps a uniform sample of --sample lines.
+
+    Example: llamactl train-tokenizer books/ pages.jsonl.zst -o tokenizer.model
+    """
+    settings = dict(locals())
+
+    from llamactl import ui
+    from llamactl.artifacts import corpus as texts
+    from llamactl.artifacts.manifest import Run
+    from llamactl.text import tokenizer
+
+    names = texts.files(corpus)
+    run = Run("train-tokenizer", settings, {"corpus": names}, out)
+    if run.already_made():
+        return
+    with run.file() as file, ui.Working("read corpus", None, "documents") as bar:
+
+        def read() -> "Iterator[str]":
+            for document in texts.read(names, texts.Reading(encoding, max_line=max_line), run):
+                bar.advance(1)
+                yield document.text
+
+        trained = tokenizer.train(read(), vocab_size, sample, seed)
+        file.write(trained.proto)
+        run.done.update(bytes=trained.bytes, lines=trained.sentences)
+        how = "all lines" if trained.sentences <= sample else f"a uniform sample of {sample:,} of the lines (reservoir)"
+        run.facts["sampled"] = {"how": how, "lines_cut_at_16384_bytes": trained.cut}
+    ui.note(f"learned {vocab_size:,} pieces from {run.done['documents']:,} documents, {ui.size(trained.bytes)}: {how}")
