@@ -1,0 +1,91 @@
+"""What most tests start from: a corpus, a tokenizer, shards and a small base model, each made once a session.
+
+They are shared: a test that changes one works on a copy. Everything is made from Python's own library, by the commands
+themselves.
+"""
+
+import ast
+import inspect
+import json
+import os
+import subprocess
+import sys
+from collections.abc import Callable, Mapping
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parent.parent
+DATA = ROOT.parent / "shared" / "data"
+LIBRARY = Path(inspect.getfile(inspect)).parent  # of Python
+SOURCES = ("textwrap.py", "bisect.py", "heapq.py", "csv.py", "string.py", "shlex.py", "cmd.py", "queue.py")
+DOCSTRINGS = ("argparse.py", "difflib.py", "calendar.py", "statistics.py", "random.py", "fractions.py", "typing.py")
+
+Command = Callable[..., "subprocess.CompletedProcess[str]"]
+
+
+def run(
+    *arguments: object,
+    stdin: str | bytes = b"",
+    cwd: Path | None = None,
+    env: Mapping[str, str] | None = None,
+    status: int | None = None,
+) -> "subprocess.CompletedProcess[str]":
+    """Run the command in a process of its own; ``env`` is added to ours, ``status`` is the exit status to insist on."""
+    command = [sys.executable, "-m", "llamactl", *map(str, arguments)]
+    given = stdin.encode() if isinstance(stdin, str) else stdin
+    done = subprocess.run(
+        command, input=given, capture_output=True, cwd=cwd, env={**os.environ, **(env or {})}, timeout=300
+    )
+    stdout, stderr = done.stdout.decode(), done.stderr.decode()  # not text=True, which would change \r\n
+    assert status is None or done.returncode == status, f"{arguments}: exit {done.returncode}\n{stderr}"
+    return subprocess.CompletedProcess(command, done.returncode, stdout, stderr)
+
+
+@pytest.fixture(scope="session")
+def llamactl() -> Command:
+    """The command: ``llamactl("tokenize", ..., stdin="", cwd=None, env=None, status=None)``, a CompletedProcess."""
+    return run
+
+
+@pytest.fixture(scope="session")
+def corpus_dir(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Some of Python's own library: sources as .txt, docstrings as one .jsonl, about 250 kB and 300 documents."""
+    directory = tmp_path_factory.mktemp("corpus")
+    for name in SOURCES:
+        (directory / f"{name}.txt").write_bytes((LIBRARY / name).read_bytes())
+    with (directory / "docstrings.jsonl").open("w", encoding="utf-8") as file:
+        for name in DOCSTRINGS:
+            for node in ast.walk(ast.parse((LIBRARY / name).read_text(encoding="utf-8"))):
+                kinds = ast.Module | ast.ClassDef | ast.FunctionDef
+                if isinstance(node, kinds) and (text := ast.get_docstring(node)):
+                    place = f"{name}:{getattr(node, 'name', '')}"
+                    file.write(json.dumps({"text": text, "id": place, "source": name}, ensure_ascii=False) + "\n")
+    return directory
+
+
+@pytest.fixture(scope="session")
+def tokenizer_path(tmp_path_factory: pytest.TempPathFactory, corpus_dir: Path) -> Path:
+    """A tokenizer of 512 pieces, learned from the corpus."""
+    path = tmp_path_factory.mktemp("tokenizer") / "tokenizer.model"
+    run("train-tokenizer", corpus_dir, "-o", path, "--vocab-size", 512, status=0)
+    return path
+
+
+@pytest.fixture(scope="session")
+def shards_dir(tmp_path_factory: pytest.TempPathFactory, corpus_dir: Path, tokenizer_path: Path) -> Path:
+    """The corpus as token shards, in several files."""
+    path = tmp_path_factory.mktemp("shards") / "shards"
+    run("tokenize", corpus_dir, "--tokenizer", tokenizer_path, "-o", path, "--shard-tokens", 30_000, status=0)
+    return path
+
+
+@pytest.fixture(scope="session")
+def base_model(tmp_path_factory: pytest.TempPathFactory, shards_dir: Path) -> Path:
+    """A tiny base model in fp32, trained for 8 steps, with its state (of steps 3 and 6) beside."""
+    path = tmp_path_factory.mktemp("base") / "base"
+    run(
+        "pretrain", "--size", "tiny", "--precision", "fp32", "--data", shards_dir, "-o", path,
+        "--steps", 8, "--batch-size", 4, "--context", 128, "--save-every", 3, status=0,
+    )  # fmt: skip
+    return path
