@@ -21,6 +21,14 @@ def _shard(text: str | Shard) -> Shard:
     return Shard(int(index), int(count))
 
 
+def _encoding(name: str | None) -> str | None:
+    try:
+        "a".encode(name or "utf-8")
+    except LookupError:
+        raise typer.BadParameter(f"{name} is no text encoding that Python knows, as latin-1 or utf-16 are") from None
+    return name
+
+
 def _hush(quiet: bool) -> bool:
     ui.set_quiet(quiet)
     return quiet
@@ -33,7 +41,7 @@ def _option(*names: str, text: str, **more: Any) -> Any:
 # -- everywhere
 Out = Annotated[Path, _option("--out", "-o", text="Where the result goes. It appears whole or not at all.")]
 Records = Annotated[Path | None, _option("--out", "-o", text="A file instead of stdout (.zst and .gz are compressed).")]
-Seed = Annotated[int, _option("--seed", text="Same seed, same result.")]
+Seed = Annotated[int, _option("--seed", text="Same seed, same result.", min=0, max=2**32 - 1)]
 Quiet = Annotated[bool, _option("--quiet", "-q", text="No progress and no notes.", callback=_hush, is_eager=True)]
 Overwrite = Annotated[bool, _option("--overwrite", text="Redo it where it is there already.")]
 SkipBad = Annotated[bool, _option("--skip-bad", text="Skip and count records that cannot be used.")]
@@ -53,13 +61,18 @@ Corpus = Annotated[
 ]
 Model = Annotated[Path, typer.Argument(help="A model directory in Hugging Face layout.")]
 Tokenizer = Annotated[Path, _option("--tokenizer", text="A tokenizer.model.")]
-Encoding = Annotated[str | None, _option("--encoding", text="Read what is not UTF-8 in this encoding (latin-1, ...).")]
+Encoding = Annotated[
+    str | None,
+    _option("--encoding", text="Read what is not UTF-8 in this encoding (latin-1, ...).", callback=_encoding),
+]
 MaxLine = Annotated[int, _option("--max-line", text="Longest JSON line, in bytes.", min=1)]
 Workers = Annotated[int | None, _option("--workers", text="Processes.", show_default="one a core", min=1)]
 
 # -- sampling
 Temperature = Annotated[float, _option("--temperature", text="0 is greedy.", min=0.0)]
-TopP = Annotated[float, _option("--top-p", text="Sample from the smallest set of tokens of this probability.", max=1.0)]
+TopP = Annotated[
+    float, _option("--top-p", text="Sample from the smallest set of tokens of this probability.", min=0.0, max=1.0)
+]
 TopK = Annotated[int, _option("--top-k", text="Sample from this many likeliest tokens; 0 is all.", min=0)]
 MaxNewTokens = Annotated[int, _option("--max-new-tokens", text="Longest answer, in tokens.", min=1)]
 Samples = Annotated[int, _option("-k", text="Samples a prompt.", min=1)]

@@ -44,20 +44,23 @@ def perplexity(
     from llamactl.model.llama import Llama
     from llamactl.text.tokenizer import Tokenizer
 
-    names = texts.files(corpus)
+    names, passed_over = texts.files(corpus)
+    config, stored = Llama.described(model)
+    window = window or config.context
+    stride = stride or max(1, window // 2)
+    if window > config.context:
+        raise Fault("--window", f"{window} is longer than the model's context {config.context}", "make it shorter")
+    if stride > window:
+        raise Fault("--stride", f"{stride} is longer than the window {window}: tokens are left out", "make it shorter")
+    settings |= {"window": window, "stride": stride, "precision": precision or stored}
     run = Run("eval perplexity", settings, {"model": [model], "corpus": names}, out)
-    if run.already_made():
+    run.skipped.update(passed_over)
+    if run.already_made(announce=False):
         return
     tokenizer, target = Tokenizer.load(model), devices.chosen(device)
-    network = Llama.load(model, target, devices.dtype(precision))
-    tokenizer.fitting(network.config.vocab, model)
+    tokenizer.fitting(config.vocab, model)
+    network = Llama.load(model, target, devices.PRECISIONS[precision or stored])
     run.device = devices.title(target)
-    window = window or network.config.context
-    stride = stride or max(1, window // 2)
-    if window > network.config.context:
-        raise Fault("--window", f"{window} is longer than the model's context {network.config.context}")
-    if stride > window:
-        raise Fault("--stride", f"{stride} is longer than the window {window}: tokens would be left out")
 
     total, read = measuring.Measured(), sha256()
     with run.records() as writer, ui.Working("perplexity", None, "tokens") as bar:
@@ -70,6 +73,8 @@ def perplexity(
         for measured in measuring.measure(network, tokenizer, documents(), window, stride):
             total.add(measured)
             bar.advance(measured.tokens, **{"nats/token": f"{total.nats / max(1, total.tokens):.3f}"})
+        if not total.tokens:
+            raise Fault(", ".join(corpus), "holds no token to measure", "look at what was skipped")
         run.done.update(tokens=total.tokens, bytes=total.bytes)
         how = f"sliding window {window}, stride {stride}, BOS before each document, words by white space"
         for metric, value, n, stderr in total.metrics():

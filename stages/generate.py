@@ -53,13 +53,17 @@ def generate(
     from llamactl.text import asking
     from llamactl.text.tokenizer import Tokenizer
 
+    if text is not None and prompts:
+        raise Fault("--text", f"given together with {prompts[0]}", "give one of them")
     files = [] if text is not None else prompts or [jsonl.STDIN]
+    config, stored = Llama.described(model)
+    settings["precision"] = precision or stored
     run = Run("generate", settings, {"model": [model], "prompts": files}, out)
-    if run.already_made():
+    if run.already_made(announce=False):
         return
     tokenizer, target = Tokenizer.load(model), devices.chosen(device)
-    network = Llama.load(model, target, devices.dtype(precision))
-    tokenizer.fitting(network.config.vocab, model)
+    tokenizer.fitting(config.vocab, model)
+    network = Llama.load(model, target, devices.PRECISIONS[precision or stored])
     run.device = devices.title(target)
     sampling = sampler.Sampling(temperature, top_p, top_k, max_new_tokens, seed)
     if temperature == 0 and k > 1:
@@ -73,12 +77,12 @@ def generate(
     )
     for found in given:
         try:
-            asked.append(asking.asked(found, tokenizer, network.config.context, allow_tags))
+            asked.append(asking.asked(found, tokenizer, config.context, allow_tags))
         except Fault as fault:
             run.refuse(fault)
     requests = [sampler.Request(one.ids, index) for one in asked for index in range(k)]
 
-    if text is not None and k == 1 and out is None and sys.stdout.isatty():
+    if text is not None and k == 1 and out is None and sys.stdout and sys.stdout.isatty():
         for piece in asking.streamed(asked[0], sampler.decode(network, requests, sampling), tokenizer):
             print(piece, end="", flush=True)
         print()

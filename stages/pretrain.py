@@ -65,7 +65,6 @@ def pretrain(
     from llamactl.artifacts import checkpoint, manifest
     from llamactl.artifacts.card import card
     from llamactl.artifacts.shards import Shards
-    from llamactl.errors import Fault
     from llamactl.model import config as sizes
     from llamactl.model import device as devices
     from llamactl.model.llama import Llama
@@ -74,8 +73,6 @@ def pretrain(
     from llamactl.train import batches, loop, optim
     from llamactl.train.step import next_token_loss
 
-    if steps and tokens:
-        raise Fault("--steps", "given together with --tokens", "give one of them")
     row, out = sizes.size(size), out or Path(f"pretrain-{size}")
     places = [batches.weighted(name) for name in data]
     shards = [Shards(path) for path, _ in places]

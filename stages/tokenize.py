@@ -37,11 +37,13 @@ def tokenize(
     from llamactl.artifacts import corpus as texts
     from llamactl.artifacts import shards
     from llamactl.artifacts.manifest import Run
+    from llamactl.errors import Fault
     from llamactl.text.encode import encode_corpus
     from llamactl.text.tokenizer import Tokenizer
 
-    names = texts.files(corpus)
+    names, passed_over = texts.files(corpus)
     run = Run("tokenize", settings, {"corpus": names, "tokenizer": [tokenizer]}, out)
+    run.skipped.update(passed_over)
     mark = shards.part_name(shard) if shard.count > 1 else None
     if run.already_made(mark):
         return
@@ -49,6 +51,7 @@ def tokenize(
     reading = texts.Reading(encoding, shard, max_line)
     made = run.directory()
     if mark:
+        shards.check_siblings(out, shard, run, overwrite)
         made = run.part(mark)
         run.facts["part"] = {"index": shard.index, "count": shard.count}
     with made as (directory, outputs), ui.Working("tokenize", texts.total_bytes(names), "B") as bar:
@@ -60,6 +63,8 @@ def tokenize(
             run.done.update(encoded.done)
             run.noted.update(encoded.noted)
             bar.advance(encoded.disk, documents=ui.count(run.done["documents"]), tokens=ui.count(run.done["tokens"]))
+        if not run.done["documents"] and not mark:
+            raise Fault(", ".join(corpus), "holds no document that can be used", "look at what was skipped")
         outputs += writer.close()
         outputs.append(model.save(directory))
         assert (writer.documents, writer.tokens) == (run.done["documents"], run.done["tokens"]), "a document was lost"
@@ -67,4 +72,5 @@ def tokenize(
         counts = ", ".join(f"{run.done[what]:,} {what}" for what in ("documents", "bytes", "tokens"))
         ui.note(f"{out}: {counts}, {speed}/s")
     if mark and not shards.complete(out):
-        ui.note(f"{out}: {len(shards.missing(out))} of {shard.count} parts are still missing")
+        absent = len(shards.missing(out))
+        ui.note(f"{out}: {absent} of {shard.count} parts are missing" if absent else f"{out}: its parts are not alike")

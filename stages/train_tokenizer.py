@@ -17,7 +17,7 @@ def train_tokenizer(
     out: options.Out = Path("tokenizer.model"),
     vocab_size: Annotated[int, typer.Option(help="Pieces, the 3 specials and 256 bytes among them.", min=260)] = 32_000,
     sample: Annotated[
-        int, typer.Option(help="Lines kept in memory to learn from: a uniform sample of the whole corpus.", min=101)
+        int, typer.Option(help="Lines kept in memory to learn from: a uniform sample of the whole corpus.", min=1)
     ] = 5_000_000,
     encoding: options.Encoding = None,
     skip_bad: options.SkipBad = False,
@@ -39,8 +39,9 @@ def train_tokenizer(
     from llamactl.artifacts.manifest import Run
     from llamactl.text import tokenizer
 
-    names = texts.files(corpus)
+    names, passed_over = texts.files(corpus)
     run = Run("train-tokenizer", settings, {"corpus": names}, out)
+    run.skipped.update(passed_over)
     if run.already_made():
         return
     with run.file() as file, ui.Working("read corpus", None, "documents") as bar:
@@ -52,7 +53,7 @@ def train_tokenizer(
 
         trained = tokenizer.train(read(), vocab_size, sample, seed)
         file.write(trained.proto)
-        run.done.update(bytes=trained.bytes, lines=trained.sentences)
-        how = "all lines" if trained.sentences <= sample else f"a uniform sample of {sample:,} of the lines (reservoir)"
-        run.facts["sampled"] = {"how": how, "lines_cut_at_16384_bytes": trained.cut}
+        run.done.update(bytes=trained.bytes, lines=trained.lines)
+        how = "all lines" if trained.lines <= sample else f"a uniform sample of {sample:,} of the lines (reservoir)"
+        run.facts["sampled"] = {"how": how, "lines_cut": trained.cut}
     ui.note(f"learned {vocab_size:,} pieces from {run.done['documents']:,} documents, {ui.size(trained.bytes)}: {how}")

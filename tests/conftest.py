@@ -10,10 +10,14 @@ import json
 import os
 import subprocess
 import sys
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 
 import pytest
+
+from llamactl import ui
+
+os.environ.setdefault("OMP_NUM_THREADS", "1")  # of torch; for tiny models more are slower, on a busy machine by far
 
 ROOT = Path(__file__).parent.parent
 DATA = ROOT.parent / "shared" / "data"
@@ -40,6 +44,22 @@ def run(
     stdout, stderr = done.stdout.decode(), done.stderr.decode()  # not text=True, which would change \r\n
     assert status is None or done.returncode == status, f"{arguments}: exit {done.returncode}\n{stderr}"
     return subprocess.CompletedProcess(command, done.returncode, stdout, stderr)
+
+
+def with_pieces(proto: bytes, pieces: Iterable[str]) -> bytes:
+    """A SentencePiece model with more pieces: the first field of its protobuf, {piece, score}, is repeated."""
+    added = []
+    for piece in pieces:
+        text = piece.encode()
+        body = b"\x0a" + bytes([len(text)]) + text + b"\x15\x00\x00\x80\xbf"  # score -1.0
+        added.append(b"\x0a" + bytes([len(body)]) + body)
+    return proto + b"".join(added)
+
+
+@pytest.fixture(autouse=True)
+def _speaking() -> None:
+    """A command that a test ran in this process with --quiet does not silence the next test's."""
+    ui.set_quiet(False)
 
 
 @pytest.fixture(scope="session")

@@ -1,12 +1,12 @@
 """Sampling: the choice of a token, batches against single prompts, and the command."""
 
-import io
 import json
 import os
 import pty
+import re
 import subprocess
 import sys
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from itertools import zip_longest
 from pathlib import Path
 from typing import Any
@@ -14,6 +14,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+import zstandard
 from conftest import Command
 from typer.testing import CliRunner
 
@@ -28,10 +29,12 @@ from llamactl.text.tokenizer import BOS, EOS, Tokenizer
 
 torch.set_num_threads(1)  # faster for small tensors, on a machine that others use as well
 
+Run = Callable[..., Any]
 CPU = torch.device("cpu")
 ALL = Sampling(temperature=1.0, top_p=1.0, top_k=0, max_new_tokens=20, seed=0)
 TEXTS = ["Return the ", "", "def f(x):\n    ", "Ünïcödé — 雪だるま ☃", "a b c d e f g h i j k l m", "1234567890"]
 CHAT = {"messages": [{"role": "user", "content": "What is a heap?"}], "id": "chat-1", "safety": True, "note": [1, None]}
+ANSWER = {"role": "assistant", "content": "A tree."}
 
 
 def lines(text: str) -> list[dict[str, Any]]:
@@ -70,14 +73,21 @@ def tokenizer(restless: Path) -> Tokenizer:
     return Tokenizer.load(restless)
 
 
-def generate(*arguments: object, stdin: str = "", status: int = 0) -> Any:
-    """The command within this process: the same code, without two seconds of imports."""
-    given = io.BufferedReader(io.BytesIO(stdin.encode()))  # type: ignore[arg-type]
-    result = CliRunner().invoke(app, ["generate", *map(str, arguments)], input=given)
-    if result.exception and not isinstance(result.exception, SystemExit):
-        raise result.exception
-    assert result.exit_code == status, result.stderr
-    return result
+@pytest.fixture
+def generate(tmp_path: Path, restless: Path) -> Callable[..., Any]:
+    """The command on some records, within this process: the same code, without two seconds of imports."""
+
+    def run(*flags: object, asked: Iterable[dict[str, Any]] = (), status: int = 0) -> Any:
+        files = [tmp_path / "asked.jsonl"] if asked else []
+        for file in files:
+            file.write_text(jsonl(asked))
+        result = CliRunner().invoke(app, ["generate", *map(str, [restless, *files, *flags])])
+        if result.exception and not isinstance(result.exception, SystemExit):
+            raise result.exception
+        assert result.exit_code == status, result.stderr
+        return result
+
+    return run
 
 
 # -- the choice of a token
@@ -343,9 +353,9 @@ def test_streamed_samples_are_the_batch_ones(model: Llama, tokenizer: Tokenizer)
 # -- the command
 
 
-def test_samples_have_the_fields_of_the_contract(restless: Path) -> None:
+def test_samples_have_the_fields_of_the_contract(generate: Run, restless: Path) -> None:
     records = [CHAT, {"text": "Return", "id": 7, "source": "x"}]
-    found = lines(generate(restless, "-k", 2, "--seed", 4, "--max-new-tokens", 5, stdin=jsonl(records)).stdout)
+    found = lines(generate("-k", 2, "--seed", 4, "--max-new-tokens", 5, asked=records).stdout)
     assert len(found) == 4
     for number, sample in enumerate(found):
         asked = records[number // 2]
@@ -358,128 +368,130 @@ def test_samples_have_the_fields_of_the_contract(restless: Path) -> None:
         assert "</s>" not in sample["response"]
 
 
-def test_prompts_come_from_stdin_files_and_the_command_line(restless: Path, tmp_path: Path) -> None:
-    one, two = tmp_path / "one.jsonl", tmp_path / "two.jsonl.zst"
+def test_prompts_come_from_stdin_files_and_the_command_line(
+    llamactl: Command, generate: Run, restless: Path, tmp_path: Path
+) -> None:
     records = [{"text": "Return", "id": number} for number in range(3)]
-    one.write_text(jsonl(records[:2]))
-    import zstandard
-
-    two.write_bytes(zstandard.compress(jsonl(records[2:]).encode()))
-    how = ("--max-new-tokens", 8, "-q")
-    by_stdin = lines(generate(restless, *how, stdin=jsonl(records)).stdout)
-    assert [sample["id"] for sample in by_stdin] == [0, 1, 2]
-    assert lines(generate(restless, "-", *how, stdin=jsonl(records)).stdout) == by_stdin
-    assert lines(generate(restless, one, two, *how).stdout) == by_stdin
-    mixed = lines(generate(restless, one, "-", *how, stdin=jsonl(records[2:])).stdout)
-    assert mixed == by_stdin
-    text = lines(generate(restless, "--text", "Return", *how).stdout)
-    assert text == [{key: value for key, value in by_stdin[0].items() if key != "id"}]
+    packed, plain = tmp_path / "one.jsonl.zst", tmp_path / "two.jsonl"
+    packed.write_bytes(zstandard.compress(jsonl(records[:2]).encode()))
+    plain.write_text(jsonl(records[2:]))
+    how = ("--max-new-tokens", 8)
+    samples = lines(generate(packed, plain, *how).stdout)
+    assert [sample["id"] for sample in samples] == [0, 1, 2]
+    assert lines(llamactl("generate", restless, *how, stdin=jsonl(records), status=0).stdout) == samples
+    mixed = llamactl("generate", restless, packed, "-", *how, stdin=jsonl(records[2:]), status=0)
+    assert lines(mixed.stdout) == samples
+    text = lines(generate("--text", "Return", *how).stdout)
+    assert text == [{key: value for key, value in samples[0].items() if key != "id"}]
 
 
-def test_shards_and_order_make_the_same_samples(restless: Path) -> None:
+def test_shards_and_order_make_the_same_samples(generate: Run) -> None:
     records = [{"text": text, "id": number} for number, text in enumerate(TEXTS)]
-    how = (restless, "-k", 2, "--temperature", 1, "--top-p", 1, "--max-new-tokens", 12)
-    whole = lines(generate(*how, stdin=jsonl(records)).stdout)
+    how = ("-k", 2, "--temperature", 1, "--top-p", 1, "--max-new-tokens", 12)
+    whole = lines(generate(*how, asked=records).stdout)
     assert len({sample["response"] for sample in whole}) > 8
-    parts = [lines(generate(*how, "--shard", f"{i}/3", stdin=jsonl(records)).stdout) for i in range(3)]
+    parts = [lines(generate(*how, "--shard", f"{i}/3", asked=records).stdout) for i in range(3)]
     by_id = [[part[at : at + 2] for at in range(0, len(part), 2)] for part in parts]
     joined = [one for row in zip_longest(*by_id, fillvalue=[]) for pair in row for one in pair]
     assert joined == whole
-    backwards = lines(generate(*how, stdin=jsonl(records[::-1])).stdout)
+    backwards = lines(generate(*how, asked=records[::-1]).stdout)
     assert sorted(backwards, key=lambda one: (one["id"], one["sampling"]["index"])) == whole
 
 
-def test_the_same_prompt_twice_gives_the_same_sample(restless: Path) -> None:
+def test_the_same_prompt_twice_gives_the_same_sample(generate: Run) -> None:
     """A sample is a function of (seed, prompt, index): the way to more samples of a prompt is -k."""
-    first, second = lines(generate(restless, "--temperature", 1, stdin=jsonl([{"text": "a"}] * 2)).stdout)
+    first, second = lines(generate("--temperature", 1, asked=[{"text": "a"}] * 2).stdout)
     assert first == second
 
 
-def test_a_file_of_samples_has_a_manifest_and_is_made_once(restless: Path, tmp_path: Path) -> None:
+def test_a_file_of_samples_has_a_manifest_and_is_made_once(generate: Run, tmp_path: Path) -> None:
     out = tmp_path / "samples.jsonl"
-    asked = tmp_path / "asked.jsonl"
-    asked.write_text(jsonl([CHAT, {"text": "x"}]))
-    printed = generate(restless, asked, "-k", 3, "--max-new-tokens", 4).stdout
-    assert generate(restless, asked, "-k", 3, "--max-new-tokens", 4, "-o", out).stdout == ""
+    how: dict[str, Any] = {"asked": [CHAT, {"text": "x"}]}
+    printed = generate("-k", 3, "--max-new-tokens", 4, **how).stdout
+    first = generate("-k", 3, "--max-new-tokens", 4, "-o", out, **how)
     assert out.read_text() == printed
     run = json.loads((tmp_path / "samples.jsonl.run.json").read_text())
     assert (run["stage"], run["done"]["samples"], run["settings"]["k"], run["seed"]) == ("generate", 6, 3, 0)
-    assert "already made" in generate(restless, asked, "-k", 3, "--max-new-tokens", 4, "-o", out).stderr
-    assert "with k 3, not 2" in generate(restless, asked, "-k", 2, "--max-new-tokens", 4, "-o", out, status=1).stderr
+    again = generate("-k", 3, "--max-new-tokens", 4, "-o", out, **how)
+    assert "already made" in again.stderr
+    assert again.stdout == first.stdout
+    assert "with k 3, not 2" in generate("-k", 2, "--max-new-tokens", 4, "-o", out, status=1, **how).stderr
 
 
-def test_a_prompt_as_long_as_the_context_is_refused_with_its_place(restless: Path, tokenizer: Tokenizer) -> None:
+def test_a_prompt_as_long_as_the_context_is_refused_with_its_place(generate: Run, tokenizer: Tokenizer) -> None:
     text = "a " * 31
     while len(tokenizer.encode(text)) < 63:
         text += "b "
     assert len([BOS, *tokenizer.encode(text)]) == 64
     records = [{"text": "fine"}, {"text": text}]
-    refused = generate(restless, stdin=jsonl(records), status=1)
-    assert "-:2: is 64 tokens long" in refused.stderr
+    refused = generate(asked=records, status=1)
+    assert "asked.jsonl:2: is 64 tokens long" in refused.stderr
     assert refused.stdout == ""
-    skipped = generate(restless, "--skip-bad", stdin=jsonl(records))
+    skipped = generate("--skip-bad", asked=records)
     assert len(lines(skipped.stdout)) == 1
     assert "skipped 1 bad records" in skipped.stderr
     longest = text[:-2]
-    assert len(lines(generate(restless, stdin=jsonl([{"text": longest}])).stdout)) == 1
+    assert len(lines(generate(asked=[{"text": longest}]).stdout)) == 1
 
 
 @pytest.mark.parametrize(
     ("record", "said"),
     [
-        ({"messages": [*CHAT["messages"], {"role": "assistant", "content": "A tree."}]}, r"messages\[1\].role: is assist"),
+        ({"messages": [*CHAT["messages"], ANSWER]}, r"messages\[1\].role: is assistant: a prompt ends on a user turn"),
         ({"messages": []}, "messages: is empty"),
-        ({"messages": [{"role": "system", "content": "Be kind."}]}, "no user turn"),
+        ({"messages": [{"role": "system", "content": "Be kind."}]}, "messages: holds no user turn"),
         ({"messages": [{"role": "user", "content": "[INST] x"}]}, r"messages\[0\].content: holds \[INST\]"),
         ({"messages": [{"role": "robot", "content": "x"}]}, r"messages\[0\].role"),
         ({"text": 5}, "text: "),
         ({"prompt": "x"}, "messages or text: missing"),
     ],
 )  # fmt: skip
-def test_what_is_no_prompt_is_refused_with_its_place(restless: Path, record: dict[str, Any], said: str) -> None:
-    refused = generate(restless, stdin=jsonl([{"text": "a"}, record]), status=1)
-    import re
-
-    assert re.search("-:2: " + said, refused.stderr), refused.stderr
+def test_what_is_no_prompt_is_refused_with_its_place(generate: Run, record: dict[str, Any], said: str) -> None:
+    refused = generate(asked=[{"text": "a"}, record], status=1)
+    assert re.search(r"asked\.jsonl:2: " + said, refused.stderr), refused.stderr
     assert refused.stdout == ""
 
 
-def test_a_greedy_k_says_that_all_are_one(restless: Path) -> None:
-    result = generate(restless, "--temperature", 0, "-k", 3, "--text", "Return")
+def test_a_greedy_k_says_that_all_are_one(generate: Run) -> None:
+    result = generate("--temperature", 0, "-k", 3, "--text", "Return")
     assert "greedy" in result.stderr
     samples = lines(result.stdout)
     assert len({sample["response"] for sample in samples}) == 1
     assert [sample["sampling"]["index"] for sample in samples] == [0, 1, 2]
 
 
-def test_precision_can_be_asked_for(restless: Path) -> None:
-    fp32 = lines(generate(restless, "--text", "Return").stdout)
-    assert lines(generate(restless, "--text", "Return", "--precision", "fp32").stdout) == fp32
-    assert lines(generate(restless, "--text", "Return", "--precision", "bf16").stdout)[0]["text"] == "Return"
+def test_precision_can_be_asked_for(generate: Run) -> None:
+    fp32 = lines(generate("--text", "Return").stdout)
+    assert lines(generate("--text", "Return", "--precision", "fp32").stdout) == fp32
+    assert lines(generate("--text", "Return", "--precision", "bf16").stdout)[0]["text"] == "Return"
 
 
 @pytest.mark.parametrize(
     "flags",
     [("--top-p", "1.1"), ("--top-p", "-1"), ("--temperature", "-1"), ("-k", "0"), ("--max-new-tokens", "0")],
 )
-def test_impossible_sampling_is_a_usage_error(restless: Path, flags: tuple[str, str]) -> None:
-    generate(restless, "--text", "Return", *flags, status=2)
+def test_impossible_sampling_is_a_usage_error(generate: Run, flags: tuple[str, str]) -> None:
+    generate("--text", "Return", *flags, status=2)
 
 
-def test_text_and_prompts_together_are_refused(restless: Path, tmp_path: Path) -> None:
+def test_text_and_prompts_together_are_refused(generate: Run) -> None:
     """Or one of them would be left out without a word."""
-    asked = tmp_path / "asked.jsonl"
-    asked.write_text(jsonl([CHAT]))
-    result = CliRunner().invoke(app, ["generate", str(restless), str(asked), "--text", "Return"])
-    assert result.exit_code in (1, 2)
+    assert "--text" in generate("--text", "Return", asked=[CHAT], status=1).stderr
 
 
-def test_as_a_process_in_a_pipe(llamactl: Command, restless: Path) -> None:
-    done = llamactl("generate", restless, "--max-new-tokens", 4, stdin=jsonl([CHAT]), status=0)
-    assert [sample["id"] for sample in lines(done.stdout)] == ["chat-1"]
-    assert llamactl("generate", restless, "--text", "a", "--device", "cuda:9", status=1).stderr.startswith(
-        "llamactl: --device: cuda:9 cannot be used"
-    )
+def test_a_model_of_more_ids_than_its_tokenizer_has_pieces_answers(tokenizer: Tokenizer, tmp_path: Path) -> None:
+    """Embeddings padded to a round number are common; no text belongs to the ids beyond the tokenizer's."""
+    config = Config(dim=16, layers=1, heads=2, kv_heads=2, ffn=16, vocab=2 * tokenizer.vocab, context=64)
+    padded = Llama.create(config, torch.float32, CPU, 0).hf_state(torch.float32)
+    checkpoint.save(tmp_path, config.to_hf("float32"), padded, tokenizer.proto, dialogue.tokenizer_config(64), "")
+    how = ["--temperature", "1", "--top-p", "1", "-k", "5", "--max-new-tokens", "20", "--text", "Return"]
+    done = CliRunner().invoke(app, ["generate", str(tmp_path), *how])
+    assert done.exit_code == 0, repr(done.exception)
+    assert len({sample["response"] for sample in lines(done.stdout)}) == 5
+
+
+def test_a_device_that_is_not_there_is_refused(generate: Run) -> None:
+    assert "llamactl: --device: cuda:9 cannot be used" in generate("--device", "cuda:9", asked=[CHAT], status=1).stderr
 
 
 def read_all(terminal: int) -> Iterator[bytes]:
@@ -493,11 +505,12 @@ def read_all(terminal: int) -> Iterator[bytes]:
         yield data
 
 
-def test_text_streams_to_a_terminal(restless: Path) -> None:
-    how = ["generate", str(restless), "--text", "Return", "--temperature", "1", "-q"]
-    response = lines(generate(*how[1:]).stdout)[0]["response"]
+def test_text_streams_to_a_terminal(generate: Run, restless: Path) -> None:
+    flags = ["--text", "Return", "--temperature", "1", "-q"]
+    response = lines(generate(*flags).stdout)[0]["response"]
     ours, child = pty.openpty()
-    with subprocess.Popen([sys.executable, "-m", "llamactl", *how], stdout=child, stderr=subprocess.PIPE) as process:
+    command = [sys.executable, "-m", "llamactl", "generate", str(restless), *flags]
+    with subprocess.Popen(command, stdout=child, stderr=subprocess.PIPE) as process:
         os.close(child)
         shown = b"".join(read_all(ours)).decode()
     assert process.returncode == 0

@@ -25,6 +25,7 @@ WEIGHTS = "model.safetensors"
 INDEX = "model.safetensors.index.json"
 FILE_BYTES = 5 << 30  # bytes of one weights file before the next begins
 
+_AGAIN = "copy the model again"
 _SAFE = re.compile(r"[A-Za-z0-9._-]+\.safetensors")
 
 _NAMES = {
@@ -54,18 +55,18 @@ def hf_name(name: str) -> str:
 def read_config(path: Path, architecture: str) -> dict[str, Any]:
     """``config.json`` of a model directory; raises Fault with what the directory is where it is no such model."""
     if not path.is_dir():
-        raise Fault(path, "is no model directory" if path.exists() else "no such directory")
+        raise Fault(path, "is no model directory" if path.exists() else "no such directory", "name a model directory")
     if not (path / CONFIG).exists():
         raise Fault(path, *_what_it_is(path))
     try:
         config = orjson.loads((path / CONFIG).read_bytes())
     except orjson.JSONDecodeError as error:
-        raise Fault(path / CONFIG, f"is no JSON ({error})") from None
+        raise Fault(path / CONFIG, f"is no JSON ({error})", _AGAIN) from None
     if not isinstance(config, dict):
-        raise Fault(path / CONFIG, "is no JSON object")
+        raise Fault(path / CONFIG, "is no JSON object", _AGAIN)
     named = config.get("architectures") or [architecture]
     if named != [architecture]:
-        raise Fault(path, f"is a {named[0]}, where a {architecture} is wanted")
+        raise Fault(path, f"is a {named[0]}, where a {architecture} is wanted", "name another model")
     return config
 
 
@@ -88,10 +89,12 @@ def _weight_files(path: Path) -> list[Path]:
         try:
             names = sorted(set(orjson.loads((path / INDEX).read_bytes())["weight_map"].values()))
         except (orjson.JSONDecodeError, KeyError, TypeError, AttributeError):
-            raise Fault(path / INDEX, "is no index of weights (weight_map: missing)") from None
+            raise Fault(path / INDEX, "is no index of weights (weight_map: missing)", _AGAIN) from None
         for name in names:
             if not isinstance(name, str) or not _SAFE.fullmatch(name):
-                raise Fault(path / INDEX, f"weight_map: {name!r} is no bare .safetensors name")
+                raise Fault(
+                    path / INDEX, f"weight_map: {name!r} is no bare .safetensors name", "do not trust this copy"
+                )
         found = [path / name for name in names]
     elif (path / WEIGHTS).exists():
         found = [path / WEIGHTS]
@@ -120,9 +123,9 @@ def tensors(
             if name.endswith("rotary_emb.inv_freq"):
                 continue  # old exports carry the table; it follows from the config
             if name not in wanted:
-                raise Fault(file, f"holds a tensor that a Llama of this config has not: {name}")
+                raise Fault(file, f"holds a tensor that a Llama of this config has not: {name}", _AGAIN)
             if (shape := opened.get_slice(name).get_shape()) != list(wanted[name]):
-                raise Fault(file, f"{name} is {shape}, the config says {list(wanted[name])}")
+                raise Fault(file, f"{name} is {shape}, {CONFIG} says {list(wanted[name])}", _AGAIN)
             seen.add(name)
             yield name, opened.get_tensor(name).to(device=device, dtype=dtype)
             if name == "model.embed_tokens.weight" and _tied(path):
@@ -130,7 +133,7 @@ def tensors(
                 ui.note(f"{path}: embeddings are tied; the head starts as a copy of them")
                 yield "lm_head.weight", opened.get_tensor(name).to(device=device, dtype=dtype)
     if absent := sorted(wanted.keys() - seen):
-        raise Fault(path, f"{len(absent)} tensors are missing (first: {absent[0]})", "copy the weights again")
+        raise Fault(path, f"{len(absent)} tensors are missing (first: {absent[0]})", _AGAIN)
 
 
 def _tied(path: Path) -> bool:
@@ -193,5 +196,5 @@ def _json(value: Mapping[str, Any]) -> bytes:
 def _write(directory: Path, name: str, data: bytes) -> dict[str, Any]:
     with files.whole_file(directory / name) as file:
         file.write(data)
-    kind = name.rpartition(".")[2]
+    kind = "tokenizer" if name.endswith(".model") else name.rpartition(".")[2]
     return {"path": name, "kind": kind, **files.stamp(directory / name)._asdict()}

@@ -4,13 +4,13 @@ Files may be compressed. A corpus is read as blocks, so that the reading (decomp
 rest (parsing, checking, tokenizing) can be done by other processes: ``documents(block)`` needs nothing but the block.
 """
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections import Counter
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
 import msgspec
 
-from llamactl import ui
 from llamactl.artifacts import jsonl
 from llamactl.artifacts.jsonl import STDIN, Block
 from llamactl.artifacts.manifest import Run
@@ -41,38 +41,39 @@ class Place(NamedTuple):
     as_encoding: str | None
 
 
-def files(corpus: Sequence[str]) -> list[str]:
-    """The files of a corpus, directories walked in sorted order; raises Fault for one that is missing or no corpus."""
+def files(corpus: Sequence[str]) -> tuple[list[str], Counter[str]]:
+    """The files of a corpus, directories walked in sorted order, and how many in them were passed over, by reason.
+
+    Raises Fault for one that is missing, no corpus, or named twice.
+    """
     found: list[str] = []
+    passed_over: Counter[str] = Counter()
     for name in corpus:
         path = Path(name)
         if name == STDIN or (path.is_file() and name.endswith(TEXT + LINES)):
             found.append(name)
         elif path.is_dir():
-            inside = sorted(str(p) for p in path.rglob("*") if p.is_file() and not _hidden(p.relative_to(path)))
-            readable = [p for p in inside if p.endswith(TEXT + LINES)]
+            inside = sorted(p for p in path.rglob("*") if p.is_file())
+            seen = [p for p in inside if not any(part.startswith(".") for part in p.relative_to(path).parts)]
+            readable = [str(p) for p in seen if str(p).endswith(TEXT + LINES)]
             if not readable:
                 raise Fault(name, "holds no .txt and no .jsonl files (plain, .gz or .zst)", "name another directory")
-            if others := [p for p in inside if not p.endswith(TEXT + LINES)]:
-                ui.warn(f"{name}: {len(others)} files passed over, neither .txt nor .jsonl (first: {others[0]})")
+            passed_over["hidden files"] += len(inside) - len(seen)
+            passed_over["files neither .txt nor .jsonl"] += len(seen) - len(readable)
             found += readable
         elif path.exists():
             raise Fault(name, "is neither .txt nor .jsonl (plain, .gz or .zst)", "rename it, or convert it")
         else:
-            raise Fault(name, "no such file or directory")
-    if found.count(STDIN) > 1:
-        raise Fault(STDIN, "stdin can be read once", "name it once")
-    return found
+            raise Fault(name, "no such file or directory", "name one that is there")
+    if twice := [name for name, count in Counter(found).items() if count > 1]:
+        raise Fault(twice[0], "is named twice, or lies in a directory that is named too", "name it once")
+    return found, +passed_over
 
 
-def _hidden(path: Path) -> bool:
-    return any(part.startswith(".") for part in path.parts)
-
-
-def blocks(corpus: Sequence[str], reading: Reading = Reading()) -> Iterator[Block]:
-    """The corpus in blocks: about 1 MiB of JSON lines, or a whole text file by its name (``data`` empty)."""
+def blocks(names: Sequence[str], reading: Reading = Reading()) -> Iterator[Block]:
+    """The files of a corpus in blocks: about 1 MiB of JSON lines, or a whole text file by its name (``data`` empty)."""
     number = 0
-    for path in files(corpus):
+    for path in names:
         if path.endswith(TEXT):
             if reading.shard.holds(number):
                 yield Block(path, 0, number, b"", disk=Path(path).stat().st_size)
@@ -106,15 +107,13 @@ def _document(line: jsonl.Line, encoding: str | None) -> Place | Fault:
     except msgspec.ValidationError as error:
         return Fault(line.where, in_words(error))
     except (msgspec.DecodeError, UnicodeDecodeError) as error:
-        return Fault(line.where, jsonl.what_is_wrong(line.data, error), "" if encoding else _ENCODING)
+        remedy = "" if encoding or not _foreign(line.data) else "name the encoding, for example --encoding latin-1"
+        return Fault(line.where, jsonl.what_is_wrong(line.data, error), remedy)
     except RecursionError:
         return Fault(line.where, "is nested too deeply")
     if not document.text:
         return Fault(line.where, "text: is empty")
     return Place(document, line.where, used)
-
-
-_ENCODING = "if it is in another encoding, name it: --encoding latin-1"
 
 
 def _foreign(data: bytes) -> bool:
@@ -136,6 +135,8 @@ def _text(path: str, encoding: str | None) -> Place | Fault:
     used = None
     try:
         text = data.removeprefix(b"\xef\xbb\xbf").decode()
+        if encoding and "\0" in text:  # UTF-16 of English is valid UTF-8 full of NULs
+            text, used = data.decode(encoding), encoding
     except UnicodeDecodeError as bad:
         if encoding is None:
             return Fault(path, f"byte {bad.start} is not UTF-8", "name the encoding, for example --encoding latin-1")
@@ -148,13 +149,13 @@ def _text(path: str, encoding: str | None) -> Place | Fault:
             path, f"character {text.index(chr(0))} is NUL: this is no text", "leave it out, or --encoding utf-16"
         )
     if not text:
-        return Fault(path, "is empty")
+        return Fault(path, "is empty", "leave it out")
     return Place(Document(text=text, source=path), path, used)
 
 
-def read(corpus: Sequence[str], reading: Reading, run: Run) -> Iterator[Document]:
+def read(names: Sequence[str], reading: Reading, run: Run) -> Iterator[Document]:
     """All documents of a corpus in order, in this process; ``run`` counts them and the bad ones."""
-    for block in blocks(corpus, reading):
+    for block in blocks(names, reading):
         for found in documents(block, reading):
             if isinstance(found, Fault):
                 run.refuse(found)
@@ -165,7 +166,6 @@ def read(corpus: Sequence[str], reading: Reading, run: Run) -> Iterator[Document
             yield found.document
 
 
-def total_bytes(corpus: Iterable[str]) -> int | None:
+def total_bytes(names: Sequence[str]) -> int | None:
     """Bytes on disk of a corpus, or None where stdin is part of it: for progress."""
-    names = list(corpus)
     return None if STDIN in names else sum(Path(name).stat().st_size for name in names)

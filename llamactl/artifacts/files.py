@@ -5,6 +5,7 @@ The partial file or directory is locked while it is written: a second run with t
 a killed run is taken over. A crash at any moment leaves the old artifact or the new one, never a mixture.
 """
 
+import ctypes
 import fcntl
 import hashlib
 import os
@@ -18,6 +19,7 @@ from typing import BinaryIO, NamedTuple
 from llamactl.errors import Fault
 
 CHUNK = 4 << 20  # bytes read at once while hashing
+PARTIALS = ".*.partial"  # what artifacts are called while they are written
 
 
 class Stamp(NamedTuple):
@@ -52,11 +54,17 @@ def sync(path: Path) -> None:
         os.close(handle)
 
 
+def partial(path: Path) -> Path:
+    """What an artifact is called while it is written."""
+    return path.with_name(f".{path.name}.partial")
+
+
 @contextmanager
-def locked(path: Path, flags: int = os.O_RDONLY) -> Iterator[int]:
+def locked(path: Path, artifact: Path, flags: int = os.O_RDONLY) -> Iterator[int]:
     """Hold ``path`` (a file or a directory) for this process alone; yields its descriptor.
 
-    Raises Fault where another process holds it. A lock dies with its process, so a killed run leaves none.
+    Raises Fault, naming the ``artifact``, where another process holds it. A lock dies with its process, so a killed run
+    leaves none.
     """
     while True:
         handle = os.open(path, flags, 0o666)
@@ -64,7 +72,7 @@ def locked(path: Path, flags: int = os.O_RDONLY) -> Iterator[int]:
             fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
             os.close(handle)
-            raise Fault(path, "another run is writing here", "wait for it, or write elsewhere with -o") from None
+            raise Fault(artifact, "another run is writing here", "wait for it, or write elsewhere with -o") from None
         try:  # the name may have been renamed away between opening and locking
             same = os.path.samestat(os.fstat(handle), path.stat())
         except FileNotFoundError:
@@ -78,28 +86,32 @@ def locked(path: Path, flags: int = os.O_RDONLY) -> Iterator[int]:
         os.close(handle)
 
 
-def _partial(path: Path) -> Path:
-    if not path.parent.is_dir():
-        raise Fault(path, f"there is no directory {path.parent}", f"mkdir -p {path.parent}")
-    return path.with_name(f".{path.name}.partial")
+@contextmanager
+def _named(path: Path) -> Iterator[None]:
+    """Have an error of the operating system that names no file (a full disk) name the artifact."""
+    try:
+        yield
+    except OSError as error:
+        error.filename = error.filename or str(path)
+        raise
 
 
 @contextmanager
 def whole_file(path: Path) -> Iterator[BinaryIO]:
     """A file to write; it gets its name when the block ends well, and is removed when it does not."""
-    partial = _partial(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
     if path.is_dir():
         raise Fault(path, "is a directory", "name a file with -o")
-    with locked(partial, os.O_RDWR | os.O_CREAT) as handle:
+    with _named(path), locked(partial(path), path, os.O_RDWR | os.O_CREAT) as handle:
         os.ftruncate(handle, 0)
         try:
             with os.fdopen(os.dup(handle), "wb") as file:
                 yield file
                 file.flush()
                 os.fsync(handle)
-            partial.replace(path)
+            partial(path).replace(path)
         except BaseException:
-            partial.unlink(missing_ok=True)
+            partial(path).unlink(missing_ok=True)
             raise
         sync(path.parent)
 
@@ -108,33 +120,57 @@ def whole_file(path: Path) -> Iterator[BinaryIO]:
 def whole_directory(path: Path) -> Iterator[Path]:
     """A directory to fill; it gets its name, all files synced, when the block ends well.
 
-    A directory that has the name already is replaced: whether that is wanted is for the caller to ask.
+    What has the name already is replaced in one step: whether that is wanted is for the caller to ask.
     """
-    partial = _partial(path)
-    partial.mkdir(exist_ok=True)
-    with locked(partial):
-        clear(partial)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    filling = partial(path)
+    filling.mkdir(exist_ok=True)
+    with _named(path), locked(filling, path):
+        clear(filling)
         try:
-            yield partial
-            for file in sorted(partial.rglob("*")):
+            yield filling
+            for file in sorted(filling.rglob("*")):
                 sync(file)
-            sync(partial)
-            old = path.with_name(f".{path.name}.old")
+            sync(filling)
             if path.exists():
-                shutil.rmtree(old, ignore_errors=True)
-                path.rename(old)
-            partial.rename(path)
+                _exchange(filling, path)
+            else:
+                filling.rename(path)
         except BaseException:
-            shutil.rmtree(partial, ignore_errors=True)
+            shutil.rmtree(filling, ignore_errors=True)
             raise
-        sync(path.parent)
-        shutil.rmtree(old, ignore_errors=True)
+        try:
+            sync(path.parent)
+        finally:
+            remove(filling)  # what was replaced
+
+
+def _exchange(new: Path, old: Path) -> None:
+    """Have two names change places at once (Linux); elsewhere one after the other, and back where that fails."""
+    at_cwd, exchange = -100, 2  # AT_FDCWD, RENAME_EXCHANGE
+    renameat2 = getattr(ctypes.CDLL(None, use_errno=True), "renameat2", None)
+    if renameat2 is not None and renameat2(at_cwd, os.fsencode(new), at_cwd, os.fsencode(old), exchange) == 0:
+        return
+    aside = old.with_name(f".{old.name}.old")
+    remove(aside)
+    old.rename(aside)
+    try:
+        new.rename(old)
+    except BaseException:
+        aside.rename(old)
+        raise
+    aside.rename(new)
+
+
+def remove(path: Path) -> None:
+    """Remove a file or a directory, if it is there."""
+    if path.is_dir() and not path.is_symlink():
+        shutil.rmtree(path)
+    else:
+        path.unlink(missing_ok=True)
 
 
 def clear(directory: Path) -> None:
     """Remove everything in a directory but not itself (so that a lock on it stays)."""
     for entry in directory.iterdir():
-        if entry.is_dir() and not entry.is_symlink():
-            shutil.rmtree(entry)
-        else:
-            entry.unlink()
+        remove(entry)

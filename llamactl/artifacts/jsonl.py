@@ -18,13 +18,13 @@ from typing import Any, BinaryIO, Generic, NamedTuple, NoReturn, cast
 import orjson
 import zstandard
 
-from llamactl.artifacts import files
 from llamactl.artifacts.records import R, Shard, checked
 from llamactl.errors import Fault, ReaderGone
 
 BLOCK = 1 << 20  # bytes of whole lines handed on at once
 MAX_LINE = 16 << 20  # bytes; a longer line is refused before it is parsed
 MAX_WINDOW = 1 << 27  # bytes a zstd frame may ask us to keep (the format's own `--long` limit)
+ZSTD_BITE = 512  # bytes of packed data unpacked at once: bounds what a hostile frame can unfold to (16 MiB)
 STDIN = "-"
 
 Refuse = Callable[[Fault], None]
@@ -53,31 +53,76 @@ class Input(NamedTuple):
     tell: Callable[[], int]
 
 
+class _Stream(io.RawIOBase):
+    """Bytes of an iterator as something to read from."""
+
+    def __init__(self, pieces: Iterator[bytes]) -> None:
+        self._pieces, self._rest = pieces, memoryview(b"")
+
+    def readable(self) -> bool:
+        return True
+
+    def readinto(self, buffer: Any) -> int:
+        while not self._rest:
+            piece = next(self._pieces, None)
+            if piece is None:
+                return 0
+            self._rest = memoryview(piece)
+        size = min(len(buffer), len(self._rest))
+        buffer[:size] = self._rest[:size]
+        self._rest = self._rest[size:]
+        return size
+
+
+def _chunks(head: bytes, raw: BinaryIO, size: int = BLOCK) -> Iterator[bytes]:
+    yield head
+    while chunk := raw.read(size):
+        yield chunk
+
+
+def _unpacked(packed: Iterator[bytes]) -> Iterator[bytes]:
+    """The content of zstd frames; raises EOFError where the last is cut short (the library's own reader does not)."""
+    frame = zstandard.ZstdDecompressor(max_window_size=MAX_WINDOW).decompressobj()
+    begun = False
+    for chunk in packed:
+        while chunk:
+            yield frame.decompress(chunk)
+            begun = True
+            chunk = frame.unused_data
+            if frame.eof:
+                frame = zstandard.ZstdDecompressor(max_window_size=MAX_WINDOW).decompressobj()
+                begun = False
+    if begun:
+        raise EOFError("the last frame has no end")
+
+
 @contextmanager
 def open_input(path: str) -> Iterator[Input]:
     """The bytes of a file or of stdin, unpacked; raises Fault where they are missing, empty or damaged."""
     if path == STDIN:
+        if sys.stdin is None:
+            raise Fault("stdin", "is closed", "give a file, or pipe something in")
         raw: BinaryIO = sys.stdin.buffer
     else:
         try:
             raw = Path(path).open("rb")  # noqa: SIM115
         except FileNotFoundError:
-            raise Fault(path, "no such file") from None
+            raise Fault(path, "no such file", "name one that is there") from None
         except IsADirectoryError:
-            raise Fault(path, "is a directory, not a file") from None
+            raise Fault(path, "is a directory, not a file", "name the files in it") from None
     try:
-        head = io.BufferedReader(cast(io.RawIOBase, raw), BLOCK) if path != STDIN else raw
-        magic = head.peek(4)[:4]  # type: ignore[attr-defined]
+        magic = raw.read(4)
         if not magic:
-            raise Fault(path if path != STDIN else "stdin", "is empty")
+            raise Fault(path if path != STDIN else "stdin", "is empty", "give it something to read, or leave it out")
         tell = raw.tell if path != STDIN else int
         if magic == b"\x28\xb5\x2f\xfd":
-            unpacker = zstandard.ZstdDecompressor(max_window_size=MAX_WINDOW)
-            yield Input(cast(BinaryIO, unpacker.stream_reader(head, read_across_frames=True)), tell)
+            yield Input(io.BufferedReader(_Stream(_unpacked(_chunks(magic, raw, ZSTD_BITE))), BLOCK), tell)
         elif magic[:2] == b"\x1f\x8b":
-            yield Input(cast(BinaryIO, gzip.GzipFile(fileobj=head)), tell)
+            yield Input(
+                cast(BinaryIO, gzip.GzipFile(fileobj=io.BufferedReader(_Stream(_chunks(magic, raw)), BLOCK))), tell
+            )
         else:
-            yield Input(head, tell)
+            yield Input(io.BufferedReader(_Stream(_chunks(magic, raw)), BLOCK), tell)
     except (zstandard.ZstdError, EOFError, gzip.BadGzipFile, zlib.error) as error:
         raise Fault(path, f"the compressed data is damaged or cut short ({error})", "copy it again") from None
     finally:
@@ -95,36 +140,36 @@ def blocks(paths: Iterable[str], max_line: int = MAX_LINE) -> Iterator[Block]:
 
 
 def _blocks_of(path: str, number: int, max_line: int) -> Iterator[Block]:
-    line, rest, skipping = 1, b"", False  # skipping: inside a line over the limit
-    disk = 0
+    line, disk = 1, 0
+    rest: list[bytes] = []  # of a line whose end has not come yet
+    length, skipping = 0, False  # of the rest; skipping: inside a line over the limit
     with open_input(path) as (file, tell):
         while chunk := file.read(BLOCK):
             if line == 1 and not rest:
                 chunk = chunk.removeprefix(b"\xef\xbb\xbf")
             end = chunk.rfind(b"\n") + 1
-            if not end:
-                if not skipping:
-                    rest += chunk
-                    skipping = len(rest) > max_line
-                continue
-            if skipping:
+            if end and skipping:
                 yield Block(path, line, number, b"", oversized=True)
-                line, number, skipping, rest = line + 1, number + 1, False, b""
+                line, number, skipping = line + 1, number + 1, False
                 chunk = chunk[chunk.find(b"\n") + 1 :]
                 end = chunk.rfind(b"\n") + 1
-            data = rest + chunk[:end]
-            rest = chunk[end:]
-            if data:
+            if end:
+                data = b"".join((*rest, chunk[:end]))
                 yield Block(path, line, number, data, disk=tell() - disk)
-                disk = tell()
-                lines = data.count(b"\n")
+                disk, lines = tell(), data.count(b"\n")
                 line, number = line + lines, number + lines
+                rest, length, chunk = [], 0, chunk[end:]
+            if chunk and not skipping:
+                rest.append(chunk)
+                length += len(chunk)
+                if length > max_line:
+                    rest, length, skipping = [], 0, True
     if skipping:
         yield Block(path, line, number, b"", oversized=True)
     elif rest:
-        yield Block(path, line, number, rest + b"\n")
+        yield Block(path, line, number, b"".join((*rest, b"\n")))
     elif line == 1:
-        raise Fault(path, "is empty")
+        raise Fault(path, "is empty", "leave it out")
 
 
 class Line(NamedTuple):
@@ -199,6 +244,24 @@ def read(
                 refuse(fault)
 
 
+@contextmanager
+def reader_may_leave() -> Iterator[None]:
+    """Where the reader of our stdout has closed it, ReaderGone is raised."""
+    try:
+        yield
+    except BrokenPipeError:
+        # the interpreter would complain once more when it flushes stdout at exit
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        raise ReaderGone from None
+
+
+def stdout() -> BinaryIO:
+    """Standard output as bytes; raises Fault where it is closed."""
+    if sys.stdout is None:
+        raise Fault("stdout", "is closed", "name a file with -o")
+    return sys.stdout.buffer
+
+
 class Writer:
     """Records out, one JSON line each, to an open binary stream."""
 
@@ -207,13 +270,9 @@ class Writer:
 
     def write(self, record: Any) -> None:
         """Write one record and let the next program in the pipe have it; raises ReaderGone where it has left."""
-        try:
+        with reader_may_leave():
             self._stream.write(orjson.dumps(record, default=_plain, option=orjson.OPT_APPEND_NEWLINE))
             self._stream.flush()
-        except BrokenPipeError:
-            # the interpreter would complain once more when it flushes stdout at exit
-            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-            raise ReaderGone from None
 
 
 def _plain(value: object) -> object:
@@ -233,13 +292,3 @@ def compressed(stream: BinaryIO, name: str) -> Iterator[BinaryIO]:
             yield cast(BinaryIO, packed_gz)
     else:
         yield stream
-
-
-@contextmanager
-def output(path: Path | None) -> Iterator[Writer]:
-    """Where records go: stdout, or a file that appears whole."""
-    if path is None:
-        yield Writer(sys.stdout.buffer)
-    else:
-        with files.whole_file(path) as file, compressed(file, path.name) as packed:
-            yield Writer(packed)

@@ -4,7 +4,7 @@
 by hand shows. Its inputs are named by digest, so that they are found again wherever they are moved to.
 """
 
-import shutil
+import os
 import socket
 import sys
 import time
@@ -20,7 +20,7 @@ import orjson
 
 from llamactl import __version__, ui
 from llamactl.artifacts import files
-from llamactl.artifacts.jsonl import STDIN, Writer, compressed
+from llamactl.artifacts.jsonl import STDIN, Writer, compressed, reader_may_leave, stdout
 from llamactl.errors import Fault
 
 FILE = "run.json"
@@ -41,8 +41,8 @@ def dumps(manifest: Mapping[str, Any]) -> bytes:
     return orjson.dumps(body | {"sha256": digest}, option=orjson.OPT_INDENT_2 | orjson.OPT_APPEND_NEWLINE)
 
 
-def load(path: Path) -> dict[str, Any]:
-    """Read a manifest; raises Fault where it is damaged or was edited."""
+def load_signed(path: Path) -> dict[str, Any]:
+    """Read a JSON object that ``dumps`` wrote; raises Fault where it is damaged or was edited."""
     remedy = "make the artifact again with --overwrite"
     try:
         manifest: dict[str, Any] = orjson.loads(path.read_bytes())
@@ -52,8 +52,18 @@ def load(path: Path) -> dict[str, Any]:
             raise Fault(path, "was changed after it was written (its digest differs)", remedy)
     except FileNotFoundError:
         raise Fault(path, "is missing", remedy) from None
-    except (ValueError, KeyError, TypeError):
+    except (ValueError, KeyError, AttributeError):
         raise Fault(path, "is no manifest of llamactl", remedy) from None
+    return manifest
+
+
+def load(path: Path) -> dict[str, Any]:
+    """Read a run's manifest; raises Fault where it is none, is damaged or was edited."""
+    manifest = load_signed(path)
+    if absent := [
+        field for field in ("stage", "settings", "inputs", "outputs", "done", "end") if field not in manifest
+    ]:
+        raise Fault(path, f"{absent[0]}: missing", "make the artifact again with --overwrite")
     return manifest
 
 
@@ -85,13 +95,15 @@ def described(name: str, path: str, verify: bool = True) -> dict[str, Any]:
         size, digest = files.stamp(place)
         if made_by and made_by["outputs"][0]["sha256"] != digest:
             raise Fault(place, f"its bytes differ from what {own.name} says", "make it again with --overwrite")
-    entry = {"as": name, "path": path, "kind": _kind(place), "size": size, "sha256": digest}
+    entry = {"as": name, "path": _plain(path), "kind": _kind(place), "size": size, "sha256": digest}
     if made_by:
         entry["manifest"] = made_by["sha256"]
     return entry
 
 
 def _kind(path: Path) -> str:
+    if path.name.endswith(".model"):
+        return "tokenizer"
     if path.is_dir():
         return "model" if (path / "config.json").exists() else "shards" if any(path.glob("shard-*")) else "directory"
     return path.name.removesuffix(".gz").removesuffix(".zst").rpartition(".")[2] or "file"
@@ -149,7 +161,7 @@ class Run:
         out: Path | None = None,
         verify: bool = True,
     ) -> None:
-        self.stage, self.out = stage, out
+        self.stage, self.out = stage, out.resolve() if out and out.name in ("", "..") else out
         self.settings = {k: _plain(v) for k, v in sorted(settings.items()) if k not in NEUTRAL and k not in inputs}
         self.inputs = [described(name, str(path), verify) for name, paths in inputs.items() for path in paths]
         self.done: Counter[str] = Counter()  # documents, tokens, bytes, samples: what was worked through
@@ -163,35 +175,40 @@ class Run:
 
     # -- before
 
-    def already_made(self, mark: str | None = None) -> bool:
+    def already_made(self, mark: str | None = None, announce: bool = True) -> bool:
         """Whether ``out`` is there, complete, and what this run would make; says so.
 
         ``mark`` names the manifest of a part, where ``out`` is a directory of parts. Raises Fault where something else
         has the name.
         """
-        if self.out is None or self._overwrite:
+        if self.out is None or not self.out.exists():
             return False
         own = self.out / mark if mark else beside(self.out)
         if not own.exists():
-            if self.out.is_file():
+            if self.out.is_file() and not self._overwrite:
                 raise Fault(self.out, "exists, and not by llamactl", "--overwrite to replace it, or another -o")
             return False
+        if self._overwrite:
+            return False
         made = load(own)
-        if difference := self._difference(made):
+        if self.out.is_file() and files.stamp(self.out).sha256 != made["outputs"][0]["sha256"]:
+            raise Fault(self.out, f"its bytes differ from what {own.name} says", "--overwrite to make it again")
+        if difference := self.difference(made):
             raise Fault(
                 self.out, f"exists and was made otherwise ({difference})", "--overwrite to redo it, or another -o"
             )
         ui.note(f"{self.out}: already made on {made['end'][:10]}; nothing to do (--overwrite to redo)")
-        self._announce()
+        if announce:
+            self._announce()
         return True
 
-    def _difference(self, made: Mapping[str, Any]) -> str:
-        """What this run would do otherwise than ``made``, in words; empty where nothing."""
+    def difference(self, made: Mapping[str, Any], but: Sequence[str] = ()) -> str:
+        """What this run would do otherwise than ``made``, settings ``but`` some, in words; empty where nothing."""
         if made["stage"] != self.stage:
             return f"by {made['stage']}"
         for name in sorted(self.settings.keys() | made["settings"].keys()):
             mine, theirs = self.settings.get(name), made["settings"].get(name)
-            if mine != theirs:
+            if mine != theirs and name not in but:
                 return f"with {name.replace('_', '-')} {theirs}, not {mine}"
         ours = [(i["as"], i["sha256"]) for i in self.inputs]
         if ours != [(i["as"], i["sha256"]) for i in made["inputs"]]:
@@ -223,7 +240,7 @@ class Run:
         return {
             "format": FORMAT,
             "stage": self.stage,
-            "command": [Path(sys.argv[0]).name, *sys.argv[1:]],
+            "command": [Path(sys.argv[0]).name, *map(_plain, sys.argv[1:])],
             "settings": self.settings,
             "version": __version__,
             "seed": self.settings.get("seed"),
@@ -245,31 +262,41 @@ class Run:
 
     @contextmanager
     def file(self, announce: bool = True) -> Iterator[BinaryIO]:
-        """The output file, which appears whole, with its manifest beside."""
+        """The output file, which appears whole, its manifest just before it."""
         assert self.out is not None
         with files.whole_file(self.out) as stream:
             yield stream
-        output = {"path": self.out.name, "kind": _kind(self.out), **files.stamp(self.out)._asdict()}
-        with files.whole_file(beside(self.out)) as stream:
-            stream.write(dumps(self.manifest([output])))
+            stream.flush()
+            written = files.stamp(files.partial(self.out))
+            output = {"path": self.out.name, "kind": _kind(self.out), **written._asdict()}
+            with files.whole_file(beside(self.out)) as own:
+                own.write(dumps(self.manifest([output])))
         self._report(announce)
 
     @contextmanager
     def records(self) -> Iterator[Writer]:
         """Where records go: ``out``, with a manifest, or stdout, without."""
         if self.out is None:
-            yield Writer(sys.stdout.buffer)
+            yield Writer(stdout())
             self._report(announce=False)
         else:
             with self.file(announce=False) as stream, compressed(stream, self.out.name) as packed:
                 yield Writer(packed)
 
+    def _refuse_foreign(self, marks: str = FILE) -> None:
+        """Raise Fault where ``out`` is a directory with something in it, and none of ``marks`` (a pattern) of ours."""
+        assert self.out is not None
+        if not self.out.exists():
+            return
+        left = () if self.out.is_file() else set(self.out.iterdir()) - set(self.out.glob(files.PARTIALS))
+        if self.out.is_file() or (left and not any(self.out.glob(marks))):
+            raise Fault(self.out, "exists, and not by llamactl", "remove it yourself, or name another -o")
+
     @contextmanager
     def directory(self) -> Iterator[tuple[Path, list[dict[str, Any]]]]:
         """A directory that appears whole, and the list of its outputs to fill."""
         assert self.out is not None
-        if self.out.exists() and not self._overwrite and (self.out.is_file() or any(self.out.iterdir())):
-            raise Fault(self.out, "exists, and not by llamactl", "--overwrite to replace it, or another -o")
+        self._refuse_foreign()
         outputs: list[dict[str, Any]] = []
         with files.whole_directory(self.out) as partial:
             yield partial, outputs
@@ -285,10 +312,11 @@ class Run:
         assert self.out is not None
         self.out.mkdir(parents=True, exist_ok=True)
         outputs: list[dict[str, Any]] = []
-        with files.locked(self.out):
-            known = fresh or (self.out / "state").exists() or (self.out / METRICS).exists()
-            if not known and any(self.out.iterdir()):
-                raise Fault(self.out, "exists, and not by llamactl", "--overwrite to replace it, or another -o")
+        with files.locked(self.out, self.out):
+            if not any(self.out.glob(FILE)):
+                self._refuse_foreign(METRICS)
+            for leftover in list(self.out.rglob(files.PARTIALS)):
+                files.remove(leftover)
             if fresh:
                 files.clear(self.out)
             yield self.out, outputs
@@ -300,22 +328,36 @@ class Run:
     def part(self, mark: str) -> Iterator[tuple[Path, list[dict[str, Any]]]]:
         """One part of a directory that several runs fill; ``mark`` is the manifest that says the part is whole."""
         assert self.out is not None
-        self.out.mkdir(exist_ok=True)
-        hidden = self.out / f".{mark}.partial"
+        self.out.mkdir(parents=True, exist_ok=True)
+        self._refuse_foreign("part-*")
+        hidden = files.partial(self.out / mark)
         hidden.mkdir(exist_ok=True)
         outputs: list[dict[str, Any]] = []
-        with files.locked(hidden):
+        with files.locked(hidden, self.out / mark):
             files.clear(hidden)
             try:
                 yield hidden, outputs
                 for output in outputs:
                     files.sync(hidden / output["path"])
+                self._take_back(mark)
+                for output in outputs:
                     (hidden / output["path"]).replace(self.out / output["path"])
             finally:
-                shutil.rmtree(hidden, ignore_errors=True)
+                files.remove(hidden)
         with files.whole_file(self.out / mark) as stream:
             stream.write(dumps(self.manifest(outputs)))
         self._report()
+
+    def _take_back(self, mark: str) -> None:
+        """Remove an earlier edition of a part, which makes the whole incomplete until this one is there."""
+        assert self.out is not None
+        if (self.out / mark).exists():
+            old = load(self.out / mark)
+            (self.out / FILE).unlink(missing_ok=True)
+            (self.out / mark).unlink()
+            for output in old["outputs"]:
+                if output["kind"] == "shard":
+                    (self.out / output["path"]).unlink(missing_ok=True)
 
     def _report(self, announce: bool = True) -> None:
         if self.skipped:
@@ -328,7 +370,8 @@ class Run:
     def _announce(self) -> None:
         """The path of a finished artifact is the one line on stdout."""
         if ui.first_rank():
-            print(self.out, flush=True)
+            with reader_may_leave():
+                print(self.out, flush=True)
 
 
 class Metrics:
@@ -361,8 +404,8 @@ class Metrics:
 
 
 def _plain(value: object) -> Any:
-    if isinstance(value, Path):
-        return str(value)
+    if isinstance(value, str | Path):  # a name that is not UTF-8 is spelled with escapes
+        return os.fsencode(value).decode("utf-8", "backslashreplace")
     if isinstance(value, tuple | list):
         return [_plain(v) for v in value]
-    return value if isinstance(value, str | int | float | bool | None) else str(value)
+    return value if isinstance(value, int | float | bool | None) else str(value)

@@ -91,21 +91,43 @@ def missing(directory: Path) -> list[Shard]:
     return [Shard(i, count) for count in counts for i in range(count) if i not in done]
 
 
+def check_siblings(directory: Path, part: Shard, run: manifest.Run, overwrite: bool) -> None:
+    """Raise Fault where ``directory`` is no place for this part: whole already, or of an array made otherwise.
+
+    An array may be made anew part by part (``overwrite``); its size stays.
+    """
+    if not directory.is_dir():
+        return
+    there = parts(directory)
+    if not there and (directory / manifest.FILE).exists():
+        raise Fault(directory, "is whole, and was not made in parts", "name another directory with -o")
+    for other in there:
+        difference = "" if overwrite else run.difference(other, but=("shard",))
+        if other["part"]["count"] != part.count:
+            difference = f"in {other['part']['count']} parts"
+        if difference:
+            raise Fault(
+                directory, f"its other parts were made otherwise ({difference})", "name another directory with -o"
+            )
+
+
 def complete(directory: Path) -> bool:
-    """Write ``run.json`` of the whole array if all its parts are there; whether they are.
+    """Write ``run.json`` of the whole array if all its parts are there and alike; whether they are.
 
     Every part leaves its mark before it looks, so whichever comes last sees all; two that see all write the same.
     """
-    if missing(directory):
-        return False
     there = parts(directory)
-    made = [{**part["settings"], "shard": "", "inputs": [i["sha256"] for i in part["inputs"]]} for part in there]
-    if any(one != made[0] for one in made):
-        problem = "its parts were made with different settings or from different inputs"
-        raise Fault(directory, problem, "make them again in a new directory")
+    if missing(directory) or not _alike(there):
+        return False
     with files.whole_file(directory / manifest.FILE) as file:
         file.write(manifest.dumps(manifest.merged(there)))
     return True
+
+
+def _alike(there: list[dict[str, Any]]) -> bool:
+    """Whether parts were made with the same settings and from the same inputs."""
+    made = [{**part["settings"], "shard": "", "inputs": [i["sha256"] for i in part["inputs"]]} for part in there]
+    return all(one == made[0] for one in made)
 
 
 class Shards:
@@ -123,6 +145,9 @@ class Shards:
                 listed = ", ".join(map(str, gaps[:8])) + (" ..." if len(gaps) > 8 else "")
                 remedy = f"run llamactl tokenize --shard {gaps[0]} for it"
                 raise Fault(path, f"{len(gaps)} of {gaps[0].count} parts are missing: {listed}", remedy)
+            if parts(path):
+                problem = "its parts were made with different settings or from different inputs"
+                raise Fault(path, problem, "make them again with --overwrite")
             raise Fault(path, "is no shards directory (it has no run.json)", "make one with llamactl tokenize")
         self.path = path
         self.manifest = manifest.load(path / manifest.FILE)

@@ -29,15 +29,19 @@ class State(NamedTuple):
 
 
 def save(directory: Path, step: int, state: "Mapping[str, torch.Tensor]", facts: Mapping[str, Any], keep: int) -> Path:
-    """Write ``directory/step-...``, whole or not at all, then prune all but the newest ``keep``."""
+    """Write ``directory/step-...``, whole or not at all, then prune all but the newest ``keep``.
+
+    States of later steps are pruned too: a run that stands at ``step`` has found them damaged.
+    """
     directory.mkdir(exist_ok=True)
     place = directory / f"step-{step:08d}"
     with files.whole_directory(place) as partial:
         written = tensors.write(partial / TENSORS, state)
         listed = [{"path": TENSORS, **written._asdict()}]
         (partial / MANIFEST).write_bytes(manifest.dumps({**facts, "step": step, "files": listed}))
-    for old in _newest_first(directory)[keep:]:
-        shutil.rmtree(old)
+    states = _newest_first(directory)
+    for other in [one for one in states if one > place] + [one for one in states if one <= place][keep:]:
+        shutil.rmtree(other)
     return place
 
 
@@ -60,7 +64,7 @@ def _newest_first(directory: Path) -> list[Path]:
 
 
 def _load(place: Path) -> State:
-    facts = manifest.load(place / MANIFEST)
+    facts = manifest.load_signed(place / MANIFEST)
     for file in facts["files"]:
         if not (place / file["path"]).is_file():
             raise Fault(place / file["path"], "is missing")

@@ -25,8 +25,11 @@ class Config:
 
     def __post_init__(self) -> None:
         for name in ("dim", "layers", "heads", "kv_heads", "ffn", "vocab", "context"):
-            if getattr(self, name) < 1:
-                raise Fault(f"--{name.replace('_', '-')}", f"{getattr(self, name)} is not a positive number")
+            if type(value := getattr(self, name)) is not int or value < 1:
+                raise Fault(f"--{name.replace('_', '-')}", f"{name} {value!r} is no whole number above 0", "mend it")
+        for name in ("rope_theta", "norm_eps"):
+            if type(value := getattr(self, name)) not in (int, float) or value <= 0:
+                raise Fault(name, f"{name} {value!r} is no number above 0", "mend it")
         if self.dim % self.heads:
             raise Fault("--heads", f"{self.heads} heads do not divide dim {self.dim}", "choose a divisor")
         if self.head_dim % 2:
@@ -87,7 +90,8 @@ class Config:
         if raw.get("model_type") != "llama":
             raise Fault(origin, f"model_type is {raw.get('model_type')!r}", "only Llama 1 and 2 models are read")
         rope = raw.get("rope_parameters") or {}
-        scaling = raw.get("rope_scaling") or (rope if rope.get("rope_type", "default") != "default" else None)
+        scaling = raw.get("rope_scaling") or rope
+        scaling = None if scaling.get("rope_type", scaling.get("type", "default")) == "default" else scaling
         unread = {
             "rope_scaling": scaling,
             "attention_bias": raw.get("attention_bias"),
@@ -96,7 +100,12 @@ class Config:
         }
         for key, value in unread.items():
             if value:
-                raise Fault(origin, f"{key} is {value}, which Llama 1 and 2 do not have")
+                raise Fault(origin, f"{key} is {value}, which Llama 1 and 2 do not have", "use one of those")
+        for key in ("hidden_size", "num_hidden_layers", "num_attention_heads", "intermediate_size", "vocab_size"):
+            if key not in raw:
+                raise Fault(origin, f"{key}: missing", "is this the config.json of a Llama?")
+            if type(raw[key]) is not int:
+                raise Fault(origin, f"{key}: {raw[key]!r} is no whole number", "is this the config.json of a Llama?")
         try:
             config = cls(
                 dim=raw["hidden_size"],
@@ -106,15 +115,14 @@ class Config:
                 ffn=raw["intermediate_size"],
                 vocab=raw["vocab_size"],
                 context=raw.get("max_position_embeddings", 2048),
-                rope_theta=float(rope.get("rope_theta", raw.get("rope_theta", 10_000.0))),
+                rope_theta=rope.get("rope_theta", raw.get("rope_theta", 10_000.0)),
                 norm_eps=raw.get("rms_norm_eps", 1e-6),
             )
-        except KeyError as missing:
-            raise Fault(origin, f"{missing.args[0]}: missing", "is this the config.json of a Llama?") from None
         except Fault as fault:
             raise Fault(origin, fault.problem, "is this the config.json of a Llama?") from None
         if raw.get("head_dim") not in (None, config.head_dim):
-            raise Fault(origin, f"head_dim is {raw['head_dim']}, not hidden_size / heads = {config.head_dim}")
+            problem = f"head_dim is {raw['head_dim']}, not hidden_size / heads = {config.head_dim}"
+            raise Fault(origin, problem, "only Llama 1 and 2 models are read")
         return config
 
 

@@ -25,11 +25,6 @@ def chosen(name: str | None) -> torch.device:
     return device
 
 
-def dtype(precision: str | None) -> torch.dtype | None:
-    """The dtype that ``--precision`` names; None where it was not given."""
-    return None if precision is None else PRECISIONS[precision]
-
-
 def title(device: torch.device) -> str:
     """What the device is called: the GPU's name, or the processor's."""
     if device.type == "cuda":
@@ -46,7 +41,7 @@ def peak_flops(device: torch.device, dtype: torch.dtype) -> float:
         for key, rate in PEAK_BF16.items():
             if key in name:
                 return rate
-    a = torch.ones(_PROBE, _PROBE, dtype=dtype, device=device)
+    a = torch.randn(_PROBE, _PROBE, device=device).to(dtype)
     best = float("inf")
     for _ in range(5):
         start = time.perf_counter()

@@ -58,10 +58,10 @@ def choose(logits: Tensor, u: Tensor, sampling: Sampling) -> Tensor:
     """
     if sampling.temperature == 0:
         return logits.argmax(-1)
-    scaled = logits / sampling.temperature
+    scaled = (logits.double() - logits.amax(-1, keepdim=True)) / sampling.temperature
     if 0 < sampling.top_k < logits.shape[-1]:
         scaled = scaled.masked_fill(scaled < scaled.topk(sampling.top_k, -1).values[:, -1:], float("-inf"))
-    probabilities = scaled.softmax(-1, dtype=torch.float64)
+    probabilities = scaled.softmax(-1)
     if sampling.top_p < 1:
         ranked, order = probabilities.sort(stable=True, dim=-1, descending=True)
         beyond = ranked.cumsum(-1) - ranked >= sampling.top_p

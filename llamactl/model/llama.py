@@ -19,6 +19,7 @@ from torch import Tensor, nn
 
 from llamactl.artifacts import checkpoint
 from llamactl.model.config import Config
+from llamactl.model.device import PRECISIONS
 
 INIT_STD = 0.02  # the paper does not state an initialisation; this and its scaling by depth are GPT-2's
 
@@ -202,15 +203,17 @@ class Llama(nn.Module):
         return model.to_empty(device=device).initialize(seed)
 
     @classmethod
-    def load(cls, path: Path, device: torch.device, dtype: torch.dtype | None = None) -> Self:
-        """A model directory for inference: weights in ``dtype``, or as they are stored (16-bit ones as bf16).
-
-        Raises Fault where it is no whole Llama.
-        """
+    def described(cls, path: Path) -> tuple[Config, str]:
+        """A model directory's shape, and the precision it is stored in; raises Fault where it is no Llama."""
         raw = checkpoint.read_config(path, "LlamaForCausalLM")
-        config = Config.from_hf(raw, path / checkpoint.CONFIG)
         stored = raw.get("torch_dtype") or raw.get("dtype") or "float32"
-        dtype = dtype or (torch.float32 if stored == "float32" else torch.bfloat16)
+        return Config.from_hf(raw, path / checkpoint.CONFIG), "fp32" if stored == "float32" else "bf16"
+
+    @classmethod
+    def load(cls, path: Path, device: torch.device, dtype: torch.dtype | None = None) -> Self:
+        """A model directory for inference, in ``dtype`` or as it is stored; raises Fault where it is no whole Llama."""
+        config, stored = cls.described(path)
+        dtype = dtype or PRECISIONS[stored]
         with torch.device("meta"):
             model = cls(config, dtype)
         wanted = {checkpoint.hf_name(name): parameter.shape for name, parameter in model.named_parameters()}

@@ -29,7 +29,11 @@ class Asked(NamedTuple):
 
 
 def document(text: str) -> Found[Prompt | Document]:
-    """A text from the command line as if it had been read."""
+    """A text from the command line as if it had been read; raises Fault where the shell gave bytes that are no text."""
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        raise Fault("--text", "is not UTF-8", 'give it in a file: {"text": ...}') from None
     return Found(Document(text=text), {"text": text}, "--text")
 
 
@@ -42,12 +46,13 @@ def asked(found: Found[Any], tokenizer: Tokenizer, context: int, allow_tags: boo
         dialogue.check(record.messages, found.where, allow_tags)
         if record.messages[-1].role != "user":
             last = len(record.messages) - 1
-            raise Fault(f"{found.where}: messages[{last}].role", "is assistant: a prompt ends on a user turn")
+            raise Fault(
+                f"{found.where}: messages[{last}].role", "is assistant: a prompt ends on a user turn", "leave it off"
+            )
         one = Asked(found.raw, dialogue.encode(record.messages, tokenizer), None)
     if len(one.ids) >= context:
-        raise Fault(
-            found.where, f"is {len(one.ids):,} tokens long, the model's context {context:,}: no room for an answer"
-        )
+        problem = f"is {len(one.ids):,} tokens long, the model's context {context:,}: no room for an answer"
+        raise Fault(found.where, problem, "shorten it")
     return one
 
 

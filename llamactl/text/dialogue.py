@@ -22,7 +22,7 @@ TEMPLATE = (
     "{% set system = '<<SYS>>\\n' + messages[0]['content'] + '\\n<</SYS>>\\n\\n' %}{% set turns = messages[1:] %}"
     "{% else %}{% set system = '' %}{% set turns = messages %}{% endif %}"
     "{% for turn in turns %}"
-    "{% if (turn['role'] == 'user') != (loop.index0 % 2 == 0) %}"
+    "{% if turn['role'] != ('user' if loop.index0 % 2 == 0 else 'assistant') %}"
     "{{ raise_exception('roles must alternate: user, assistant, user, ...') }}{% endif %}"
     "{% if turn['role'] == 'user' %}"
     "{{ bos_token + '[INST] ' + ((system if loop.first else '') + turn['content']).strip() + ' [/INST]' }}"

@@ -12,6 +12,7 @@ do cross (``units`` is False then), the whole text is given to SentencePiece.
 """
 
 import io
+import random
 import re
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
@@ -25,6 +26,7 @@ from llamactl.errors import Fault
 UNK, BOS, EOS = 0, 1, 2
 FILE = "tokenizer.model"
 SPACE = "\N{LOWER ONE EIGHTH BLOCK}"  # how SentencePiece spells a space
+UNKNOWN = "\N{LOWER FIVE EIGHTHS BLOCK}"  # how its trainer spells an unknown character
 LONGEST_SENTENCE = 16_384  # bytes; SentencePiece drops longer ones without a word, so lines are cut before it sees them
 CACHED_UNITS = 1_000_000  # words kept by an encoder: about 200 MB when full; then it starts over
 
@@ -62,6 +64,8 @@ class Tokenizer:
         import sentencepiece
 
         try:
+            if not proto:  # SentencePiece takes it for a model without pieces
+                raise ValueError
             self._processor: Any = sentencepiece.SentencePieceProcessor(model_proto=proto)
         except (RuntimeError, ValueError):
             raise Fault(origin, "is no SentencePiece model", "make one with llamactl train-tokenizer") from None
@@ -130,8 +134,8 @@ class Tokenizer:
             start = end
 
     def decode(self, ids: Sequence[int]) -> str:
-        """The text of ids; specials are left out, bytes that are no UTF-8 become U+FFFD."""
-        return str(self._processor.decode([int(i) for i in ids]))
+        """The text of ids; specials are left out, bytes that are no UTF-8 become U+FFFD, others unknown."""
+        return str(self._processor.decode([int(i) if i < self.vocab else UNK for i in ids]))
 
     def piece(self, token: int) -> str:
         """The piece of an id, as SentencePiece spells it."""
@@ -154,33 +158,40 @@ class Tokenizer:
 
 
 class Trained(NamedTuple):
-    """A new tokenizer, and what it was trained on: lines and bytes offered, lines cut because they were too long."""
+    """A new tokenizer, and what the corpus offered: lines, their bytes, and how many lines had to be cut."""
 
     proto: bytes
-    sentences: int
+    lines: int
     bytes: int
     cut: int
 
 
 def train(texts: Iterable[str], vocab_size: int, sample: int, seed: int) -> Trained:
-    """Train on a stream of texts, of which SentencePiece keeps a uniform sample of ``sample`` lines (a reservoir).
+    """Train on a stream of texts, of which a uniform sample of ``sample`` lines is kept in memory (a reservoir).
 
-    Memory is that of the sample whatever the corpus. Raises Fault where the corpus is too small for ``vocab_size``.
+    The sampling is ours because SentencePiece's own differs from run to run. Raises Fault where the corpus is too small
+    for ``vocab_size``.
     """
     import sentencepiece
 
-    counts = {"sentences": 0, "bytes": 0, "cut": 0}
-    failures: list[Exception] = []
+    counts = {"lines": 0, "bytes": 0, "cut": 0}
+    kept: list[str] = []
+    draw = random.Random(seed)
+    for text in texts:
+        for line in _lines(text, counts):
+            if len(kept) < sample:
+                kept.append(line)
+            elif (place := draw.randrange(counts["lines"])) < sample:
+                kept[place] = line
+    if not kept:
+        raise Fault("train-tokenizer", "the corpus holds no text", "give it some")
     out = io.BytesIO()
-    sentencepiece.set_random_generator_seed(seed)
     try:
         sentencepiece.SentencePieceTrainer.train(
-            sentence_iterator=_sentences(texts, counts, failures),
+            sentence_iterator=iter(kept),
             model_writer=out,
             model_type="bpe",
             vocab_size=vocab_size,
-            input_sentence_size=sample,
-            shuffle_input_sentence=True,
             max_sentence_length=LONGEST_SENTENCE,
             character_coverage=0.99995,
             split_digits=True,
@@ -197,32 +208,26 @@ def train(texts: Iterable[str], vocab_size: int, sample: int, seed: int) -> Trai
             minloglevel=2,
         )
     except RuntimeError as error:
-        if failures:  # ours, from the corpus, which SentencePiece wraps in its own
-            raise failures[0] from None
         raise _explained(str(error), vocab_size) from None
     return Trained(out.getvalue(), **counts)
 
 
-def _sentences(texts: Iterable[str], counts: dict[str, int], failures: list[Exception]) -> Iterator[str]:
-    try:
-        for text in texts:
-            yield from _lines(text, counts)
-    except Exception as failure:
-        failures.append(failure)
-        raise
-
-
 def _lines(text: str, counts: dict[str, int]) -> Iterator[str]:
+    """What SentencePiece can take: lines, cut where they are too long or hold its mark of an unknown character.
+
+    It would drop those without a word.
+    """
     for line in filter(None, text.split("\n")):
         length = len(line.encode())
         counts["bytes"] += length
-        step = len(line)
-        if length > LONGEST_SENTENCE:
-            counts["cut"] += 1
-            step = LONGEST_SENTENCE // 4  # a character has at most four bytes
-        for start in range(0, len(line), step):
-            counts["sentences"] += 1
-            yield line[start : start + step]
+        step = len(line) if length <= LONGEST_SENTENCE else LONGEST_SENTENCE // 4  # a character has at most four bytes
+        pieces = [line[start : start + step] for start in range(0, len(line), step)]
+        if UNKNOWN in line:
+            pieces = [part for piece in pieces for part in piece.split(UNKNOWN) if part]
+        counts["cut"] += len(pieces) != 1 or UNKNOWN in line
+        for piece in pieces:
+            counts["lines"] += 1
+            yield piece
 
 
 def _explained(error: str, asked: int) -> Fault:

@@ -1,7 +1,7 @@
 """Which tokens a step trains on: a function of (seed, global sample index), whatever the processes or accumulation.
 
 A source is cut into samples of ``context`` tokens. Sources are interleaved by weight, exactly (after any number of
-samples each has had its share to within one), and each pass over a source is in another random order. Nothing is kept
+samples each has had its share to within two), and each pass over a source is in another random order. Nothing is kept
 between samples, so a run can go on from any index.
 """
 

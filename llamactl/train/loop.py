@@ -73,11 +73,17 @@ def planned(
     keep: int,
 ) -> Plan:
     """A pretraining's plan: what was asked for, and for the rest the size's row."""
+    if steps and tokens is not None:
+        raise Fault("--steps", "given together with --tokens", "give one of them")
+    lr, tokens = row.lr if lr is None else lr, row.tokens if tokens is None else tokens
+    for flag, value in (("--lr", lr), ("--tokens", tokens)):
+        if not (math.isfinite(value) and value > 0):
+            raise Fault(flag, f"{value} is no number above 0", "leave it out for the size's own")
     batch_size = batch_size or row.batch
-    steps = steps or math.ceil((tokens or row.tokens) / (batch_size * context))
+    steps = steps or math.ceil(tokens / (batch_size * context))
     warmup = min(optim.WARMUP, steps // 10) if warmup is None else warmup
     return Plan(
-        schedule=Cosine(lr or row.lr, warmup, steps),
+        schedule=Cosine(lr, warmup, steps),
         batch_size=batch_size,
         targets=batch_size * context,
         micro_batch=min(batch_size, micro_batch or max(1, MICRO_TOKENS // context)),
