@@ -92,6 +92,7 @@ Steps = Annotated[int | None, _option("--steps", text="Optimizer steps, instead 
 Tokens = Annotated[
     float | None, _option("--tokens", text="Tokens to train on, for example 2e12.", show_default="by size")
 ]
+Epochs = Annotated[float | None, _option("--epochs", text="Passes over the data, instead of --tokens.")]
 Precision = Annotated[
     Literal["bf16", "fp32"], _option("--precision", text="bf16 (compute; weights and optimizer stay fp32) or fp32.")
 ]

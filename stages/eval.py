@@ -67,7 +67,7 @@ def perplexity(
 
         def documents() -> "Iterator[str]":
             for document in texts.read(names, texts.Reading(encoding, max_line=max_line), run):
-                read.update(document.text.encode())
+                read.update(document.text.encode() + b"\0")
                 yield document.text
 
         for measured in measuring.measure(network, tokenizer, documents(), window, stride):

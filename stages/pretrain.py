@@ -26,6 +26,7 @@ def pretrain(
     context: options.Context = None,
     steps: options.Steps = None,
     tokens: options.Tokens = None,
+    epochs: options.Epochs = None,
     warmup: Annotated[
         int | None, typer.Option(help="Warm-up steps.", show_default="2,000, at most a tenth of the run", min=0)
     ] = None,
@@ -81,8 +82,8 @@ def pretrain(
     config = row.changed(dim=dim, layers=layers, heads=heads, kv_heads=kv_heads, ffn=ffn, context=context, vocab=vocab)
     mix = batches.Mix(batches.shares([weight for _, weight in places], shards), config.context, vocab, seed)
     plan = loop.planned(
-        config.context, row, lr=lr, warmup=warmup, steps=steps, tokens=tokens,
-        batch_size=batch_size, micro_batch=micro_batch, save_every=save_every, keep=keep,
+        config.context, row, lr=lr, warmup=warmup, steps=steps, tokens=tokens, epochs=epochs,
+        epoch=sum(mix.counts),         batch_size=batch_size, micro_batch=micro_batch, save_every=save_every, keep=keep,
     )  # fmt: skip
     settings = {
         "size": size, **asdict(config), **plan.settings(), "weight_decay": weight_decay, "precision": precision,
@@ -98,7 +99,7 @@ def pretrain(
         return
     target = devices.chosen(device)
     run.device = devices.title(target)
-    with run.in_place(fresh=overwrite or not resume) as (directory, outputs):
+    with run.in_place(fresh=not resume) as (directory, outputs):
         model = Llama.create(config, devices.PRECISIONS[precision], target, seed)
         training = loop.Training(model, optim.adamw(model, weight_decay), run, directory)
         if training.resume():

@@ -102,7 +102,7 @@ def shards_dir(tmp_path_factory: pytest.TempPathFactory, corpus_dir: Path, token
 
 @pytest.fixture(scope="session")
 def base_model(tmp_path_factory: pytest.TempPathFactory, shards_dir: Path) -> Path:
-    """A tiny base model in fp32, trained for 8 steps, with its state (of steps 3 and 6) beside."""
+    """A tiny base model in fp32, trained for 8 steps, with its state (of steps 6 and 8) beside."""
     path = tmp_path_factory.mktemp("base") / "base"
     run(
         "pretrain", "--size", "tiny", "--precision", "fp32", "--data", shards_dir, "-o", path,

@@ -135,7 +135,7 @@ FLAGS = {
     ),
     "pretrain": (
         "",
-        "--batch-size --compile --context --data --device --dim --dry-run --ffn --heads --keep --kv-heads --layers "
+        "--batch-size --compile --context --data --device --dim --dry-run --epochs --ffn --heads --keep --kv-heads --layers "
         "--log-every --lr --micro-batch --out/-o --overwrite --precision --quiet/-q --resume/--no-resume --save-every "
         "--seed --size --steps --tokens --verify/--no-verify --vocab-size --warmup --weight-decay",
     ),
@@ -183,6 +183,8 @@ def test_a_flag_means_the_same_everywhere() -> None:
         ["tokenize"],
         ["tokenize", "a.txt"],
         ["tokenize", "a.txt", "--tokenizer", "t.model", "--nosuch"],
+        ["tokenize", "a.txt", "--tokenizer", "t.model", "--encoding", "latin-2000"],
+        ["tokenize", "a.txt", "--tokenizer", "t.model", "--encoding", "rot13"],
         ["tokenize", "a.txt", "--tokenizer", "t.model", "--shard", "4/4"],
         ["tokenize", "a.txt", "--tokenizer", "t.model", "--shard", "-1/4"],
         ["tokenize", "a.txt", "--tokenizer", "t.model", "--shard", "1"],

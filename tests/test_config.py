@@ -24,7 +24,7 @@ PAPER = {  # parameters, context, tokens, peak learning rate
 }
 SMALL = Config(dim=48, layers=2, heads=6, kv_heads=3, ffn=80, vocab=99, context=64, rope_theta=5e5, norm_eps=1e-6)
 NOTHING_ASKED: dict[str, Any] = dict.fromkeys(
-    ("lr", "warmup", "steps", "tokens", "batch_size", "micro_batch", "save_every")
+    ("lr", "warmup", "steps", "tokens", "epochs", "batch_size", "micro_batch", "save_every")
 )
 
 
@@ -67,20 +67,25 @@ def test_1b_is_tinyllama() -> None:
 
 def test_the_paper_trains_for_476838_steps() -> None:
     for name in ("7b", "13b", "34b", "70b"):
-        plan = planned(4096, size(name), **NOTHING_ASKED, keep=2)
+        plan = planned(4096, size(name), **NOTHING_ASKED, epoch=1000, keep=2)
         assert plan.schedule.steps == 476_838
         assert (plan.schedule.warmup, plan.schedule.peak, plan.targets) == (2000, PAPER[name][3], 4_194_304)
 
 
 def test_what_is_asked_for_goes_before_the_row() -> None:
     asked = {**NOTHING_ASKED, "lr": 1e-3, "tokens": 1e6, "batch_size": 8, "warmup": 7, "micro_batch": 99}
-    plan = planned(100, size("7b"), **asked, keep=2)
+    plan = planned(100, size("7b"), **asked, epoch=1000, keep=2)
     assert plan.schedule == (1e-3, 7, 1250, 0.1)
     assert (plan.batch_size, plan.targets, plan.micro_batch) == (8, 800, 8)
 
 
+def test_epochs_are_passes_over_all_samples() -> None:
+    asked = {**NOTHING_ASKED, "epochs": 1.5, "batch_size": 8}
+    assert planned(100, size("7b"), **asked, epoch=1001, keep=2).schedule.steps == 188  # 1501.5 / 8, rounded up
+
+
 def test_a_short_run_warms_up_over_a_tenth() -> None:
-    assert planned(64, size("tiny"), **{**NOTHING_ASKED, "steps": 50}, keep=2).schedule.warmup == 5
+    assert planned(64, size("tiny"), **{**NOTHING_ASKED, "steps": 50}, epoch=1000, keep=2).schedule.warmup == 5
 
 
 def test_multi_head_stays_multi_head_when_heads_change() -> None:

@@ -199,7 +199,7 @@ def test_scores_have_the_fields_of_the_contract(base_model: Path, corpus: Path) 
         assert one == {
             "task": "perplexity", "metric": name, "value": pytest.approx(value, rel=1e-6), "n": n,
             "stderr": error if error is None else pytest.approx(error, rel=1e-5), "model": str(base_model), "shots": 0,
-            "prompt_sha256": sha256("".join(TEXTS).encode()).hexdigest(),
+            "prompt_sha256": sha256("".join(text + "\0" for text in TEXTS).encode()).hexdigest(),
             "scoring": "sliding window 128, stride 64, BOS before each document, words by white space",
         }  # fmt: skip
     assert "nats_per_token" in result.stderr

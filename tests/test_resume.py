@@ -370,7 +370,7 @@ def test_a_new_state_is_not_pruned_for_a_damaged_one(fp32: Pretraining, stopped:
 def test_other_settings_are_refused_by_name(stopped: Pretraining, flag: str, value: object, said: str) -> None:
     before = sorted((path, path.stat().st_mtime_ns) for path in stopped.out.rglob("*"))
     stopped.run(**{flag: value}, status=1)
-    assert f"was begun with {said}; ask for the same, or --no-resume to start over" in stopped.stderr()
+    assert f"was begun otherwise (with {said}); ask for the same, or --no-resume to start over" in stopped.stderr()
     after = sorted((path, path.stat().st_mtime_ns) for path in stopped.out.rglob("*"))
     assert after == before
 
@@ -380,7 +380,7 @@ def test_other_data_is_refused(stopped: Pretraining, shards_dir: Path, tmp_path:
     text.write_text("something else entirely. " * 500)
     llamactl("tokenize", text, "--tokenizer", shards_dir / "tokenizer.model", "-o", tmp_path / "other", status=0)
     stopped.run(data=tmp_path / "other", status=1)
-    assert "was begun from other inputs; --no-resume to start over" in stopped.stderr()
+    assert "was begun otherwise (from other inputs); ask for the same" in stopped.stderr()
 
 
 def test_data_that_was_moved_is_the_same_data(fp32: Pretraining, stopped: Pretraining, tmp_path: Path) -> None:
@@ -391,7 +391,7 @@ def test_data_that_was_moved_is_the_same_data(fp32: Pretraining, stopped: Pretra
 
 def test_what_does_not_change_the_result_may_change(fp32: Pretraining, stopped: Pretraining) -> None:
     stopped.run("--quiet", save_every=1, keep=5)
-    assert stopped.states() == [7, 8, 9, 10, 11]
+    assert stopped.states() == [8, 9, 10, 11, 12]
     assert stopped.stderr() == ""
     assert stopped.result() == fp32.result()
 
@@ -400,12 +400,12 @@ def test_no_resume_starts_over(fp32: Pretraining, stopped: Pretraining) -> None:
     (stopped.out / "state" / "step-00000007" / "extra").write_text("left by the attempt before")
     stopped.run("--no-resume")
     assert "going on" not in stopped.stderr()
-    assert stopped.states() == [6, 9]
+    assert stopped.states() == [9, 12]
     assert stopped.result() == fp32.result()
     assert not any(stopped.out.rglob("extra"))
 
 
-@pytest.mark.parametrize(("keep", "left"), [(1, [9]), (3, [3, 6, 9]), (9, [3, 6, 9])])
+@pytest.mark.parametrize(("keep", "left"), [(1, [12]), (3, [6, 9, 12]), (9, [3, 6, 9, 12])])
 def test_as_many_states_are_kept_as_asked(shards_dir: Path, tmp_path: Path, keep: int, left: list[int]) -> None:
     pretraining = Pretraining(shards_dir, tmp_path / "out")
     pretraining.run(keep=keep)

@@ -450,7 +450,7 @@ def test_metrics_and_manifest_of_a_run(base_model: Path, shards_dir: Path) -> No
         "README.md", "metrics.jsonl",
     }  # fmt: skip
     assert 0 < run["device_hours"] < 0.1
-    assert sorted(place.name for place in (base_model / "state").glob("*")) == ["step-00000003", "step-00000006"]
+    assert sorted(place.name for place in (base_model / "state").glob("*")) == ["step-00000006", "step-00000008"]
 
 
 def test_lines_are_logged_as_often_as_asked_and_at_the_end(little: list[object], tmp_path: Path) -> None:

@@ -170,7 +170,7 @@ class Run:
         self.facts: dict[str, Any] = {}  # what else the stage has to say for itself
         self.device, self.devices = "cpu", 1
         self.earlier_seconds = 0.0  # spent by attempts that were interrupted
-        self._overwrite, self._skip_bad = bool(settings.get("overwrite")), bool(settings.get("skip_bad"))
+        self.overwrite, self._skip_bad = bool(settings.get("overwrite")), bool(settings.get("skip_bad"))
         self._start, self._clock = _now(), time.monotonic()
 
     # -- before
@@ -185,10 +185,10 @@ class Run:
             return False
         own = self.out / mark if mark else beside(self.out)
         if not own.exists():
-            if self.out.is_file() and not self._overwrite:
+            if self.out.is_file() and not self.overwrite:
                 raise Fault(self.out, "exists, and not by llamactl", "--overwrite to replace it, or another -o")
             return False
-        if self._overwrite:
+        if self.overwrite:
             return False
         made = load(own)
         if self.out.is_file() and files.stamp(self.out).sha256 != made["outputs"][0]["sha256"]:
@@ -307,17 +307,18 @@ class Run:
     def in_place(self, fresh: bool) -> Iterator[tuple[Path, list[dict[str, Any]]]]:
         """A directory that a training fills as it goes, and the list of its outputs; ``run.json`` says it is complete.
 
-        ``fresh`` clears what an earlier attempt has left there.
+        ``fresh`` clears what an earlier attempt has left there; ``--overwrite`` what a finished one has, so that a run
+        that was asked to overwrite, and was interrupted, goes on like any other.
         """
         assert self.out is not None
         self.out.mkdir(parents=True, exist_ok=True)
         outputs: list[dict[str, Any]] = []
         with files.locked(self.out, self.out):
-            if not any(self.out.glob(FILE)):
+            if not (self.out / FILE).exists():
                 self._refuse_foreign(METRICS)
             for leftover in list(self.out.rglob(files.PARTIALS)):
                 files.remove(leftover)
-            if fresh:
+            if fresh or (self.out / FILE).exists():
                 files.clear(self.out)
             yield self.out, outputs
             with files.whole_file(self.out / FILE) as stream:

@@ -30,8 +30,18 @@ class Linear(nn.Linear):
     def __init__(self, inputs: int, outputs: int) -> None:
         super().__init__(inputs, outputs, bias=False)
 
+    def reset_parameters(self) -> None:
+        """Left to ``Llama.initialize`` or a checkpoint."""
+
     def forward(self, x: Tensor) -> Tensor:
         return F.linear(x, self.weight.to(x.dtype))
+
+
+class Embedding(nn.Embedding):
+    """A row for each id."""
+
+    def reset_parameters(self) -> None:
+        """Left to ``Llama.initialize`` or a checkpoint (torch's own costs a second on the meta device)."""
 
 
 class RMSNorm(nn.Module):
@@ -157,7 +167,7 @@ class Llama(nn.Module):
     def __init__(self, config: Config, dtype: torch.dtype = torch.float32) -> None:
         super().__init__()
         self.config, self.dtype = config, dtype
-        self.tok_embeddings = nn.Embedding(config.vocab, config.dim)
+        self.tok_embeddings = Embedding(config.vocab, config.dim)
         self.layers = nn.ModuleList(Block(config, layer) for layer in range(config.layers))
         self.norm = RMSNorm(config.dim, config.norm_eps)
         self.output = Linear(config.dim, config.vocab)

@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 
 from llamactl import ui
-from llamactl.artifacts import state
+from llamactl.artifacts import files, state
 from llamactl.artifacts.manifest import Run
 from llamactl.errors import Fault, Interrupted
 from llamactl.model.config import Size
@@ -67,20 +67,23 @@ def planned(
     warmup: int | None,
     steps: int | None,
     tokens: float | None,
+    epochs: float | None,
+    epoch: int,
     batch_size: int | None,
     micro_batch: int | None,
     save_every: int | None,
     keep: int,
 ) -> Plan:
-    """A pretraining's plan: what was asked for, and for the rest the size's row."""
-    if steps and tokens is not None:
-        raise Fault("--steps", "given together with --tokens", "give one of them")
-    lr, tokens = row.lr if lr is None else lr, row.tokens if tokens is None else tokens
-    for flag, value in (("--lr", lr), ("--tokens", tokens)):
-        if not (math.isfinite(value) and value > 0):
+    """A pretraining's plan: what was asked for, and for the rest the size's row. An ``epoch`` is so many samples."""
+    lengths = {"--steps": steps, "--tokens": tokens, "--epochs": epochs}
+    if len(given := [flag for flag, value in lengths.items() if value is not None]) > 1:
+        raise Fault(given[0], f"given together with {given[1]}", "give one of them")
+    for flag, value in {"--lr": lr, **lengths}.items():
+        if value is not None and not (math.isfinite(value) and value > 0):
             raise Fault(flag, f"{value} is no number above 0", "leave it out for the size's own")
-    batch_size = batch_size or row.batch
-    steps = steps or math.ceil(tokens / (batch_size * context))
+    batch_size, lr = batch_size or row.batch, lr or row.lr
+    samples = epochs * epoch if epochs else (tokens or row.tokens) / context
+    steps = steps or math.ceil(samples / batch_size)
     warmup = min(optim.WARMUP, steps // 10) if warmup is None else warmup
     return Plan(
         schedule=Cosine(lr, warmup, steps),
@@ -112,30 +115,27 @@ class Training:
     def __init__(self, model: Llama, optimizer: torch.optim.Optimizer, run: Run, directory: Path) -> None:
         self.model, self.optimizer, self.run, self.directory = model, optimizer, run, directory
         self.step = self.refused = 0
-        self._asked: dict[str, Any] = {
-            "stage": run.stage,
-            "settings": run.settings,
-            "inputs": [i["sha256"] for i in run.inputs],
-        }
 
     def save(self, keep: int) -> None:
         """Write the state of this moment."""
-        facts = {"refused": self.refused, "seconds": self.run.seconds(), "asked": self._asked}
+        asked = {"stage": self.run.stage, "settings": self.run.settings, "inputs": self.run.inputs}
+        facts = {"refused": self.refused, "seconds": self.run.seconds(), "asked": asked}
         state.save(self.directory / STATE, self.step, self._tensors(), facts, keep)
 
     def resume(self) -> bool:
-        """Take up the newest state, if there is one. Raises Fault where it is of a run that was asked for otherwise."""
+        """Take up the newest state; whether there was one.
+
+        Where it is of a run that was asked for otherwise, it is overwritten if that was asked for, or a Fault is raised.
+        """
         found = state.load(self.directory / STATE)
         if found is None:
             return False
-        asked = found.facts["asked"]
-        for name in sorted(self._asked["settings"].keys() | asked["settings"].keys()):
-            mine, theirs = self._asked["settings"].get(name), asked["settings"].get(name)
-            if mine != theirs:
-                problem = f"was begun with {name.replace('_', '-')} {theirs}, not {mine}"
+        if difference := self.run.difference(found.facts["asked"]):
+            if not self.run.overwrite:
+                problem = f"was begun otherwise ({difference})"
                 raise Fault(self.directory, problem, "ask for the same, or --no-resume to start over")
-        if asked != self._asked:
-            raise Fault(self.directory, "was begun from other inputs", "--no-resume to start over")
+            files.clear(self.directory)
+            return False
         self.step, self.refused = found.facts["step"], found.facts["refused"]
         self.run.earlier_seconds = found.facts["seconds"]
         self.run.skipped.update({REFUSED: self.refused} if self.refused else {})
@@ -208,7 +208,7 @@ def steps(training: Training, batch: Callable[[int, int], Tensor], loss_of: Loss
                 ui.warn(f"step {training.step + 1} refused: {what}; its batch is passed over ({row} in a row)")
                 training.run.skipped[REFUSED] += 1
             last = training.step == plan.schedule.steps
-            if caught or row >= PATIENCE or (outcome.applied and training.step % plan.save_every == 0 and not last):
+            if caught or row >= PATIENCE or last or (outcome.applied and training.step % plan.save_every == 0):
                 training.save(plan.keep)
                 saved = training.step
             if row >= PATIENCE:
