@@ -99,6 +99,7 @@ def pretrain(
         return
     target = devices.chosen(device)
     run.device = devices.title(target)
+    devices.keep_freed_memory()
     with run.in_place(fresh=not resume) as (directory, outputs):
         model = Llama.create(config, devices.PRECISIONS[precision], target, seed)
         training = loop.Training(model, optim.adamw(model, weight_decay), run, directory)

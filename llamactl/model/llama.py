@@ -11,7 +11,7 @@ tables, softmax and logits are in fp32 always.
 import hashlib
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Self, cast
+from typing import Any, Self, cast
 
 import torch
 import torch.nn.functional as F  # noqa: N812
@@ -44,6 +44,27 @@ class Embedding(nn.Embedding):
         """Left to ``Llama.initialize`` or a checkpoint (torch's own costs a second on the meta device)."""
 
 
+class _Norm(torch.autograd.Function):
+    """RMSNorm that keeps x and one number a row for the backward pass; autograd would keep fp32 copies of x."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, weight: Tensor, eps: float) -> Tensor:
+        wide = x.float()
+        inverse = torch.rsqrt(torch.linalg.vector_norm(wide, dim=-1, keepdim=True).square() / x.shape[-1] + eps)
+        ctx.save_for_backward(x, weight, inverse)
+        return (wide * inverse).to(x.dtype) * weight.to(x.dtype)
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, Tensor, None]:
+        x, weight, inverse = ctx.saved_tensors
+        wide, scale, g = x.float(), weight.float(), grad.float()
+        product = (g * wide).flatten(0, -2)
+        of_weight = product.mT.mv(inverse.flatten())
+        along = product.mv(scale / -x.shape[-1]).view(inverse.shape)
+        of_x = (g * scale).mul_(inverse).addcmul_(wide, along * inverse**3)
+        return of_x.to(x.dtype), of_weight.to(weight.dtype), None
+
+
 class RMSNorm(nn.Module):
     """x / rms(x), in fp32, cast back, then scaled (Zhang and Sennrich, 2019)."""
 
@@ -52,22 +73,24 @@ class RMSNorm(nn.Module):
         self.weight, self.eps = nn.Parameter(torch.ones(dim)), eps
 
     def forward(self, x: Tensor) -> Tensor:
-        wide = x.float()
-        scaled = wide * torch.rsqrt(wide.square().mean(-1, keepdim=True) + self.eps)
-        return scaled.to(x.dtype) * self.weight.to(x.dtype)
+        return cast(Tensor, _Norm.apply(x, self.weight, self.eps))  # type: ignore[no-untyped-call]
 
 
 def rotary(positions: Tensor, head_dim: int, theta: float) -> tuple[Tensor, Tensor]:
-    """Cosines and sines, fp32 ``[..., T, 1, E/2]``, for positions ``[..., T]`` (Su et al., 2021)."""
+    """Cosines and signed sines, fp32 ``[..., T, 1, E]``, for positions ``[..., T]`` (Su et al., 2021).
+
+    The sines of a pair (i, i + E/2) are -sin and sin, so that ``rotate`` needs no halves.
+    """
     exponents = torch.arange(0, head_dim, 2, device=positions.device, dtype=torch.float32) / head_dim
     angles = (positions.float()[..., None] * theta**-exponents)[..., None, :]
-    return angles.cos(), angles.sin()
+    cos, sin = angles.cos(), angles.sin()
+    return torch.cat((cos, cos), -1), torch.cat((-sin, sin), -1)
 
 
 def rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
     """Rotate the pairs (i, i + E/2) of each head: ``[B, T, H, E]``, in fp32 (Hugging Face's order of pairs)."""
-    left, right = x.float().chunk(2, -1)
-    return torch.cat((left * cos - right * sin, right * cos + left * sin), -1).to(x.dtype)
+    wide = x.float()
+    return torch.addcmul(wide * cos, wide.roll(x.shape[-1] // 2, -1), sin).to(x.dtype)
 
 
 class Cache:

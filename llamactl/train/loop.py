@@ -125,7 +125,7 @@ class Training:
     def resume(self) -> bool:
         """Take up the newest state; whether there was one.
 
-        Where it is of a run that was asked for otherwise, it is overwritten if that was asked for, or a Fault is raised.
+        One of a run that was asked for otherwise is overwritten if that was asked for, else a Fault is raised.
         """
         found = state.load(self.directory / STATE)
         if found is None:
