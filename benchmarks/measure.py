@@ -1,17 +1,17 @@
-"""What both benchmarks share: the environments of the peers, medians, tables, JSON lines, memory of a process tree."""
+"""What both benchmarks share: the peers' interpreters, medians, tables, JSON lines, and how quiet the machine was."""
 
 import json
 import os
+import resource
 import statistics
-import subprocess
 import sys
-import threading
+import time
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
-HERE = Path(__file__).resolve().parent
-ENVS = HERE / ".envs"
+ENVS = Path(__file__).resolve().parent / ".envs"
+QUIET = 0.05  # share of the machine's CPU time that others may take before a result is doubtful
 
 
 def python_of(environment: str | None) -> str:
@@ -36,22 +36,49 @@ class Spread(NamedTuple):
         """Of at least one value."""
         return cls(statistics.median(values), min(values), max(values))
 
-    def show(self, digits: int = 1) -> str:
+    def show(self, digits: int = 1, unit: float = 1.0) -> str:
         """``median (low..high)``."""
-        return f"{self.median:,.{digits}f} ({self.low:,.{digits}f}..{self.high:,.{digits}f})"
+        median, low, high = (f"{value / unit:,.{digits}f}" for value in self)
+        return f"{median} ({low}..{high})"
 
 
-def table(title: str, head: Sequence[str], rows: Iterable[Sequence[str]]) -> None:
-    """A table on stdout: the first column to the left, numbers to the right. It is also Markdown."""
+class Clock(NamedTuple):
+    """A moment: the wall's time, the CPU time of the whole machine (NaN where it does not tell) and that of ours."""
+
+    wall: float
+    all: float
+    ours: float
+
+    @classmethod
+    def now(cls) -> "Clock":
+        """Ours are this process and its children that have ended."""
+        used = [resource.getrusage(who) for who in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN)]
+        ours = sum(one.ru_utime + one.ru_stime for one in used)
+        try:
+            numbers = list(map(int, Path("/proc/stat").read_text().split("\n", 1)[0].split()[1:9]))
+        except OSError:
+            return cls(time.perf_counter(), float("nan"), ours)
+        idle = numbers[3] + numbers[4]
+        return cls(time.perf_counter(), (sum(numbers) - idle) / os.sysconf("SC_CLK_TCK"), ours)
+
+    def others(self) -> float:
+        """The share of the machine's CPU time since then that other work has taken."""
+        end = Clock.now()
+        spent = (end.all - self.all) - (end.ours - self.ours)
+        return max(0.0, spent / ((end.wall - self.wall) * (os.cpu_count() or 1)))
+
+
+def table(title: str, head: Sequence[str], rows: Iterable[Sequence[str]], others: float) -> None:
+    """A table on stdout, which is also Markdown, and how far it can be trusted."""
     lines = [list(head), *map(list, rows)]
     widths = [max(len(line[column]) for line in lines) for column in range(len(head))]
+    lines.insert(1, ["-" * widths[0], *("-" * (width - 1) + ":" for width in widths[1:])])
     print(f"\n{title}\n")
-    for number, line in enumerate(lines):
-        cells = [line[0].ljust(widths[0]), *(cell.rjust(width) for cell, width in zip(line[1:], widths[1:], strict=True))]
-        print("| " + " | ".join(cells) + " |")
-        if number == 0:
-            print("|" + "|".join("-" * (width + 2) if i == 0 else "-" * (width + 1) + ":" for i, width in enumerate(widths)) + "|")
-    sys.stdout.flush()
+    for first, *rest in lines:
+        cells = [first.ljust(widths[0]), *(cell.rjust(width) for cell, width in zip(rest, widths[1:], strict=True))]
+        print(f"| {' | '.join(cells)} |")
+    doubt = " NOT QUIET: measure again." if others > QUIET else ""
+    print(f"\nOther work took {others:.1%} of the machine's CPU time meanwhile.{doubt}", flush=True)
 
 
 def note(text: str) -> None:

@@ -3,21 +3,25 @@
 What is measured: whole optimizer steps (forward, backward, clip to norm 1, fused AdamW) on the same batches of random
 ids, from the same initial weights, at two shapes, in fp32 and bf16. The candidates:
 
-    llamactl                    as ``llamactl pretrain`` does: fp32 master weights, compute in --precision
+    llamactl                    as ``llamactl pretrain`` does: fp32 master weights, compute in --precision, freed memory
+                                kept for the next step
     llamactl, compiled          the same with --compile (each layer)
     transformers                LlamaForCausalLM with sdpa attention and its own loss in a plain loop; in bf16 this is
                                 torch.autocast over fp32 master weights, which is equal precision to llamactl's
     transformers, compiled      the same under torch.compile
-    litgpt                      litgpt.model.GPT with the chunked loss of its pretraining script in a plain loop; in bf16
-                                autocast, too (its "bf16-mixed")
+    litgpt                      litgpt.model.GPT with the chunked loss of its pretraining script in a plain loop; in
+                                bf16 under torch.autocast, too (what litgpt calls bf16-mixed)
     litgpt, compiled            the same under torch.compile, which its pretraining script always does
     transformers, bf16 weights  bf16 only: weights, gradients and both moments in bf16 and no fp32 master copy. Less
     litgpt, bf16 weights        work, and less precise: updates smaller than 1/256 of a weight are lost
 
 How: each candidate is a process of its own, so that its peak memory is its own; the processes take turns, in rounds
-(A B C, A B C, ...), and each runs a few warm-up steps and then steps that are timed one by one. The figure is the median
-over the timed steps of all rounds, with the slowest and the fastest. That equal work is compared is checked by the
-losses of the first and the last step, which must agree with llamactl's.
+(A B C, A B C, ...), and each runs a few warm-up steps and then steps that are timed one by one. The figure is the
+median over the timed steps of all rounds, with the slowest and the fastest. Ratios are of medians, and compare eager
+with eager, compiled with compiled. That equal work is compared is checked by the losses of the first and the last step,
+which must agree with llamactl's. All candidates have OMP_WAIT_POLICY=passive, which llamactl's command sets for itself:
+without it other work on the machine can make a step many times slower. Without a C++ compiler the compiled candidates
+are left out.
 
 The limits, measured in the same rounds by a process of their own:
 
@@ -37,15 +41,15 @@ import contextlib
 import json
 import os
 import resource
+import shutil
 import subprocess
-import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from measure import Spread, append_json, note, python_of, table
+from measure import Clock, Spread, append_json, note, python_of, table
 
 
 class Shape(NamedTuple):
@@ -102,14 +106,15 @@ def llamactl(shape: Shape, precision: str, how: str, weights: Path) -> Step:
     """As ``stages/pretrain.py`` and ``llamactl/train/loop.py`` do, without the logs and the saving."""
     import torch
 
+    from llamactl.model import device
     from llamactl.model.config import Config
-    from llamactl.model.device import PRECISIONS
     from llamactl.model.llama import Llama
     from llamactl.train import loop, optim
     from llamactl.train.step import next_token_loss, take
 
+    device.keep_freed_memory()
     size = Config(shape.dim, shape.layers, shape.heads, shape.kv_heads, shape.ffn, shape.vocab, shape.context)
-    model = Llama.create(size, PRECISIONS[precision], torch.device("cpu"), SEED)
+    model = Llama.create(size, device.PRECISIONS[precision], torch.device("cpu"), SEED)
     optimizer = optim.adamw(model)
     if how == COMPILED:
         model.compile_blocks()
@@ -122,7 +127,9 @@ def transformers(shape: Shape, precision: str, how: str, weights: Path) -> Step:
     """The usual loop around LlamaForCausalLM."""
     import torch
     from transformers import LlamaForCausalLM
+    from transformers.utils import logging
 
+    logging.disable_progress_bar()
     dtype = torch.bfloat16 if how == BF16_WEIGHTS else torch.float32
     model = LlamaForCausalLM.from_pretrained(weights, dtype=dtype, attn_implementation="sdpa").train()
     called = torch.compile(model) if how == COMPILED else model
@@ -264,8 +271,7 @@ def save_weights(shape: Shape, directory: Path) -> None:
 def turn(candidate: str, worker: list[str], threads: int) -> Iterator[dict[str, Any]]:
     """A candidate's process, from its start to its end."""
     python = python_of(ENVIRONMENT[candidate.partition(",")[0]])
-    # a program's Python path and its offline switch; the C libraries read their number of threads when they are loaded
-    env = {**os.environ, "OMP_NUM_THREADS": str(threads), "HF_HUB_OFFLINE": "1", "TOKENIZERS_PARALLELISM": "false"}
+    env = {**os.environ, "OMP_NUM_THREADS": str(threads), "OMP_WAIT_POLICY": "passive", "HF_HUB_OFFLINE": "1"}
     done = subprocess.run([python, __file__, *worker, "--work", candidate], stdout=subprocess.PIPE, env=env, check=True)
     return map(json.loads, done.stdout.splitlines())
 
@@ -274,6 +280,7 @@ def cell(name: str, precision: str, threads: int, candidates: list[str], asked: 
     """One table: a shape in a precision on a number of threads."""
     shape = SHAPES[name]
     lines: dict[str, list[dict[str, Any]]] = {candidate: [] for candidate in [*candidates, "limits"]}
+    clock = Clock.now()
     with tempfile.TemporaryDirectory() as weights:
         save_weights(shape, Path(weights))
         worker = ["--shape", name, "--precision", precision, "--threads", str(threads), "--weights", weights]
@@ -282,12 +289,15 @@ def cell(name: str, precision: str, threads: int, candidates: list[str], asked: 
             for candidate in lines:
                 note(f"{name} {precision} {threads} threads, round {number + 1}/{asked.rounds}: {candidate}")
                 lines[candidate] += turn(candidate, worker, threads)
-    report(name, precision, threads, lines, asked.json)
+    report(name, precision, threads, lines, clock.others(), asked.json)
 
 
-def report(name: str, precision: str, threads: int, lines: dict[str, list[dict[str, Any]]], out: Path | None) -> None:
+def report(
+    name: str, precision: str, threads: int, lines: dict[str, list[dict[str, Any]]], others: float, out: Path | None
+) -> None:
     """The table of a cell, and its JSON lines."""
     shape = SHAPES[name]
+    facts = {"benchmark": "pretraining", "shape": name, "precision": precision, "threads": threads, "others": others}
     limit = {key: Spread.of([line[key] for line in lines["limits"]]) for key in ("square", "own")}
     speeds: dict[str, Spread] = {}
     rows = []
@@ -311,25 +321,17 @@ def report(name: str, precision: str, threads: int, lines: dict[str, list[dict[s
                 f"{losses[1]:.4f}",
             ]
         )
-        append_json(
-            out,
-            {
-                "benchmark": "pretraining", "shape": name, "precision": precision, "threads": threads,
-                "candidate": candidate, "tokens_per_second": speed._asdict(), "llamactl_over_it": ratio,
-                "peak_bytes": peak, "first_loss": losses[0], "last_loss": losses[1], "steps": len(timed),
-                "of_own_products": rate / limit["own"].median, "of_square_products": rate / limit["square"].median,
-            },
-        )  # fmt: skip
-    append_json(
-        out,
-        {"benchmark": "pretraining", "shape": name, "precision": precision, "threads": threads, "candidate": "limits"}
-        | {f"{key}_flops": spread._asdict() for key, spread in limit.items()},
-    )
-    title = f"Shape {name}, {precision}, {threads} thread{'s' * (threads > 1)}; GFLOP/s of products: " + ", ".join(
-        f"{key} {Spread(*(value / 1e9 for value in spread)).show(0)}" for key, spread in limit.items()
-    )
+        numbers = {
+            "candidate": candidate, "tokens_per_second": speed._asdict(), "llamactl_over_it": ratio,
+            "peak_bytes": peak, "first_loss": losses[0], "last_loss": losses[1], "steps": len(timed),
+            "of_own_products": rate / limit["own"].median, "of_square_products": rate / limit["square"].median,
+        }  # fmt: skip
+        append_json(out, facts | numbers)
+    append_json(out, facts | {"candidate": "limits"} | {f"{key}_flops": one._asdict() for key, one in limit.items()})
+    rates = ", ".join(f"{key} {spread.show(0, 1e9)}" for key, spread in limit.items())
+    title = f"Shape {name}, {precision}, {threads} thread{'s' * (threads > 1)}; GFLOP/s of products: {rates}"
     head = ["", "tokens/s", "llamactl / it", "peak MiB", "of own", "of square", "first loss", "last loss"]
-    table(title, head, rows)
+    table(title, head, rows, others)
     check_losses(lines, TOLERANCE[precision])
 
 
@@ -342,6 +344,11 @@ def check_losses(lines: dict[str, list[dict[str, Any]]], tolerance: float) -> No
             a, b = lines["llamactl"][place]["loss"], mine[place]["loss"]
             if not abs(a - b) <= tolerance * abs(a):
                 print(f"NOT EQUAL WORK: {candidate}: {which} loss {b:.5f}, llamactl's {a:.5f}")
+
+
+def has_compiler() -> bool:
+    """Whether torch.compile can work on a CPU here."""
+    return any(map(shutil.which, (os.environ.get("CXX", "g++"), "c++", "clang++")))
 
 
 def main() -> None:
@@ -363,10 +370,11 @@ def main() -> None:
         shape, precision, threads = SHAPES[asked.shape[0]], asked.precision[0], asked.threads[0]
         work(asked.work, shape, precision, threads, asked.weights, asked.warmup, asked.steps)
         return
+    wanted = asked.candidate or [one for one in every if COMPILED not in one or has_compiler()]
     for threads in asked.threads or [2, 1]:
         for name in asked.shape or SHAPES:
             for precision in asked.precision or CANDIDATES:
-                chosen = [one for one in CANDIDATES[precision] if one in (asked.candidate or every)]
+                chosen = [one for one in CANDIDATES[precision] if one in wanted]
                 cell(name, precision, threads, chosen, asked)
 
 
