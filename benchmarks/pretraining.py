@@ -13,7 +13,7 @@ ids, from the same initial weights, at two shapes, in fp32 and bf16. The candida
                                 bf16 under torch.autocast, too (what litgpt calls bf16-mixed)
     litgpt, compiled            the same under torch.compile, which its pretraining script always does
     transformers, bf16 weights  bf16 only: weights, gradients and both moments in bf16 and no fp32 master copy. Less
-    litgpt, bf16 weights        work, and less precise: updates smaller than 1/256 of a weight are lost
+    litgpt, bf16 weights        work, and less precise: updates smaller than 1/512 of a weight are lost
 
 How: each candidate is a process of its own, so that its peak memory is its own; the processes take turns, in rounds
 (A B C, A B C, ...), and each runs a few warm-up steps and then steps that are timed one by one. The figure is the

@@ -5,15 +5,16 @@ UTF-8 bytes, no normalisation, a space put before the text (the dummy prefix) an
 bos 1, eos 2, then the 256 bytes; there is no pad. Text is never parsed for specials: ``</s>`` in a text is four
 ordinary characters. Sentences end at newlines in training, so no piece holds one.
 
-Encoding is exact and several times faster than one call for the whole text: no piece of such a vocabulary crosses from
-a word into the space after it, so a text falls into *units* (a word with the spaces before it; a newline with the word
-after it) that are encoded apart, and most units of a corpus have been seen before. Where a vocabulary has pieces that
-do cross (``units`` is False then), the whole text is given to SentencePiece.
+Encoding is exact and faster than one call for the whole text: a text falls into *units* (a newline; letters, or signs,
+with the spaces before them) that are encoded apart, each once as long as it is remembered. That no piece of the
+vocabulary goes across from a unit to the next is looked up when it is loaded; where one does, units are whole words,
+and where one goes across words, the whole text is given to SentencePiece.
 """
 
 import io
 import random
 import re
+from array import array
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple, Self
@@ -32,29 +33,44 @@ CACHED_UNITS = 1_000_000  # words kept by an encoder: about 200 MB when full; th
 
 PIECE = 1 << 20  # characters encoded at once
 
-_UNIT = re.compile(r"\n[^ \n]*| *[^ \n]+| +")
-_CUT = re.compile(r"(?<=[^ ]) |\n")  # where a unit begins
+# Signs, and what is taken for one: too wide or too narrow a range costs speed, never ids (pieces are held against it).
+_SIGNS = r"\x00-\x09\x0b-\x1f!-@\[-`{-\u00bf\u00d7\u00f7\u2000-\u2fff\u3000-\u303f\ufe00-\ufe0f\U0001f000-\U0001faff"
+_RUN = re.compile(rf"\n| *[^{_SIGNS} \n]+| *[{_SIGNS}]+| +")  # a newline; letters or signs, with the spaces before
+_WORD = re.compile(r"\n| *[^ \n]+| +")  # a newline; a word, with the spaces before
+_CUT = re.compile(r"(?<=[^ ]) |\n")  # where a unit begins, in either way
 
 
-class Encoder(dict[str, bytes]):
-    """Units to their ids, as bytes of ``dtype``, remembered: ``b"".join(map(encoder.__getitem__, units))``."""
+class Encoder:
+    """Units to their ids, as bytes of ``dtype``, remembered."""
 
     def __init__(self, processor: Any, dtype: np.dtype[Any]) -> None:
-        super().__init__()
-        self._encode, self._dtype = processor.encode, dtype
-        self._space = processor.piece_to_id(SPACE)
+        self._encode, self._code = processor.encode, {2: "H", 4: "I"}[dtype.itemsize]
+        self._space = self._bytes([processor.piece_to_id(SPACE)])
+        self._known: dict[str, bytes] = {}  # a plain dict: a set's difference from a subclass walks through all of it
 
-    def __missing__(self, unit: str) -> bytes:
-        if len(self) >= CACHED_UNITS:
-            self.clear()
-        if unit[:1] == "\n":  # SentencePiece puts its dummy prefix before the newline, as a piece of its own
-            ids = self._encode(unit)[1:]
-        elif unit == " ":
-            ids = [self._space]
-        else:  # the dummy prefix takes the place of the unit's first space
-            ids = self._encode(unit[1:])
-        found = self[unit] = np.asarray(ids, dtype=self._dtype).tobytes()
+    def __len__(self) -> int:
+        return len(self._known)
+
+    def encode(self, units: list[str]) -> bytes:
+        """All units in a row; those not seen before in two calls."""
+        known = self._known
+        known[" "] = self._space
+        new = set(units).difference(known)
+        spaced = [unit for unit in new if unit[0] == " "]
+        others = [unit for unit in new if unit[0] != " "]
+        # SentencePiece's dummy prefix takes the place of a unit's first space; where there is none, a newline is put
+        # before, and the ids of both are dropped
+        for unit, ids in zip(spaced, self._encode([u[1:] for u in spaced], num_threads=1), strict=True):
+            known[unit] = self._bytes(ids)
+        for unit, ids in zip(others, self._encode(["\n" + u for u in others], num_threads=1), strict=True):
+            known[unit] = self._bytes(ids[2:])
+        found = b"".join(map(known.__getitem__, units))
+        if len(known) > CACHED_UNITS:
+            known.clear()
         return found
+
+    def _bytes(self, ids: list[int]) -> bytes:
+        return array(self._code, ids).tobytes()
 
 
 class Tokenizer:
@@ -74,7 +90,7 @@ class Tokenizer:
         self.dtype = np.dtype("<u2" if self.vocab <= 1 << 16 else "<u4")
         if (self._processor.unk_id(), self._processor.bos_id(), self._processor.eos_id()) != (UNK, BOS, EOS):
             raise Fault(origin, "has other ids than unk 0, bos 1, eos 2", "use a Llama 1 or 2 tokenizer")
-        self.units = self._falls_into_units()
+        self.units = self._way()
         self._encoder = Encoder(self._processor, self.dtype)
 
     @classmethod
@@ -120,17 +136,17 @@ class Tokenizer:
         """Ids of a text, without specials, as little-endian uint16 (uint32 above 65,536 pieces)."""
         if not text:
             return b""
-        if not self.units or SPACE in text:  # SentencePiece takes a literal U+2581 for a space
+        if self.units is None or SPACE in text:  # SentencePiece takes a literal U+2581 for a space
             return np.asarray(self._processor.encode(text), dtype=self.dtype).tobytes()
-        return b"".join(self._encode_pieces(" " + text))
+        return b"".join(self._encode_pieces(" " + text, self.units))
 
-    def _encode_pieces(self, text: str) -> Iterator[bytes]:
+    def _encode_pieces(self, text: str, units: re.Pattern[str]) -> Iterator[bytes]:
         """A long text is cut between units, so that not all of its units are in memory at once."""
         start = 0
         while start < len(text):
             cut = _CUT.search(text, start + PIECE) if len(text) - start > PIECE else None
             end = cut.start() if cut else len(text)
-            yield b"".join(map(self._encoder.__getitem__, _UNIT.findall(text, start, end)))
+            yield self._encoder.encode(units.findall(text, start, end))
             start = end
 
     def decode(self, ids: Sequence[int]) -> str:
@@ -141,16 +157,16 @@ class Tokenizer:
         """The piece of an id, as SentencePiece spells it."""
         return str(self._processor.id_to_piece(token))
 
-    def _falls_into_units(self) -> bool:
-        """Whether no piece goes on after a word into a space or a newline, and a lone space is a piece."""
+    def _way(self) -> re.Pattern[str] | None:
+        """How a text falls into units that no piece crosses, the finest way first; None where it does not."""
         processor = self._processor
-        for token in range(self.vocab):
-            if processor.is_control(token) or processor.is_unknown(token) or processor.is_byte(token):
-                continue
-            piece = processor.id_to_piece(token)
-            if SPACE in piece.lstrip(SPACE) or "\n" in piece or " " in piece:
-                return False
-        return processor.piece_to_id(SPACE) != UNK and self.encode_whole("\n")[:1] == [processor.piece_to_id(SPACE)]
+        tokens = range(self.vocab)
+        special = {t for t in tokens if processor.is_control(t) or processor.is_unknown(t) or processor.is_byte(t)}
+        pieces = [processor.id_to_piece(token).replace(SPACE, " ") for token in tokens if token not in special]
+        space, newline = processor.piece_to_id(SPACE), self.encode_whole("\n")
+        if space == UNK or newline[:1] != [space] or len(newline) != 2 or sum(map(processor.is_byte, special)) != 256:
+            return None
+        return next((way for way in (_RUN, _WORD) if all(map(way.fullmatch, pieces))), None)
 
     def encode_whole(self, text: str) -> list[int]:
         """Ids of a text by one call to SentencePiece: the reference that ``encode`` equals."""
