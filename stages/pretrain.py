@@ -65,6 +65,7 @@ def pretrain(
     from llamactl import ui
     from llamactl.artifacts import checkpoint, manifest
     from llamactl.artifacts.card import card
+    from llamactl.artifacts.metrics import Metrics
     from llamactl.artifacts.shards import Shards
     from llamactl.model import config as sizes
     from llamactl.model import device as devices
@@ -107,7 +108,7 @@ def pretrain(
             ui.note(f"{out}: going on after step {training.step:,}")
         if compile:
             model.compile_blocks()
-        metrics = manifest.Metrics(directory, training.step)
+        metrics = Metrics(directory, training.step)
         with ui.Working("pretrain", plan.schedule.steps, "steps", start=training.step) as bar:
             for step in loop.steps(training, mix.batch, next_token_loss, plan):
                 if step.step % log_every == 0 or step.step == plan.schedule.steps:

@@ -21,7 +21,7 @@ from typing import Any, NamedTuple
 
 import pytest
 
-from llamactl.artifacts import manifest
+from llamactl.artifacts import manifest, metrics
 
 STEPS, SAVE_EVERY = 12, 3
 DAMAGE = 40  # bytes from the end of a file: in the last tensor
@@ -73,7 +73,7 @@ def child(arguments: list[str], streams: tuple[Path, Path], moment: Moment | Non
             return call
 
         if moment.event == "line":
-            manifest.Metrics.log = counting(manifest.Metrics.log)  # type: ignore[method-assign]
+            metrics.Metrics.log = counting(metrics.Metrics.log)  # type: ignore[method-assign]
         else:
             for name in ("fsync", "replace", "rename", "unlink"):
                 setattr(os, name, counting(getattr(os, name)))

@@ -19,12 +19,11 @@ from typing import Any, BinaryIO
 import orjson
 
 from llamactl import __version__, ui
-from llamactl.artifacts import files
+from llamactl.artifacts import files, metrics
 from llamactl.artifacts.jsonl import STDIN, Writer, compressed, reader_may_leave, stdout
 from llamactl.errors import Fault
 
 FILE = "run.json"
-METRICS = "metrics.jsonl"
 FORMAT = 1
 
 # Flags that do not change what is made: another value of one of these asks for the same artifact.
@@ -315,7 +314,7 @@ class Run:
         outputs: list[dict[str, Any]] = []
         with files.locked(self.out, self.out):
             if not (self.out / FILE).exists():
-                self._refuse_foreign(METRICS)
+                self._refuse_foreign(metrics.FILE)
             for leftover in list(self.out.rglob(files.PARTIALS)):
                 files.remove(leftover)
             if fresh or (self.out / FILE).exists():
@@ -373,35 +372,6 @@ class Run:
         if ui.first_rank():
             with reader_may_leave():
                 print(self.out, flush=True)
-
-
-class Metrics:
-    """``metrics.jsonl`` of a training: one object a logged step, in order, also across interruptions."""
-
-    def __init__(self, directory: Path, step: int) -> None:
-        """Open it to go on after ``step``: what an interrupted attempt has written beyond it is taken out."""
-        self.path = directory / METRICS
-        kept = []
-        if self.path.exists():
-            for line in self.path.read_bytes().split(b"\n"):
-                try:
-                    if orjson.loads(line)["step"] <= step:
-                        kept.append(line + b"\n")
-                except (orjson.JSONDecodeError, KeyError):
-                    continue  # the last line of a run that was killed while it wrote
-        with files.whole_file(self.path) as file:
-            file.writelines(kept)
-        self._file = self.path.open("ab", buffering=0)
-
-    def log(self, values: Mapping[str, Any]) -> None:
-        """Append one line."""
-        self._file.write(orjson.dumps(values, option=orjson.OPT_APPEND_NEWLINE))
-
-    def close(self) -> dict[str, Any]:
-        """Sync it; its entry for the manifest."""
-        self._file.close()
-        files.sync(self.path)
-        return {"path": METRICS, "kind": "metrics", **files.stamp(self.path)._asdict()}
 
 
 def _plain(value: object) -> Any:

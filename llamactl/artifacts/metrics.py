@@ -1,0 +1,40 @@
+"""``metrics.jsonl`` of a training: what can be plotted."""
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import orjson
+
+from llamactl.artifacts import files
+
+FILE = "metrics.jsonl"
+
+
+class Metrics:
+    """One object a logged step, in order, also across interruptions."""
+
+    def __init__(self, directory: Path, step: int) -> None:
+        """Open it to go on after ``step``: what an interrupted attempt has written beyond it is taken out."""
+        self.path = directory / FILE
+        kept = []
+        if self.path.exists():
+            for line in self.path.read_bytes().split(b"\n"):
+                try:
+                    if orjson.loads(line)["step"] <= step:
+                        kept.append(line + b"\n")
+                except (orjson.JSONDecodeError, KeyError):
+                    continue  # the last line of a run that was killed while it wrote
+        with files.whole_file(self.path) as file:
+            file.writelines(kept)
+        self._file = self.path.open("ab", buffering=0)
+
+    def log(self, values: Mapping[str, Any]) -> None:
+        """Append one line."""
+        self._file.write(orjson.dumps(values, option=orjson.OPT_APPEND_NEWLINE))
+
+    def close(self) -> dict[str, Any]:
+        """Sync it; its entry for the manifest."""
+        self._file.close()
+        files.sync(self.path)
+        return {"path": FILE, "kind": "metrics", **files.stamp(self.path)._asdict()}
