@@ -135,13 +135,6 @@ class Working:
             self._spoke = time.monotonic()
             self._line()
 
-    def say(self, text: str) -> None:
-        """A line above the bar, not silenced by ``--quiet``."""
-        if self._bar is not None:
-            self._bar.console.print(text, highlight=False, markup=False)
-        else:
-            warn(text)
-
     def _progress(self) -> str:
         shown = size if self.unit == "B" else count
         return shown(self.done) + (f"/{shown(self.total)}" if self.total is not None else "")

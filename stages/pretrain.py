@@ -84,7 +84,7 @@ def pretrain(
     mix = batches.Mix(batches.shares([weight for _, weight in places], shards), config.context, vocab, seed)
     plan = loop.planned(
         config.context, row, lr=lr, warmup=warmup, steps=steps, tokens=tokens, epochs=epochs,
-        epoch=sum(mix.counts),         batch_size=batch_size, micro_batch=micro_batch, save_every=save_every, keep=keep,
+        epoch=sum(mix.counts), batch_size=batch_size, micro_batch=micro_batch, save_every=save_every, keep=keep,
     )  # fmt: skip
     settings = {
         "size": size, **asdict(config), **plan.settings(), "weight_decay": weight_decay, "precision": precision,

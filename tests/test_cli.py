@@ -280,27 +280,27 @@ def test_the_second_of_two_trainings_is_refused(tmp_path: Path, shards_dir: Path
     assert len((out / "metrics.jsonl").read_bytes().splitlines()) > 20
 
 
-def test_a_reader_that_leaves_is_141_in_silence(base_model: Path) -> None:
-    """As in ``llamactl generate ... | head -1``."""
-    arguments = ["generate", str(base_model), "--text", "def", "-k", "5", "--max-new-tokens", "2", "--device", "cpu"]
+def ended_without_a_reader(arguments: list[str]) -> tuple[int, bytes]:
+    """Exit status and stderr of the command when its stdout is closed before it writes."""
     process = subprocess.Popen([*LLAMACTL, *arguments], stdout=subprocess.PIPE, stderr=subprocess.PIPE)
     assert process.stdout is not None
     process.stdout.close()
     process.stdout = None
     _, stderr = process.communicate(timeout=60)
-    assert (process.returncode, stderr) == (141, b"")
+    return process.returncode, stderr
+
+
+def test_a_reader_that_leaves_is_141_in_silence(base_model: Path) -> None:
+    """As in ``llamactl generate ... | head -1``."""
+    arguments = ["generate", str(base_model), "--text", "def", "-k", "5", "--max-new-tokens", "2", "--device", "cpu"]
+    assert ended_without_a_reader(arguments) == (141, b"")
 
 
 def test_a_reader_that_leaves_before_the_path_is_announced(
     tmp_path: Path, corpus_dir: Path, tokenizer_path: Path
 ) -> None:
     arguments = ["tokenize", str(corpus_dir), "--tokenizer", str(tokenizer_path), "-o", str(tmp_path / "out"), "-q"]
-    process = subprocess.Popen([*LLAMACTL, *arguments], stdout=subprocess.PIPE, stderr=subprocess.PIPE)
-    assert process.stdout is not None
-    process.stdout.close()
-    process.stdout = None
-    _, stderr = process.communicate(timeout=60)
-    assert (process.returncode, stderr) == (141, b"")
+    assert ended_without_a_reader(arguments) == (141, b"")
     assert (tmp_path / "out" / "run.json").exists()
 
 

@@ -181,7 +181,7 @@ def _save_weights(
     for number, group in enumerate(groups, 1):
         name = WEIGHTS if len(groups) == 1 else f"model-{number:05d}-of-{len(groups):05d}.safetensors"
         written = safetensors.write(directory / name, group, {"format": "pt"})
-        outputs.append({"path": name, "kind": "weights", **written._asdict()})
+        outputs.append(files.entry(directory / name, "weights", written))
         where |= dict.fromkeys(group, name)
     if len(groups) > 1:
         total = sum(tensor.nbytes for group in groups for tensor in group.values())
@@ -197,4 +197,4 @@ def _write(directory: Path, name: str, data: bytes) -> dict[str, Any]:
     with files.whole_file(directory / name) as file:
         file.write(data)
     kind = "tokenizer" if name.endswith(".model") else name.rpartition(".")[2]
-    return {"path": name, "kind": kind, **files.stamp(directory / name)._asdict()}
+    return files.entry(directory / name, kind)

@@ -14,7 +14,7 @@ from collections.abc import Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
-from typing import BinaryIO, NamedTuple
+from typing import Any, BinaryIO, NamedTuple
 
 from llamactl.errors import Fault
 
@@ -43,6 +43,11 @@ def stamps(paths: Iterable[Path]) -> list[Stamp]:
     """``stamp`` of many files, in order, on all cores (hashing releases the interpreter's lock)."""
     with ThreadPoolExecutor(os.cpu_count()) as pool:
         return list(pool.map(stamp, paths))
+
+
+def entry(path: Path, kind: str, written: Stamp | None = None) -> dict[str, Any]:
+    """A file as manifests list it among their outputs; ``written`` is its stamp where that is known already."""
+    return {"path": path.name, "kind": kind, **(written or stamp(path))._asdict()}
 
 
 def sync(path: Path) -> None:

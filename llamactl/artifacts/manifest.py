@@ -267,7 +267,7 @@ class Run:
             yield stream
             stream.flush()
             written = files.stamp(files.partial(self.out))
-            output = {"path": self.out.name, "kind": _kind(self.out), **written._asdict()}
+            output = files.entry(self.out, _kind(self.out), written)
             with files.whole_file(beside(self.out)) as own:
                 own.write(dumps(self.manifest([output])))
         self._report(announce)

@@ -37,4 +37,4 @@ class Metrics:
         """Sync it; its entry for the manifest."""
         self._file.close()
         files.sync(self.path)
-        return {"path": FILE, "kind": "metrics", **files.stamp(self.path)._asdict()}
+        return files.entry(self.path, "metrics")

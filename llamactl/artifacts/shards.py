@@ -60,7 +60,7 @@ class Writer:
         number = len(self.outputs) * self.part.count + self.part.index
         name = f"shard-{number:05d}.safetensors"
         written = tensors.write(self.directory / name, {"tokens": ids, "starts": starts})
-        self.outputs.append({"path": name, "kind": "shard", **written._asdict(), "tokens": len(ids)})
+        self.outputs.append({**files.entry(self.directory / name, "shard", written), "tokens": len(ids)})
         self.tokens += len(ids)
         self.documents += len(starts)
 

@@ -103,7 +103,7 @@ class Cache:
         shape = (rows, config.kv_heads, room, config.head_dim)
         self.keys = [torch.empty(shape, dtype=dtype, device=pads.device) for _ in range(config.layers)]
         self.values = [torch.empty(shape, dtype=dtype, device=pads.device) for _ in range(config.layers)]
-        self.room, self.pads, self.length = room, pads, 0
+        self.pads, self.length = pads, 0
 
     def extend(self, layer: int, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
         """Add keys and values ``[B, K, T, E]`` of the newest tokens; all so far, ``[B, K, length + T, E]``."""

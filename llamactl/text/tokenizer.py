@@ -21,7 +21,7 @@ from typing import Any, NamedTuple, Self
 
 import numpy as np
 
-from llamactl.artifacts.files import stamp
+from llamactl.artifacts.files import entry
 from llamactl.errors import Fault
 
 UNK, BOS, EOS = 0, 1, 2
@@ -29,7 +29,7 @@ FILE = "tokenizer.model"
 SPACE = "\N{LOWER ONE EIGHTH BLOCK}"  # how SentencePiece spells a space
 UNKNOWN = "\N{LOWER FIVE EIGHTHS BLOCK}"  # how its trainer spells an unknown character
 LONGEST_SENTENCE = 16_384  # bytes; SentencePiece drops longer ones without a word, so lines are cut before it sees them
-CACHED_UNITS = 1_000_000  # words kept by an encoder: about 200 MB when full; then it starts over
+CACHED_UNITS = 1_000_000  # units kept by an encoder: about 200 MB when full; then it starts over
 
 PIECE = 1 << 20  # characters encoded at once
 
@@ -125,7 +125,7 @@ class Tokenizer:
     def save(self, directory: Path) -> dict[str, Any]:
         """Write ``tokenizer.model`` into a directory; its entry for the manifest."""
         (directory / FILE).write_bytes(self.proto)
-        return {"path": FILE, "kind": "tokenizer", **stamp(directory / FILE)._asdict()}
+        return entry(directory / FILE, "tokenizer")
 
     def encode(self, text: str) -> list[int]:
         """Ids of a text, without specials."""

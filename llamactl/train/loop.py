@@ -179,7 +179,7 @@ def steps(training: Training, batch: Callable[[int, int], Tensor], loss_of: Loss
     """
     device = training.model.tok_embeddings.weight.device
     peak = peak_flops(device, training.model.dtype) * training.run.devices
-    row = saved = 0
+    row = 0  # refused steps in a row
     with stop_signals() as caught:
         while training.step < plan.schedule.steps:
             began = time.perf_counter()
@@ -210,12 +210,13 @@ def steps(training: Training, batch: Callable[[int, int], Tensor], loss_of: Loss
             last = training.step == plan.schedule.steps
             if caught or row >= PATIENCE or last or (outcome.applied and training.step % plan.save_every == 0):
                 training.save(plan.keep)
-                saved = training.step
             if row >= PATIENCE:
-                problem = f"{PATIENCE} steps in a row were not finite; the state of step {saved} is saved"
+                problem = f"{PATIENCE} steps in a row were not finite; the state of step {training.step} is saved"
                 raise Fault(
                     training.directory, problem, "look at the data, or lower --lr and start over with --no-resume"
                 )
             if caught and not last:
                 name = signal.Signals(caught[0]).name
-                raise Interrupted(f"{training.directory}: stopped by {name} after step {saved}; run me again to go on")
+                raise Interrupted(
+                    f"{training.directory}: stopped by {name} after step {training.step}; run me again to go on"
+                )
