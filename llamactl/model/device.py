@@ -6,13 +6,12 @@ import time
 
 import torch
 
+from llamactl import hardware
 from llamactl.errors import Fault
 
 PRECISIONS = {"bf16": torch.bfloat16, "fp32": torch.float32}
 STORED = {"bf16": "bfloat16", "fp32": "float32"}  # as config.json names them
 
-# Dense bf16 matrix rates by the vendors' data sheets, FLOP/s; A100 is the paper's.
-PEAK_BF16 = {"A100": 312e12, "H100": 989e12, "H200": 989e12, "V100": 125e12, "L40S": 362e12, "L4": 121e12, "T4": 65e12}
 _PROBE = 1024  # side of the matrices multiplied to learn the rate of a device that is not listed
 
 
@@ -46,10 +45,9 @@ def title(device: torch.device) -> str:
 def peak_flops(device: torch.device, dtype: torch.dtype) -> float:
     """FLOP/s of matrix products: from the table for a listed GPU in bf16, else measured."""
     if device.type == "cuda" and dtype == torch.bfloat16:
-        name = torch.cuda.get_device_name(device)
-        for key, rate in PEAK_BF16.items():
-            if key in name:
-                return rate
+        row = hardware.found(torch.cuda.get_device_name(device))
+        if row:
+            return hardware.DEVICES[row].flops
     a = torch.randn(_PROBE, _PROBE, device=device).to(dtype)
     best = float("inf")
     for _ in range(5):
