@@ -27,8 +27,8 @@ from llamactl.model.config import Config
 from llamactl.model.llama import Llama
 from llamactl.train import loop, optim
 from llamactl.train.batches import Mix, shares
-from llamactl.train.loop import Plan, Step, Training
-from llamactl.train.optim import Cosine
+from llamactl.train.loop import Step, Training
+from llamactl.train.schedule import WARMUP, Cosine, Plan
 from llamactl.train.step import ROWS, Loss, Outcome, _CrossEntropy, next_token_loss, take
 
 torch.set_num_threads(1)  # faster for small tensors, on a machine that others use as well
@@ -136,7 +136,7 @@ def test_adamw_has_the_papers_numbers() -> None:
     assert [group["weight_decay"] for group in optimizer.param_groups] == [0.1, 0.0]
     for group in optimizer.param_groups:
         assert (group["betas"], group["eps"]) == ((0.9, 0.95), 1e-5)
-    assert (optim.CLIP, optim.WARMUP, Cosine(1, 0, 1).floor) == (1.0, 2000, 0.1)
+    assert (optim.CLIP, WARMUP, Cosine(1, 0, 1).floor) == (1.0, 2000, 0.1)
 
 
 def test_every_parameter_is_in_one_group_and_only_matrices_decay() -> None:

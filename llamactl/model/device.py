@@ -1,6 +1,7 @@
 """What a model runs on: which device, in which precision, how fast it could be, how much memory it has used."""
 
 import ctypes
+import os
 import resource
 import time
 
@@ -55,6 +56,13 @@ def peak_flops(device: torch.device, dtype: torch.dtype) -> float:
         (a @ a)[0, 0].item()
         best = min(best, time.perf_counter() - start)
     return 2 * _PROBE**3 / best
+
+
+def memory(device: torch.device) -> int:
+    """Bytes that it has."""
+    if device.type == "cuda":
+        return int(torch.cuda.get_device_properties(device).total_memory)
+    return os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
 
 
 def peak_memory(device: torch.device) -> int:
