@@ -42,6 +42,9 @@ def pretrain(
         int | None, typer.Option(help="Rows of the embedding.", show_default="the tokenizer's", min=1)
     ] = None,
     precision: options.Precision = "bf16",
+    activation_checkpointing: options.Checkpointing = "none",
+    tensor_parallel: options.TensorParallel = 1,
+    replicas: options.Replicas = 1,
     compile: options.Compile = False,
     device: options.Device = None,
     save_every: options.SaveEvery = None,
@@ -61,6 +64,7 @@ def pretrain(
     Example: llamactl pretrain --size 15m --data shards/books=0.7 --data shards/code=0.3 -o base
     """
     from dataclasses import asdict
+    from functools import partial
 
     from llamactl import ui
     from llamactl.artifacts import checkpoint, manifest
@@ -72,7 +76,7 @@ def pretrain(
     from llamactl.model.llama import Llama
     from llamactl.text import dialogue
     from llamactl.text.tokenizer import Tokenizer
-    from llamactl.train import batches, loop, optim
+    from llamactl.train import batches, loop, optim, parallel
     from llamactl.train.step import next_token_loss
 
     row, out = sizes.size(size), out or Path(f"pretrain-{size}")
@@ -88,7 +92,7 @@ def pretrain(
     )  # fmt: skip
     settings = {
         "size": size, **asdict(config), **plan.settings(), "weight_decay": weight_decay, "precision": precision,
-        "shares": [str(source.share) for source in mix.sources], "compile": compile, "seed": seed,
+        "shares": [str(source.share) for source in mix.sources], "seed": seed,
         "overwrite": overwrite,
     }  # fmt: skip
     samples = plan.schedule.steps * plan.batch_size
@@ -101,13 +105,18 @@ def pretrain(
     target = devices.chosen(device)
     run.device = devices.title(target)
     devices.keep_freed_memory()
-    with run.in_place(fresh=not resume) as (directory, outputs):
-        model = Llama.create(config, devices.PRECISIONS[precision], target, seed)
-        training = loop.Training(model, optim.adamw(model, weight_decay), run, directory)
+    with (
+        parallel.joined(target, plan.batch_size, tensor_parallel, replicas) as job,
+        run.in_place(fresh=not resume) as (directory, outputs),
+    ):
+        job.agreed(True)  # the directory is there
+        run.devices = job.world
+        arrange = partial(job.arrange, checkpointing=activation_checkpointing, compiled=compile)
+        model = Llama.create(config, devices.PRECISIONS[precision], target, seed, arrange)
+        optimizer = optim.AdamW(model, plan.schedule, weight_decay)
+        training = loop.Training(model, optimizer, run, directory, job, plan.keep)
         if training.resume():
             ui.note(f"{out}: going on after step {training.step:,}")
-        if compile:
-            model.compile_blocks()
         metrics = Metrics(directory, training.step)
         with ui.Working("pretrain", plan.schedule.steps, "steps", start=training.step) as bar:
             for step in loop.steps(training, mix.batch, next_token_loss, plan):
@@ -121,6 +130,7 @@ def pretrain(
                 )
         samples += training.refused * plan.batch_size
         run.done.update(tokens=training.step * plan.targets, samples=samples)
+        run.facts |= {"job": job.facts(), "save_seconds": round(training.stalled, 3)}
         run.facts["sources"] = [source._asdict() for source in mix.epochs(samples)]
         outputs += checkpoint.save(
             directory,
