@@ -51,6 +51,9 @@ def pretrain(
     keep: options.Keep = 2,
     log_every: options.LogEvery = 1,
     resume: options.Resume = True,
+    verify_resume: Annotated[
+        bool, typer.Option("--verify-resume", help="Train some steps whole and interrupted, compare all bits; no more.")
+    ] = False,
     dry_run: options.DryRun = False,
     verify: options.Verify = True,
     seed: options.Seed = 0,
@@ -67,7 +70,7 @@ def pretrain(
     from functools import partial
 
     from llamactl import ui
-    from llamactl.artifacts import checkpoint, manifest
+    from llamactl.artifacts import checkpoint, files, manifest
     from llamactl.artifacts.card import card
     from llamactl.artifacts.metrics import Metrics
     from llamactl.artifacts.shards import Shards
@@ -78,6 +81,7 @@ def pretrain(
     from llamactl.text.tokenizer import Tokenizer
     from llamactl.train import batches, loop, optim, parallel
     from llamactl.train.step import next_token_loss
+    from llamactl.train.verify import resume_is_exact
 
     row, out = sizes.size(size), out or Path(f"pretrain-{size}")
     places = [batches.weighted(name) for name in data]
@@ -100,44 +104,49 @@ def pretrain(
     if dry_run:
         return
     run = manifest.Run("pretrain", settings, {"data": [path for path, _ in places]}, out, verify)
-    if run.already_made():
+    if not verify_resume and run.already_made():
         return
     target = devices.chosen(device)
     run.device = devices.title(target)
     devices.keep_freed_memory()
-    with (
-        parallel.joined(target, plan.batch_size, tensor_parallel, replicas) as job,
-        run.in_place(fresh=not resume) as (directory, outputs),
-    ):
-        job.agreed(True)  # the directory is there
+    with parallel.joined(target, plan.batch_size, tensor_parallel, replicas) as job:
         run.devices = job.world
-        arrange = partial(job.arrange, checkpointing=activation_checkpointing, compiled=compile)
-        model = Llama.create(config, devices.PRECISIONS[precision], target, seed, arrange)
-        optimizer = optim.AdamW(model, plan.schedule, weight_decay)
-        training = loop.Training(model, optimizer, run, directory, job, plan.keep)
-        if training.resume():
-            ui.note(f"{out}: going on after step {training.step:,}")
-        metrics = Metrics(directory, training.step)
-        with ui.Working("pretrain", plan.schedule.steps, "steps", start=training.step) as bar:
-            for step in loop.steps(training, mix.batch, next_token_loss, plan):
-                if step.step % log_every == 0 or step.step == plan.schedule.steps:
-                    metrics.log(step._asdict())
-                bar.advance(
-                    1,
-                    loss=f"{step.loss:.3f}",
-                    tokens=ui.count(step.tokens),
-                    **{"tok/s": ui.count(step.tokens_per_second)},
-                )
-        samples += training.refused * plan.batch_size
-        run.done.update(tokens=training.step * plan.targets, samples=samples)
-        run.facts |= {"job": job.facts(), "save_seconds": round(training.stalled, 3)}
-        run.facts["sources"] = [source._asdict() for source in mix.epochs(samples)]
-        outputs += checkpoint.save(
-            directory,
-            config.to_hf(devices.STORED[precision]),
-            model.hf_state(devices.PRECISIONS[precision]),
-            tokenizer.proto,
-            dialogue.tokenizer_config(config.context),
-            card(out.name, "a base model, pretrained by llamactl pretrain", run.settings, run.facts["sources"]),
-        )
-        outputs.append(metrics.close())
+
+        def begin(directory: Path) -> loop.Training:
+            arrange = partial(job.arrange, checkpointing=activation_checkpointing, compiled=compile)
+            model = Llama.create(config, devices.PRECISIONS[precision], target, seed, arrange)
+            optimizer = optim.AdamW(model, plan.schedule, weight_decay)
+            return loop.Training(model, optimizer, run, directory, job, plan.keep)
+
+        if verify_resume:
+            resume_is_exact(begin, mix.batch, next_token_loss, plan, files.partial(out))
+            return
+        with run.in_place(fresh=not resume) as (directory, outputs):
+            job.agreed(True)  # the directory is there
+            training = begin(directory)
+            if training.resume():
+                ui.note(f"{out}: going on after step {training.step:,}")
+            metrics = Metrics(directory, training.step)
+            with ui.Working("pretrain", plan.schedule.steps, "steps", start=training.step) as bar:
+                for step in loop.steps(training, mix.batch, next_token_loss, plan):
+                    if step.step % log_every == 0 or step.step == plan.schedule.steps:
+                        metrics.log(step._asdict())
+                    bar.advance(
+                        1,
+                        loss=f"{step.loss:.3f}",
+                        tokens=ui.count(step.tokens),
+                        **{"tok/s": ui.count(step.tokens_per_second)},
+                    )
+            samples += training.refused * plan.batch_size
+            run.done.update(tokens=training.step * plan.targets, samples=samples)
+            run.facts |= {"job": job.facts(), "save_seconds": round(training.stalled, 3)}
+            run.facts["sources"] = [source._asdict() for source in mix.epochs(samples)]
+            outputs += checkpoint.save(
+                directory,
+                config.to_hf(devices.STORED[precision]),
+                training.model.hf_state(devices.PRECISIONS[precision]),
+                tokenizer.proto,
+                dialogue.tokenizer_config(config.context),
+                card(out.name, "a base model, pretrained by llamactl pretrain", run.settings, run.facts["sources"]),
+            )
+            outputs.append(metrics.close())

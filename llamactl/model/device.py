@@ -13,7 +13,7 @@ STORED = {"bf16": "bfloat16", "fp32": "float32"}  # as config.json names them
 
 # Dense bf16 matrix rates by the vendors' data sheets, FLOP/s; A100 is the paper's.
 PEAK_BF16 = {"A100": 312e12, "H100": 989e12, "H200": 989e12, "V100": 125e12, "L40S": 362e12, "L4": 121e12, "T4": 65e12}
-_PROBE = 1024  # side of the matrices multiplied to learn the rate of a device that is not listed
+_PROBE = 2048  # side of the largest matrices multiplied to learn the rate of a device that is not listed
 
 
 def chosen(name: str | None) -> torch.device:
@@ -50,13 +50,18 @@ def peak_flops(device: torch.device, dtype: torch.dtype) -> float:
         for key, rate in PEAK_BF16.items():
             if key in name:
                 return rate
-    a = torch.randn(_PROBE, _PROBE, device=device).to(dtype)
-    best = float("inf")
-    for _ in range(5):
-        start = time.perf_counter()
-        (a @ a)[0, 0].item()
-        best = min(best, time.perf_counter() - start)
-    return 2 * _PROBE**3 / best
+    side, best = 32, 0.0
+    while side <= _PROBE:  # until a product takes long enough to be measured; without support bf16 is 100 times slower
+        a = torch.randn(side, side, device=device).to(dtype)
+        for _ in range(3):
+            start = time.perf_counter()
+            (a @ a.mT)[0, 0].item()
+            taken = time.perf_counter() - start
+            best = max(best, 2 * side**3 / taken)
+        if taken > 0.02:
+            break
+        side *= 2
+    return best
 
 
 def peak_memory(device: torch.device) -> int:

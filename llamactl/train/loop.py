@@ -32,6 +32,7 @@ from llamactl.train.parallel import Job
 from llamactl.train.step import Loss, Outcome, take
 
 MICRO_TOKENS = 4096  # tokens computed at once unless told otherwise
+LAG = {"cuda": 1}  # steps that are launched before the outcome of one is read, by device
 PATIENCE = 10  # refused steps in a row that end a run
 STATE = "state"
 REFUSED = "refused steps"
@@ -141,7 +142,7 @@ class Training:
             facts = {"refused": self.refused, "device_seconds": self.run.device_seconds(), "job": self.job.facts()}
             pieces = {
                 name: state.Piece(tensor, sharded.box(parameter).offset, tuple(parameter.shape))
-                for name, parameter, tensor in self._tensors()
+                for name, parameter, tensor in self.tensors()
                 if sharded.first_copy(parameter) and tensor.numel()
             }
             self.saver.begin(self.step, pieces, {**facts, "asked": asked})
@@ -195,7 +196,7 @@ class Training:
         if (then := found.facts["job"]) != self.job.facts():
             ui.note(f"{found.place}: saved by {_shape(then)}, goes on as {_shape(self.job.facts())}: equal to rounding")
         wanted = set()
-        for name, parameter, tensor in self._tensors():
+        for name, parameter, tensor in self.tensors():
             found.read(name, sharded.box(parameter).offset, tensor)
             wanted.add(name)
         if more := sorted(found.facts["tensors"].keys() - wanted):
@@ -203,7 +204,7 @@ class Training:
         self.optimizer.counted(self.step)
         return True
 
-    def _tensors(self) -> Iterator[tuple[str, Tensor, Tensor]]:
+    def tensors(self) -> Iterator[tuple[str, Tensor, Tensor]]:
         """All that makes up the state: its name, the parameter it belongs to, what this process holds of it."""
         for name, parameter in self.optimizer.parameters.items():
             yield f"parameter/{name}", parameter, sharded.local(parameter)
@@ -213,20 +214,6 @@ class Training:
 
 def _shape(job: Mapping[str, int]) -> str:
     return f"{job['processes']} processes ({job['replicas']} x {job['shards']} x {job['tensor']})"
-
-
-@contextmanager
-def stop_signals() -> Iterator[list[int]]:
-    """SIGTERM and SIGUSR1 are noted in the list, for the loop to read after the step."""
-    caught: list[int] = []
-    before = {
-        number: signal.signal(number, lambda n, _: caught.append(n)) for number in (signal.SIGTERM, signal.SIGUSR1)
-    }
-    try:
-        yield caught
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)
 
 
 def _prefetched(batch: Batch, first: int, plan: Plan, job: Job) -> Generator[Tensor, None, None]:
@@ -256,15 +243,15 @@ def steps(training: Training, batch: Batch, loss_of: Loss, plan: Plan) -> Iterat
     """
     job, device = training.job, training.job.device
     peak = peak_flops(device, training.model.dtype) * job.world
-    lag = 1 if device.type == "cuda" else 0
+    lag = LAG.get(device.type, 0)
     total, micro_batch = plan.schedule.steps, min(plan.micro_batch, job.share(plan.batch_size).size)
     row = 0  # refused steps in a row
     launched: deque[Tensor] = deque()
-    with stop_signals() as caught, closing(_prefetched(batch, training.attempts, plan, job)) as batches:
+    with closing(_prefetched(batch, training.attempts, plan, job)) as batches:
 
         def launch() -> Tensor:
             def tells() -> tuple[bool, bool]:
-                return bool(caught), training.saver.busy and training.saver.written()
+                return bool(job.caught), training.saver.busy and training.saver.written()
 
             model, optimizer, ids = training.model, training.optimizer, next(batches)
             return take(model, optimizer, loss_of, ids, plan.targets, micro_batch, job, tells, training.before_update)
@@ -315,7 +302,7 @@ def steps(training: Training, batch: Batch, loss_of: Loss, plan: Plan) -> Iterat
                 )
             if stopping and not last:
                 training.finish_saving()
-                name = signal.Signals(caught[0]).name if caught else "a signal to another process"
+                name = signal.Signals(job.caught[0]).name if job.caught else "a signal to another process"
                 raise Interrupted(
                     f"{training.directory}: stopped by {name} after step {training.step}; run me again to go on"
                 )

@@ -8,6 +8,7 @@ replicas x shards. One process has no mesh, and the same code.
 
 import logging
 import os
+import signal
 from collections.abc import Iterator
 from contextlib import contextmanager
 from functools import partial
@@ -60,6 +61,7 @@ class Job:
 
     def __init__(self, mesh: DeviceMesh | None, device: torch.device) -> None:
         self.mesh, self.device = mesh, device
+        self.caught: list[int] = []  # signals that ask this process to stop, for the loop to see
         self.replicas, self.shards, self.tensor = mesh.shape if mesh else (1, 1, 1)
         self.data = self.replicas * self.shards  # processes that see different sequences
         self.world = self.data * self.tensor
@@ -162,6 +164,7 @@ def world_size() -> int:
 def joined(device: torch.device, batch_size: int, tensor: int = 1, replicas: int = 1) -> Iterator[Job]:
     """This process among those that torchrun has started; by itself where it has not.
 
+    SIGTERM and SIGUSR1 are noted meanwhile in ``Job.caught``.
     Raises Fault where the numbers do not go together, and where another process leaves early.
     """
     world = world_size()
@@ -174,7 +177,9 @@ def joined(device: torch.device, batch_size: int, tensor: int = 1, replicas: int
         problem = f"{batch_size} sequences cannot be shared out evenly to {data} data-parallel processes"
         raise Fault("--batch-size", problem, f"give a multiple of {data}, or start another number of processes")
     if world == 1:
-        yield Job(None, device)
+        job = Job(None, device)
+        with _signals_noted(job.caught):
+            yield job
         return
     _set_threads(device)
     logging.getLogger("torch.distributed.tensor._redistribute").setLevel(logging.ERROR)  # "suboptimal", at the export
@@ -184,7 +189,8 @@ def joined(device: torch.device, batch_size: int, tensor: int = 1, replicas: int
     )
     job = Job(mesh, device)
     try:
-        yield job
+        with _signals_noted(job.caught):
+            yield job
     except RuntimeError as error:  # the collective operations have no error of their own under gloo
         if isinstance(error, NotImplementedError) or not any(word in str(error).lower() for word in LOST):
             raise
@@ -195,6 +201,17 @@ def joined(device: torch.device, batch_size: int, tensor: int = 1, replicas: int
         ) from None
     dist.barrier()
     dist.destroy_process_group()
+
+
+@contextmanager
+def _signals_noted(caught: list[int]) -> Iterator[None]:
+    numbers = (signal.SIGTERM, signal.SIGUSR1)
+    before = {number: signal.signal(number, lambda n, _: caught.append(n)) for number in numbers}
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
 
 
 def _bound(device: torch.device) -> torch.device | None:
