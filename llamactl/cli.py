@@ -4,6 +4,7 @@ import functools
 import os
 import signal
 import sys
+import traceback
 from collections.abc import Callable
 from typing import Annotated, Any
 
@@ -52,22 +53,19 @@ def guarded(command: Callable[..., None]) -> Callable[..., None]:
         try:
             command(*arguments, **options)
         except Fault as fault:
-            _end(f"llamactl: {_rank()}{fault}", Fault.status)
+            _end(f"llamactl: {ui.speaker()}{fault}", Fault.status)
         except Interrupted as stop:
-            _end(f"llamactl: {_rank()}{stop}", Interrupted.status)
+            _end(f"llamactl: {stop}" if ui.first_rank() else "", Interrupted.status)
         except ReaderGone:
             _end("", ReaderGone.status)
         except KeyboardInterrupt:
             _end("llamactl: interrupted", 128 + signal.SIGINT)
         except OSError as error:  # the disk is full, the place read-only: a user's to mend, not a bug
             where = error.filename or "output"
-            _end(f"llamactl: {_rank()}{where}: {error.strerror or error}; mend that and run the same command again", 1)
+            what = error.strerror or error
+            _end(f"llamactl: {ui.speaker()}{where}: {what}; mend that and run the same command again", 1)
 
     return run
-
-
-def _rank() -> str:
-    return f"rank {os.environ['RANK']}: " if "RANK" in os.environ and not ui.first_rank() else ""
 
 
 def _end(line: str, status: int) -> None:
@@ -96,4 +94,19 @@ def main() -> None:
     # OpenMP threads that wait for each other by spinning make a busy machine 4 to 15 times slower than a quiet one;
     # sleeping costs nothing that can be measured. Read when torch is loaded, so it is set before.
     os.environ.setdefault("OMP_WAIT_POLICY", "passive")
-    app()
+    if int(os.environ.get("WORLD_SIZE", "1")) == 1:
+        app()
+        return
+    # One process of many leaves at once: gloo's destructors abort now and then, and after a fault they can wait for
+    # ever for processes that have left.
+    status: object = 1
+    try:
+        app()
+    except SystemExit as end:
+        status = end.code
+    except BaseException:
+        ui.alarm("failed:")
+        traceback.print_exc()
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(status if isinstance(status, int) else 0 if status is None else 1)

@@ -99,6 +99,19 @@ Precision = Annotated[
 StoredPrecision = Annotated[
     Literal["bf16", "fp32"] | None, _option("--precision", text="bf16 or fp32.", show_default="as the model is stored")
 ]
+Checkpointing = Annotated[
+    Literal["none", "selective", "full"],
+    _option("--activation-checkpointing", text="What is computed again in the backward pass, to save memory."),
+]
+TensorParallel = Annotated[
+    int, _option("--tensor-parallel", text="Processes that share each matrix product (under torchrun).", min=1)
+]
+Replicas = Annotated[
+    int,
+    _option(
+        "--replicas", text="Copies of the model; each is sharded over its processes. For example one a node.", min=1
+    ),
+]
 SaveEvery = Annotated[
     int | None,
     _option("--save-every", text="Steps between states.", show_default="a tenth of the run, at most 1,000", min=1),
@@ -130,14 +143,4 @@ Mfu = Annotated[
         min=0.001,
         max=1.0,
     ),
-]
-Checkpointing = Annotated[
-    Literal["none", "selective", "full"],
-    _option(
-        "--activation-checkpointing",
-        text="Memory for time: keep all that the backward pass needs, the products' outputs, or blocks' inputs.",
-    ),
-]
-TensorParallel = Annotated[
-    int, _option("--tensor-parallel", text="Devices that share each matrix, within a node.", min=1)
 ]

@@ -36,6 +36,16 @@ def warn(text: str) -> None:
         print(text, file=sys.stderr, flush=True)
 
 
+def alarm(text: str) -> None:
+    """One line that any process may say, by its rank."""
+    print(speaker() + text, file=sys.stderr, flush=True)
+
+
+def speaker() -> str:
+    """Who speaks, where it is not the first process: ``rank 3: ``."""
+    return "" if first_rank() else f"rank {os.environ['RANK']}: "
+
+
 def note(text: str) -> None:
     """One line of what is going on."""
     if not _quiet:

@@ -42,9 +42,10 @@ def pretrain(
         int | None, typer.Option(help="Rows of the embedding.", show_default="the tokenizer's", min=1)
     ] = None,
     precision: options.Precision = "bf16",
-    compile: options.Compile = False,
     activation_checkpointing: options.Checkpointing = "none",
     tensor_parallel: options.TensorParallel = 1,
+    replicas: options.Replicas = 1,
+    compile: options.Compile = False,
     device: options.DeviceOrPlanned = None,
     devices: options.Devices = None,
     mfu: options.Mfu = None,
@@ -52,6 +53,9 @@ def pretrain(
     keep: options.Keep = 2,
     log_every: options.LogEvery = 1,
     resume: options.Resume = True,
+    verify_resume: Annotated[
+        bool, typer.Option("--verify-resume", help="Train some steps whole and interrupted, compare all bits; no more.")
+    ] = False,
     dry_run: options.DryRun = False,
     verify: options.Verify = True,
     seed: options.Seed = 0,
@@ -91,7 +95,7 @@ def pretrain(
     )  # fmt: skip
     settings = {
         "size": size, **asdict(config), **plan.settings(), "weight_decay": weight_decay, "precision": precision,
-        "shares": [str(source.share) for source in mix.sources], "compile": compile, "seed": seed,
+        "shares": [str(source.share) for source in mix.sources], "seed": seed,
         "overwrite": overwrite,
     }  # fmt: skip
     samples = plan.schedule.steps * plan.batch_size
@@ -101,7 +105,7 @@ def pretrain(
     if dry_run:
         layout = planning.Layout(
             plan.batch_size, config.context, plan.micro_batch, precision, activation_checkpointing, tensor_parallel,
-            devices or 1,
+            replicas, devices or 1,
         )  # fmt: skip
         name, kind = planning.target(device)
         said += planning.rows(config, layout, samples * config.context, name, kind, mfu or planning.MFU)
@@ -109,48 +113,62 @@ def pretrain(
     if dry_run or tokenizer is None:
         return
 
-    from llamactl.artifacts import checkpoint, manifest
+    from functools import partial
+
+    from llamactl.artifacts import checkpoint, files, manifest
     from llamactl.artifacts.card import card
     from llamactl.artifacts.metrics import Metrics
     from llamactl.model import device as machine
     from llamactl.model.llama import Llama
     from llamactl.text import dialogue
-    from llamactl.train import loop, optim
+    from llamactl.train import loop, optim, parallel
     from llamactl.train.step import next_token_loss
+    from llamactl.train.verify import resume_is_exact
 
     run = manifest.Run("pretrain", settings, {"data": [path for path, _ in places]}, out, verify)
-    if run.already_made():
+    if not verify_resume and run.already_made():
         return
     target = machine.chosen(device)
     run.device = machine.title(target)
     machine.keep_freed_memory()
-    with run.in_place(fresh=not resume) as (directory, outputs):
-        model = Llama.create(config, machine.PRECISIONS[precision], target, seed)
-        training = loop.Training(model, optim.adamw(model, weight_decay), run, directory)
-        if training.resume():
-            ui.note(f"{out}: going on after step {training.step:,}")
-        if compile:
-            model.compile_blocks()
-        metrics = Metrics(directory, training.step)
-        with ui.Working("pretrain", plan.schedule.steps, "steps", start=training.step) as bar:
-            for step in loop.steps(training, mix.batch, next_token_loss, plan):
-                if step.step % log_every == 0 or step.step == plan.schedule.steps:
-                    metrics.log(step._asdict())
-                bar.advance(
-                    1,
-                    loss=f"{step.loss:.3f}",
-                    tokens=ui.count(step.tokens),
-                    **{"tok/s": ui.count(step.tokens_per_second)},
-                )
-        samples += training.refused * plan.batch_size
-        run.done.update(tokens=training.step * plan.targets, samples=samples)
-        run.facts["sources"] = [source._asdict() for source in mix.epochs(samples)]
-        outputs += checkpoint.save(
-            directory,
-            config.to_hf(machine.STORED[precision]),
-            model.hf_state(machine.PRECISIONS[precision]),
-            tokenizer.proto,
-            dialogue.tokenizer_config(config.context),
-            card(out.name, "a base model, pretrained by llamactl pretrain", run.settings, run.facts["sources"]),
-        )
-        outputs.append(metrics.close())
+    with parallel.joined(target, plan.batch_size, tensor_parallel, replicas) as job:
+        run.devices = job.world
+
+        def begin(directory: Path) -> loop.Training:
+            arrange = partial(job.arrange, checkpointing=activation_checkpointing, compiled=compile)
+            model = Llama.create(config, machine.PRECISIONS[precision], target, seed, arrange)
+            optimizer = optim.AdamW(model, plan.schedule, weight_decay)
+            return loop.Training(model, optimizer, run, directory, job, plan.keep)
+
+        if verify_resume:
+            resume_is_exact(begin, mix.batch, next_token_loss, plan, files.partial(out))
+            return
+        with run.in_place(fresh=not resume) as (directory, outputs):
+            job.agreed(True)  # the directory is there
+            training = begin(directory)
+            if training.resume():
+                ui.note(f"{out}: going on after step {training.step:,}")
+            metrics = Metrics(directory, training.step)
+            with ui.Working("pretrain", plan.schedule.steps, "steps", start=training.step) as bar:
+                for step in loop.steps(training, mix.batch, next_token_loss, plan):
+                    if step.step % log_every == 0 or step.step == plan.schedule.steps:
+                        metrics.log(step._asdict())
+                    bar.advance(
+                        1,
+                        loss=f"{step.loss:.3f}",
+                        tokens=ui.count(step.tokens),
+                        **{"tok/s": ui.count(step.tokens_per_second)},
+                    )
+            samples += training.refused * plan.batch_size
+            run.done.update(tokens=training.step * plan.targets, samples=samples)
+            run.facts |= {"job": job.facts(), "save_seconds": round(training.stalled, 3)}
+            run.facts["sources"] = [source._asdict() for source in mix.epochs(samples)]
+            outputs += checkpoint.save(
+                directory,
+                config.to_hf(machine.STORED[precision]),
+                training.model.hf_state(machine.PRECISIONS[precision]),
+                tokenizer.proto,
+                dialogue.tokenizer_config(config.context),
+                card(out.name, "a base model, pretrained by llamactl pretrain", run.settings, run.facts["sources"]),
+            )
+            outputs.append(metrics.close())

@@ -143,16 +143,19 @@ def _tied(path: Path) -> bool:
 def save(
     directory: Path,
     config: Mapping[str, Any],
-    state: Iterable[tuple[str, "torch.Tensor"]],
+    state: Iterable[tuple[str, safetensors.Later]],
     tokenizer: bytes,
     tokenizer_config: Mapping[str, Any],
     card: str,
 ) -> list[dict[str, Any]]:
     """Write a model directory but for its ``run.json``; the manifest's entries, the weights first.
 
-    ``config.json`` comes last: until it is there, nobody takes the directory for a model.
+    ``config.json`` comes last: until it is there, nobody takes the directory for a model. Where many processes hold the
+    tensors all have to call this; the first writes.
     """
     outputs = _save_weights(directory, state)
+    if not ui.first_rank():
+        return []
     generation = {"bos_token_id": config["bos_token_id"], "eos_token_id": config["eos_token_id"]}
     outputs += [
         _write(directory, "tokenizer.model", tokenizer),
@@ -165,10 +168,10 @@ def save(
 
 
 def _save_weights(
-    directory: Path, state: Iterable[tuple[str, "torch.Tensor"]], limit: int = FILE_BYTES
+    directory: Path, state: Iterable[tuple[str, safetensors.Later]], limit: int = FILE_BYTES
 ) -> list[dict[str, Any]]:
     """Tensors to ``model.safetensors``, or to several files of at most ``limit`` bytes and an index."""
-    groups: list[dict[str, torch.Tensor]] = [{}]
+    groups: list[dict[str, safetensors.Later]] = [{}]
     size = 0
     for name, tensor in state:
         if groups[-1] and size + tensor.nbytes > limit:
@@ -179,11 +182,15 @@ def _save_weights(
     outputs = []
     where: dict[str, str] = {}
     for number, group in enumerate(groups, 1):
+        if not ui.first_rank():
+            for each in safetensors.order(group):
+                group[each].make()
+            continue
         name = WEIGHTS if len(groups) == 1 else f"model-{number:05d}-of-{len(groups):05d}.safetensors"
         written = safetensors.write(directory / name, group, {"format": "pt"})
         outputs.append(files.entry(directory / name, "weights", written))
         where |= dict.fromkeys(group, name)
-    if len(groups) > 1:
+    if len(groups) > 1 and ui.first_rank():
         total = sum(tensor.nbytes for group in groups for tensor in group.values())
         outputs.append(_write(directory, INDEX, _json({"metadata": {"total_size": total}, "weight_map": where})))
     return outputs

@@ -134,20 +134,25 @@ def whole_directory(path: Path) -> Iterator[Path]:
         clear(filling)
         try:
             yield filling
-            for file in sorted(filling.rglob("*")):
-                sync(file)
-            sync(filling)
-            if path.exists():
-                _exchange(filling, path)
-            else:
-                filling.rename(path)
+            settle(filling, path)
         except BaseException:
             shutil.rmtree(filling, ignore_errors=True)
             raise
-        try:
-            sync(path.parent)
-        finally:
-            remove(filling)  # what was replaced
+
+
+def settle(filling: Path, path: Path) -> None:
+    """Give a filled directory its name, all files synced; what has the name already is replaced in one step."""
+    for file in sorted(filling.rglob("*")):
+        sync(file)
+    sync(filling)
+    if path.exists():
+        _exchange(filling, path)
+    else:
+        filling.rename(path)
+    try:
+        sync(path.parent)
+    finally:
+        remove(filling)  # what was replaced
 
 
 def _exchange(new: Path, old: Path) -> None:

@@ -161,13 +161,14 @@ class Run:
     ) -> None:
         self.stage, self.out = stage, out.resolve() if out and out.name in ("", "..") else out
         self.settings = {k: _plain(v) for k, v in sorted(settings.items()) if k not in NEUTRAL and k not in inputs}
+        verify = verify and ui.first_rank()
         self.inputs = [described(name, str(path), verify) for name, paths in inputs.items() for path in paths]
         self.done: Counter[str] = Counter()  # documents, tokens, bytes, samples: what was worked through
         self.skipped: Counter[str] = Counter()  # what was not, by reason
         self.noted: Counter[str] = Counter()  # what was used, but not as it was, by reason
         self.facts: dict[str, Any] = {}  # what else the stage has to say for itself
         self.device, self.devices = "cpu", 1
-        self.earlier_seconds = 0.0  # spent by attempts that were interrupted
+        self.earlier = 0.0  # device-seconds spent by attempts that were interrupted
         self.overwrite, self._skip_bad = bool(settings.get("overwrite")), bool(settings.get("skip_bad"))
         self._start, self._clock = _now(), time.monotonic()
 
@@ -225,15 +226,15 @@ class Run:
         if self.skipped["bad records"] <= SHOWN:
             ui.warn(f"skipped {fault.subject}: {fault.problem}")
 
-    def seconds(self) -> float:
-        """Wall-clock seconds so far, those of interrupted attempts included."""
-        return self.earlier_seconds + time.monotonic() - self._clock
+    def device_seconds(self) -> float:
+        """Seconds so far times devices, those of interrupted attempts included."""
+        return self.earlier + (time.monotonic() - self._clock) * self.devices
 
     # -- after
 
     def manifest(self, outputs: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
         """The manifest of what was made."""
-        hours = self.seconds() * self.devices / 3600
+        hours = self.device_seconds() / 3600
         row = hardware.found(self.device)
         watts = hardware.DEVICES[row].watts if row else None
         return {
@@ -307,9 +308,13 @@ class Run:
         """A directory that a training fills as it goes, and the list of its outputs; ``run.json`` says it is complete.
 
         ``fresh`` clears what an earlier attempt has left there; ``--overwrite`` what a finished one has, so that a run
-        that was asked to overwrite, and was interrupted, goes on like any other.
+        that was asked to overwrite, and was interrupted, goes on like any other. Where many processes train together
+        the first one does this; the others may use the directory when it has.
         """
         assert self.out is not None
+        if not ui.first_rank():
+            yield self.out, []
+            return
         self.out.mkdir(parents=True, exist_ok=True)
         outputs: list[dict[str, Any]] = []
         with files.locked(self.out, self.out):

@@ -6,6 +6,7 @@ from typing import Any
 
 import orjson
 
+from llamactl import ui
 from llamactl.artifacts import files
 
 FILE = "metrics.jsonl"
@@ -15,8 +16,13 @@ class Metrics:
     """One object a logged step, in order, also across interruptions."""
 
     def __init__(self, directory: Path, step: int) -> None:
-        """Open it to go on after ``step``: what an interrupted attempt has written beyond it is taken out."""
+        """Open it to go on after ``step``: what an interrupted attempt has written beyond it is taken out.
+
+        Of many processes the first one writes.
+        """
         self.path = directory / FILE
+        if not ui.first_rank():
+            return
         kept = []
         if self.path.exists():
             for line in self.path.read_bytes().split(b"\n"):
@@ -31,10 +37,13 @@ class Metrics:
 
     def log(self, values: Mapping[str, Any]) -> None:
         """Append one line."""
-        self._file.write(orjson.dumps(values, option=orjson.OPT_APPEND_NEWLINE))
+        if ui.first_rank():
+            self._file.write(orjson.dumps(values, option=orjson.OPT_APPEND_NEWLINE))
 
     def close(self) -> dict[str, Any]:
         """Sync it; its entry for the manifest."""
+        if not ui.first_rank():
+            return {}
         self._file.close()
         files.sync(self.path)
         return files.entry(self.path, "metrics")

@@ -6,10 +6,11 @@ read again to be described in a manifest.
 """
 
 import hashlib
+import math
 import os
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypeAlias
+from typing import TYPE_CHECKING, Any, NamedTuple, TypeAlias
 
 import numpy as np
 import orjson
@@ -20,7 +21,26 @@ from llamactl.errors import Fault
 if TYPE_CHECKING:
     import torch
 
-Array: TypeAlias = "np.ndarray[Any, Any] | torch.Tensor"
+Array: TypeAlias = "np.ndarray[Any, Any] | torch.Tensor | Later"
+
+
+class Later(NamedTuple):
+    """A tensor that is made when its turn comes to be written."""
+
+    dtype: "torch.dtype"
+    shape: tuple[int, ...]
+    make: "Callable[[], torch.Tensor]"
+
+    @property
+    def itemsize(self) -> int:
+        """Bytes of an element."""
+        return self.dtype.itemsize
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of all."""
+        return self.itemsize * math.prod(self.shape)
+
 
 CODES = {
     "float64": "F64", "float32": "F32", "float16": "F16", "bfloat16": "BF16",
@@ -31,6 +51,8 @@ CODES = {
 
 def _bytes(tensor: Array) -> memoryview:
     """A tensor's elements as bytes, little-endian, without a copy where it is contiguous on the CPU."""
+    if isinstance(tensor, Later):
+        tensor = tensor.make()
     if isinstance(tensor, np.ndarray):
         return np.ascontiguousarray(tensor).reshape(-1).view(np.uint8).data
     import torch
@@ -45,15 +67,17 @@ def _pieces(header: bytes, tensors: Iterable[Array]) -> Iterator[bytes | memoryv
     yield from map(_bytes, tensors)
 
 
-def write(path: Path, tensors: Mapping[str, Array], metadata: Mapping[str, str] | None = None) -> Stamp:
-    """Write ``tensors`` (numpy arrays or torch tensors, any device) to a synced safetensors file; size and SHA-256.
+def order(tensors: Mapping[str, Array]) -> list[str]:
+    """The order in which ``write`` takes them: wider elements first, so that each tensor is aligned in the file."""
+    return sorted(tensors, key=lambda name: (-tensors[name].itemsize, name))
 
-    Tensors with wider elements come first, so that each one is aligned in the file.
-    """
-    order = sorted(tensors, key=lambda name: (-tensors[name].itemsize, name))
+
+def write(path: Path, tensors: Mapping[str, Array], metadata: Mapping[str, str] | None = None) -> Stamp:
+    """Write ``tensors`` (numpy arrays or torch tensors, any device) to a synced safetensors file; size and SHA-256."""
+    names = order(tensors)
     header: dict[str, object] = {"__metadata__": dict(metadata)} if metadata else {}
     offset = 0
-    for name in order:
+    for name in names:
         tensor = tensors[name]
         end = offset + int(tensor.nbytes)
         code = CODES[str(tensor.dtype).removeprefix("torch.")]
@@ -63,7 +87,7 @@ def write(path: Path, tensors: Mapping[str, Array], metadata: Mapping[str, str] 
     text += b" " * (-len(text) % 8)
     digest = hashlib.sha256()
     with path.open("wb") as file:
-        for piece in _pieces(text, (tensors[name] for name in order)):
+        for piece in _pieces(text, (tensors[name] for name in names)):
             digest.update(piece)
             file.write(piece)
         file.flush()

@@ -13,7 +13,7 @@ from llamactl.errors import Fault
 PRECISIONS = {"bf16": torch.bfloat16, "fp32": torch.float32}
 STORED = {"bf16": "bfloat16", "fp32": "float32"}  # as config.json names them
 
-_PROBE = 1024  # side of the matrices multiplied to learn the rate of a device that is not listed
+_PROBE = 2048  # side of the largest matrices multiplied to learn the rate of a device that is not listed
 
 
 def chosen(name: str | None) -> torch.device:
@@ -49,13 +49,18 @@ def peak_flops(device: torch.device, dtype: torch.dtype) -> float:
         row = hardware.found(torch.cuda.get_device_name(device))
         if row:
             return hardware.DEVICES[row].flops
-    a = torch.randn(_PROBE, _PROBE, device=device).to(dtype)
-    best = float("inf")
-    for _ in range(5):
-        start = time.perf_counter()
-        (a @ a)[0, 0].item()
-        best = min(best, time.perf_counter() - start)
-    return 2 * _PROBE**3 / best
+    side, best = 32, 0.0
+    while side <= _PROBE:  # until a product takes long enough to be measured; without support bf16 is 100 times slower
+        a = torch.randn(side, side, device=device).to(dtype)
+        for _ in range(3):
+            start = time.perf_counter()
+            (a @ a.mT)[0, 0].item()
+            taken = time.perf_counter() - start
+            best = max(best, 2 * side**3 / taken)
+        if taken > 0.02:
+            break
+        side *= 2
+    return best
 
 
 def memory(device: torch.device) -> int:

@@ -9,7 +9,8 @@ tables, softmax and logits are in fp32 always.
 """
 
 import hashlib
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any, Self, cast
 
@@ -18,6 +19,8 @@ import torch.nn.functional as F  # noqa: N812
 from torch import Tensor, nn
 
 from llamactl.artifacts import checkpoint
+from llamactl.artifacts.tensors import Later
+from llamactl.model import sharded
 from llamactl.model.config import Config
 from llamactl.model.device import PRECISIONS
 
@@ -214,26 +217,34 @@ class Llama(nn.Module):
         """Scores of the next token, fp32 ``[..., V]``."""
         return cast(Tensor, self.output(hidden)).float()
 
-    def initialize(self, seed: int) -> Self:
-        """Fresh weights, on whatever device; each tensor depends on (seed, its name) alone."""
+    def fresh(self, seed: int) -> Iterator[tuple[str, Tensor]]:
+        """Fresh weights, whole, by name; each depends on (seed, its name) alone, wherever and by whom it is made."""
         depth = (2 * self.config.layers) ** -0.5
         for name, parameter in self.named_parameters():
             if parameter.dim() == 1:
-                nn.init.ones_(parameter)
+                yield name, torch.ones(parameter.shape)
                 continue
             std = INIT_STD * (depth if name.endswith(("wo.weight", "w2.weight")) else 1.0)
             digest = hashlib.sha256(f"{seed} {name}".encode()).digest()
             generator = torch.Generator().manual_seed(int.from_bytes(digest[:8], "little") >> 1)
-            with torch.no_grad():
-                parameter.copy_(torch.empty(parameter.shape).normal_(0.0, std, generator=generator))
-        return self
+            yield name, torch.empty(parameter.shape).normal_(0.0, std, generator=generator)
 
     @classmethod
-    def create(cls, config: Config, dtype: torch.dtype, device: torch.device, seed: int) -> Self:
-        """A model with fresh fp32 weights that computes in ``dtype``."""
+    def create(
+        cls,
+        config: Config,
+        dtype: torch.dtype,
+        device: torch.device,
+        seed: int,
+        arrange: Callable[[Self], None] = lambda model: None,
+    ) -> Self:
+        """A model with fresh fp32 weights that computes in ``dtype``; ``arrange`` may shard it before they are made."""
         with torch.device("meta"):
             model = cls(config, dtype)
-        return model.to_empty(device=device).initialize(seed)
+        arrange(model)
+        model.to_empty(device=device)
+        sharded.fill(model, model.fresh(seed))
+        return model
 
     @classmethod
     def described(cls, path: Path) -> tuple[Config, str]:
@@ -254,12 +265,13 @@ class Llama(nn.Module):
         model.load_state_dict({name: loaded[checkpoint.hf_name(name)] for name in model.state_dict()}, assign=True)
         return model.eval().requires_grad_(False)
 
-    def hf_state(self, dtype: torch.dtype) -> Iterator[tuple[str, Tensor]]:
-        """Tensors in ``dtype``, by their Hugging Face names."""
+    def hf_state(self, dtype: torch.dtype) -> Iterator[tuple[str, Later]]:
+        """Tensors in ``dtype``, by their Hugging Face names; whole when they are made, which all processes have to."""
         for name, parameter in self.named_parameters():
-            yield checkpoint.hf_name(name), parameter.detach().to(dtype)
+            make = partial(lambda tensor: sharded.whole(tensor.detach().to(dtype)), parameter)
+            yield checkpoint.hf_name(name), Later(dtype, tuple(parameter.shape), make)
 
-    def compile_blocks(self) -> None:
-        """Compile each layer by itself: they are alike, so one compilation serves all."""
-        for block in self.layers:
-            block.compile()
+    def nll(self, tokens: Tensor, targets: Tensor) -> Tensor:
+        """-log p of each target, in fp32 ``[B, T]``, for tokens and targets ``[B, T]``."""
+        logits = self.output(self(tokens))
+        return F.cross_entropy(logits.flatten(0, 1).float(), targets.flatten(), reduction="none").view_as(targets)

@@ -7,32 +7,42 @@ a row end the run with the state saved.
 
 import signal
 import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections import deque
+from collections.abc import Callable, Generator, Iterator, Mapping
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import closing, contextmanager
+from itertools import count
 from pathlib import Path
 from typing import NamedTuple
 
-import torch
 from torch import Tensor
 
 from llamactl import ui
 from llamactl.artifacts import files, state
 from llamactl.artifacts.manifest import Run
 from llamactl.errors import Fault, Interrupted
+from llamactl.model import sharded
 from llamactl.model.device import peak_flops, peak_memory
 from llamactl.model.llama import Llama
-from llamactl.train import optim
+from llamactl.train.optim import AdamW
+from llamactl.train.parallel import Job
 from llamactl.train.schedule import Plan
-from llamactl.train.step import Loss, take
+from llamactl.train.step import Loss, Outcome, take
 
+LAG = {"cuda": 1}  # steps that are launched before the outcome of one is read, by device
 PATIENCE = 10  # refused steps in a row that end a run
 STATE = "state"
 REFUSED = "refused steps"
 MOMENTS = ("exp_avg", "exp_avg_sq")
 
+Batch = Callable[[int, int], Tensor]  # sequences from a global sample index on, and how many
+
 
 class Step(NamedTuple):
-    """One line of metrics.jsonl. ``tokens`` are those trained on so far; ``tokens_per_second`` is of this step."""
+    """One line of metrics.jsonl. ``tokens`` are those trained on so far; ``tokens_per_second`` is of this step.
+
+    ``save_seconds`` is what training has waited for the saving of states since the step before.
+    """
 
     step: int
     tokens: int
@@ -43,116 +53,193 @@ class Step(NamedTuple):
     mfu: float
     memory_bytes: int
     refused: int
+    save_seconds: float
 
 
 class Training:
     """A model, its optimizer and where they are in a run; saved to and resumed from ``directory/state``."""
 
-    def __init__(self, model: Llama, optimizer: torch.optim.Optimizer, run: Run, directory: Path) -> None:
-        self.model, self.optimizer, self.run, self.directory = model, optimizer, run, directory
+    def __init__(self, model: Llama, optimizer: AdamW, run: Run, directory: Path, job: Job, keep: int) -> None:
+        self.model, self.optimizer, self.run, self.directory, self.job = model, optimizer, run, directory, job
         self.step = self.refused = 0
+        self.saver = state.Saver(directory / STATE, job.rank, keep)
+        self.stalled = 0.0  # seconds spent waiting for states to be saved
 
-    def save(self, keep: int) -> None:
-        """Write the state of this moment."""
-        asked = {"stage": self.run.stage, "settings": self.run.settings, "inputs": self.run.inputs}
-        facts = {"refused": self.refused, "seconds": self.run.seconds(), "asked": asked}
-        state.save(self.directory / STATE, self.step, self._tensors(), facts, keep)
+    @property
+    def attempts(self) -> int:
+        """Batches used: for updates, and refused."""
+        return self.step + self.refused
+
+    def save(self) -> None:
+        """Begin to save the state of this moment; the one before is finished first."""
+        self.finish_saving()
+        with self._stall():
+            asked = {"stage": self.run.stage, "settings": self.run.settings, "inputs": self.run.inputs}
+            facts = {"refused": self.refused, "device_seconds": self.run.device_seconds(), "job": self.job.facts()}
+            pieces = {
+                name: state.Piece(tensor, sharded.box(parameter).offset, tuple(parameter.shape))
+                for name, parameter, tensor in self.tensors()
+                if sharded.first_copy(parameter) and tensor.numel()
+            }
+            self.saver.begin(self.step, pieces, {**facts, "asked": asked})
+
+    def finish_saving(self) -> None:
+        """Wait until all processes have saved what they have begun to save."""
+        if self.saver.busy:
+            with self._stall():
+                self.saver.wait()
+                self.job.agreed(True)
+            self.commit()
+            self.job.agreed(True)
+
+    def commit(self) -> None:
+        """Have the state that all have written count, if it does not yet."""
+        if self.saver.busy:
+            with self._stall():
+                self.saver.commit()
+
+    def before_update(self) -> None:
+        """What is being saved from the memory of a CPU must not change: wait until it is written."""
+        if self.saver.busy and self.job.device.type == "cpu":
+            with self._stall():
+                self.saver.wait()
+
+    @contextmanager
+    def _stall(self) -> Iterator[None]:
+        began = time.perf_counter()
+        yield
+        self.stalled += time.perf_counter() - began
 
     def resume(self) -> bool:
-        """Take up the newest state; whether there was one.
+        """Take up the newest state, of however many processes; whether there was one.
 
         One of a run that was asked for otherwise is overwritten if that was asked for, else a Fault is raised.
         """
-        found = state.load(self.directory / STATE)
+        found = state.newest(self.directory / STATE, self.job.rank, self.job.world, self.job.agreed)
         if found is None:
             return False
         if difference := self.run.difference(found.facts["asked"]):
             if not self.run.overwrite:
                 problem = f"was begun otherwise ({difference})"
                 raise Fault(self.directory, problem, "ask for the same, or --no-resume to start over")
-            files.clear(self.directory)
+            self.job.agreed(True)  # all have read what the first now removes
+            if self.job.rank == 0:
+                files.clear(self.directory)
             return False
         self.step, self.refused = found.facts["step"], found.facts["refused"]
-        self.run.earlier_seconds = found.facts["seconds"]
+        self.run.earlier = found.facts["device_seconds"]
         self.run.skipped.update({REFUSED: self.refused} if self.refused else {})
-        for name, parameter in self.model.named_parameters():
-            with torch.no_grad():
-                parameter.copy_(found.tensors[f"parameter/{name}"])
-            if self.step:  # before the first update there are no moments
-                moments = {m: found.tensors[f"{m}/{name}"].to(parameter.device) for m in MOMENTS}
-                count = torch.tensor(float(self.step), device=parameter.device)
-                self.optimizer.state[parameter] = {"step": count, **moments}
+        if (then := found.facts["job"]) != self.job.facts():
+            ui.note(f"{found.place}: saved by {_shape(then)}, goes on as {_shape(self.job.facts())}: equal to rounding")
+        wanted = set()
+        for name, parameter, tensor in self.tensors():
+            found.read(name, sharded.box(parameter).offset, tensor)
+            wanted.add(name)
+        if more := sorted(found.facts["tensors"].keys() - wanted):
+            raise Fault(found.place, f"holds a tensor that this model has not: {more[0]}", "--no-resume to start over")
+        self.optimizer.counted(self.step)
         return True
 
-    def _tensors(self) -> dict[str, Tensor]:
-        tensors: dict[str, Tensor] = {}
-        for name, parameter in self.model.named_parameters():
-            tensors[f"parameter/{name}"] = parameter.detach()
-            if parameter in self.optimizer.state:
-                tensors |= {f"{m}/{name}": self.optimizer.state[parameter][m] for m in MOMENTS}
-        return tensors
+    def tensors(self) -> Iterator[tuple[str, Tensor, Tensor]]:
+        """All that makes up the state: its name, the parameter it belongs to, what this process holds of it."""
+        for name, parameter in self.optimizer.parameters.items():
+            yield f"parameter/{name}", parameter, sharded.local(parameter)
+            for moment, tensor in zip(MOMENTS, self.optimizer.moments[name], strict=True):
+                yield f"{moment}/{name}", parameter, tensor
 
 
-@contextmanager
-def stop_signals() -> Iterator[list[int]]:
-    """SIGTERM and SIGUSR1 are noted in the list, for the loop to read after the step."""
-    caught: list[int] = []
-    before = {
-        number: signal.signal(number, lambda n, _: caught.append(n)) for number in (signal.SIGTERM, signal.SIGUSR1)
-    }
-    try:
-        yield caught
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)
+def _shape(job: Mapping[str, int]) -> str:
+    return f"{job['processes']} processes ({job['replicas']} x {job['shards']} x {job['tensor']})"
 
 
-def steps(training: Training, batch: Callable[[int, int], Tensor], loss_of: Loss, plan: Plan) -> Iterator[Step]:
+def _prefetched(batch: Batch, first: int, plan: Plan, job: Job) -> Generator[Tensor, None, None]:
+    """This process's part of one batch after the other, the next one read while the last is trained on."""
+    share = job.share(plan.batch_size)
+    with ThreadPoolExecutor(1) as reader:
+
+        def read(number: int) -> Future[Tensor]:
+            return reader.submit(batch, number * plan.batch_size + share.first, share.size)
+
+        coming = read(first)
+        for number in count(first + 1):
+            ids, coming = coming.result(), read(number)
+            if job.device.type == "cuda":
+                ids = ids.pin_memory()
+            yield ids.to(job.device, non_blocking=True)
+
+
+def steps(training: Training, batch: Batch, loss_of: Loss, plan: Plan) -> Iterator[Step]:
     """Train from where ``training`` stands to the last step of the schedule.
 
-    ``batch(start, size)`` gives sequences from a global sample index on. Raises Interrupted after a signal, with the
-    state saved, and Fault after ten refused steps in a row.
+    ``batch(start, size)`` gives sequences from a global sample index on. Raises Interrupted after a signal to any
+    process, with the state saved, and Fault after ten refused steps in a row.
+
+    On a GPU the outcome of a step is read when the next one has been launched, so that the device never waits for
+    Python; but not across a step after which the state is saved.
     """
-    device = training.model.tok_embeddings.weight.device
-    peak = peak_flops(device, training.model.dtype) * training.run.devices
+    job, device = training.job, training.job.device
+    peak = peak_flops(device, training.model.dtype) * job.world
+    lag = LAG.get(device.type, 0)
+    total, micro_batch = plan.schedule.steps, min(plan.micro_batch, job.share(plan.batch_size).size)
     row = 0  # refused steps in a row
-    with stop_signals() as caught:
-        while training.step < plan.schedule.steps:
-            began = time.perf_counter()
-            ids = batch((training.step + training.refused) * plan.batch_size, plan.batch_size).to(device)
-            lr = plan.schedule.at(training.step)
-            outcome = take(
-                training.model, training.optimizer, loss_of, ids, plan.targets, plan.micro_batch, lr, optim.CLIP
-            )
+    launched: deque[Tensor] = deque()
+    with closing(_prefetched(batch, training.attempts, plan, job)) as batches:
+
+        def launch() -> Tensor:
+            def tells() -> tuple[bool, bool]:
+                return bool(job.caught), training.saver.busy and training.saver.written()
+
+            model, optimizer, ids = training.model, training.optimizer, next(batches)
+            return take(model, optimizer, loss_of, ids, plan.targets, micro_batch, job, tells, training.before_update)
+
+        clock, stalled, stopping = time.perf_counter(), training.stalled, False
+        while training.step < total:
+            ahead = training.step + len(launched)
+            if ahead < total and not stopping and not (launched and (ahead % plan.save_every == 0 or row)):
+                launched.append(launch())
+                if len(launched) <= lag:
+                    continue
+            outcome = Outcome.read(launched.popleft())
+            asked_to_stop, written = outcome.told
+            stopping = stopping or asked_to_stop > 0
             if outcome.applied:
                 row, training.step = 0, training.step + 1
-                rate = plan.targets / (time.perf_counter() - began)
+                now, stalled_before = time.perf_counter(), stalled
+                rate, clock, stalled = plan.targets / (now - clock), now, training.stalled
                 yield Step(
                     step=training.step,
                     tokens=training.step * plan.targets,
                     loss=outcome.loss,
-                    lr=lr,
+                    lr=plan.schedule.at(training.step - 1),
                     grad_norm=outcome.grad_norm,
                     tokens_per_second=round(rate, 1),
                     mfu=round(rate * training.model.config.flops_per_token / peak, 4),
                     memory_bytes=peak_memory(device),
                     refused=training.refused,
+                    save_seconds=round(stalled - stalled_before, 4),
                 )
             else:
                 row, training.refused = row + 1, training.refused + 1
                 what = f"loss {outcome.loss:.4g}, gradient norm {outcome.grad_norm:.4g}"
                 ui.warn(f"step {training.step + 1} refused: {what}; its batch is passed over ({row} in a row)")
                 training.run.skipped[REFUSED] += 1
-            last = training.step == plan.schedule.steps
-            if caught or row >= PATIENCE or last or (outcome.applied and training.step % plan.save_every == 0):
-                training.save(plan.keep)
+            if written == job.world:
+                training.commit()
+            if launched:
+                continue
+            last = training.step == total
+            if stopping or row >= PATIENCE or last or (outcome.applied and training.step % plan.save_every == 0):
+                training.save()
             if row >= PATIENCE:
+                training.finish_saving()
                 problem = f"{PATIENCE} steps in a row were not finite; the state of step {training.step} is saved"
                 raise Fault(
                     training.directory, problem, "look at the data, or lower --lr and start over with --no-resume"
                 )
-            if caught and not last:
-                name = signal.Signals(caught[0]).name
+            if stopping and not last:
+                training.finish_saving()
+                name = signal.Signals(job.caught[0]).name if job.caught else "a signal to another process"
                 raise Interrupted(
                     f"{training.directory}: stopped by {name} after step {training.step}; run me again to go on"
                 )
+        training.finish_saving()

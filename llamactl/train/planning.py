@@ -1,9 +1,10 @@
 """What a training will need, before it is begun: memory a device, hours, energy and carbon (paper, Table 2). No torch.
 
-A training is laid out as FSDP2 does it: AdamW's fp32 weights and moments are shared out among ``shard`` data-parallel
-ranks, blocks are gathered in the compute precision as they are used, the root (embeddings, last norm, head) stays
-gathered. On one device without sharding, autograd keeps each matrix's cast to the compute precision instead. Tensor
-parallelism divides weights and, with sequence parallelism, activations. Numbers are bytes of one device.
+A training is laid out as ``train/parallel.py`` does it: the fp32 weights, gradients and moments of each replica are
+sharded over its data-parallel ranks, blocks are gathered in the compute precision as they are used, and the root
+(embeddings, last norm, head) stays gathered. One device keeps, for its backward pass, each matrix as it was cast to the
+compute precision. Tensor parallelism divides weights and, with sequence parallelism, activations. Numbers are bytes of
+one device.
 """
 
 import math
@@ -18,11 +19,12 @@ from llamactl.model.config import Config
 ROOM = 0.9  # of a device's memory; the rest is the driver's, the runtime's, and lost between blocks
 WHOLE_GRADIENTS = 8 * GIB  # while micro-batches add up, fp32 gradients are kept whole up to here, and shared out above
 MOST_DEVICES = 2**14  # that are thought of where fewer do not do
+PER_NODE = 8  # devices with fast links to each other: tensor parallelism stays within
 MFU = 0.40  # of a plan that is not told otherwise; the paper's are 0.35 to 0.43
 PUE = 1.1  # power of the building over that of its devices (paper, section 2.2.1)
 KG_PER_KWH = 0.385  # CO2eq of the grid, likewise
 WIDTHS = {"bf16": 2, "fp32": 4}  # bytes of a number
-NOTHING = f"nothing tried, up to {MOST_DEVICES:,} devices; give a smaller --context"
+NOTHING = f"nothing that was tried, up to {MOST_DEVICES:,} devices: change --batch-size, --context or --size"
 CHECKPOINTING = ("none", "selective", "full")  # in the order of what they cost
 
 
@@ -35,9 +37,8 @@ class Layout(NamedTuple):
     precision: str = "bf16"
     checkpointing: str = "none"  # selective: outputs of matrix products and attention are kept; full: blocks' inputs
     tensor_parallel: int = 1
+    replicas: int = 1  # copies of weights and moments, each sharded over ranks / replicas
     devices: int = 1
-    per_node: int = 8
-    shard: int = 1  # data-parallel ranks that share one copy of weights and moments
 
     @property
     def ranks(self) -> int:
@@ -72,6 +73,14 @@ class Memory(NamedTuple):
         return sum(self)
 
 
+class Head(NamedTuple):
+    """Bytes a token around the head."""
+
+    norm: int  # input and output of the last norm
+    logits: int  # kept for the backward pass
+    working: int  # beside them, while the loss or its gradient is computed
+
+
 class Saved(NamedTuple):
     """Something that a block saves for its backward pass: bytes a token, by how much is checkpointed."""
 
@@ -79,6 +88,7 @@ class Saved(NamedTuple):
     none: int
     selective: int
     full: int
+    gathered: bool = False  # whole on each tensor neighbour, as an input of the matrices that are cut
 
 
 def saved(config: Config, width: int) -> list[Saved]:
@@ -86,13 +96,13 @@ def saved(config: Config, width: int) -> list[Saved]:
     d, f, kv = width * config.dim, width * config.ffn, width * config.kv_heads * config.head_dim
     return [
         Saved("the block's input", d, d, d),
-        Saved("attention_norm's output", d, 0, 0),
+        Saved("attention_norm's output", d, 0, 0, gathered=True),
         Saved("queries", d, d, 0),  # rotated; with selective as projected
         Saved("keys and values", 2 * kv, 2 * kv, 0),
         Saved("attention's output", d, d, 0),
         Saved("attention's log-sum-exp, fp32", 4 * config.heads, 4 * config.heads, 0),
         Saved("wo's output, which none adds to the residual", d, d, 0),
-        Saved("ffn_norm's output", d, 0, 0),
+        Saved("ffn_norm's output", d, 0, 0, gathered=True),
         Saved("1 / rms of both norms, fp32", 8, 0, 0),
         Saved("w1's and w3's outputs", 2 * f, 2 * f, 0),
         Saved("silu, and its product with w3's", 2 * f, 0, 0),
@@ -100,86 +110,87 @@ def saved(config: Config, width: int) -> list[Saved]:
     ]
 
 
-def head(config: Config, width: int) -> tuple[int, int]:
-    """Bytes a token around the head: input and output of the last norm; logits, and (working) their gradient."""
-    return 2 * width * config.dim + 4, width * config.vocab
+def head(config: Config, width: int) -> Head:
+    """What the loss saves and uses, bytes a token: ``Llama.nll``."""
+    return Head(
+        norm=2 * width * config.dim + 4,
+        logits=4 * config.vocab,
+        working=(width + 4) * config.vocab,
+    )
 
 
 def memory(config: Config, layout: Layout) -> Memory:
     """Of the fullest moment, which is the start of a backward pass, or its end, when all gradients are there."""
-    width, tensor, shard = WIDTHS[layout.precision], layout.tensor_parallel, layout.shard
-    tokens = layout.sequences * layout.context / tensor
+    width, tensor, shards = WIDTHS[layout.precision], layout.tensor_parallel, layout.ranks // layout.replicas
+    tokens = layout.sequences * layout.context
     parameters, table = config.parameters / tensor, config.vocab * config.dim / tensor  # table: embeddings, or the head
     block = (parameters - 2 * table) / config.layers
-    whole = sum(row.none for row in saved(config, width))
-    kept = sum(getattr(row, layout.checkpointing) for row in saved(config, width))
-    at_head, logits = (tokens * size for size in head(config, width))
+    whole, kept = (
+        tokens * sum(getattr(row, how) / (1 if row.gathered else tensor) for row in saved(config, width))
+        for how in ("none", layout.checkpointing)
+    )
+    top = head(config, width)
 
-    adding_up, matrix = layout.micro_batches > 1, max(table, config.ffn * config.dim / tensor)
-    gradients = 4 * parameters / (1 if adding_up and 4 * parameters <= WHOLE_GRADIENTS else shard)
-    if shard > 1:
+    adding_up = layout.micro_batches > 1
+    gradients = 4 * parameters / (1 if adding_up and 4 * parameters <= WHOLE_GRADIENTS else shards)
+    if layout.devices > 1:  # FSDP2: two blocks at once, since the next is gathered ahead
         compute = width * (2 * block + 2 * table)
-        passing = (width + 4) * block  # gradients of a block, and their fp32 copy on its way to the other ranks
-        passing_root = (width + 4) * 2 * table
+        at_start, at_end = (width + 4) * block, (width + 4) * 2 * table  # gradients, and their fp32 copy that is sent
     else:
         casts = config.layers if layout.checkpointing == "none" else 1
         compute = 0.0 if layout.precision == "fp32" else width * (casts * block + table)
-        passing = passing_root = (4 if adding_up else 0) * matrix + (
-            0 if layout.precision == "fp32" else width * matrix
-        )
-    state = Memory(4 * parameters / shard, 8 * parameters / shard, gradients, compute, 0.0, 0.0, 0.0)
+        matrix = max(table, config.ffn * config.dim)  # its gradient, before it is added to the others
+        at_start = at_end = matrix * ((4 if adding_up else 0) + (0 if layout.precision == "fp32" else width))
+    state = Memory(4 * parameters / shards, 8 * parameters / shards, gradients, compute, 0.0, 0.0, 0.0)
     start = state._replace(
         gradients=gradients if adding_up else 0.0,
-        activations=tokens * ((config.layers - 1) * kept + whole) + at_head,
-        logits=logits,
-        working=max(logits, passing),
+        activations=config.layers * kept + (whole - kept) + tokens / tensor * top.norm,
+        logits=tokens * top.logits,  # on each tensor neighbour
+        working=max(tokens * top.working, at_start),
     )
-    end = state._replace(activations=tokens * whole, working=passing_root)
+    end = state._replace(activations=whole, working=at_end)
     return max(start, end, key=lambda moment: moment.total)
 
 
-def sharded(config: Config, layout: Layout, room: float) -> Layout:
-    """The layout with its weights shared out within a node, and copied to others, if that fits, else over all ranks."""
-    node = layout._replace(shard=math.gcd(layout.ranks, max(1, layout.per_node // layout.tensor_parallel)))
-    return node if memory(config, node).total <= room else layout._replace(shard=layout.ranks)
-
-
-def fits(config: Config, layout: Layout, room: float) -> bool:
-    """Whether it does, with a sequence for each rank."""
-    return memory(config, layout).total <= room and layout.ranks <= layout.batch_size
-
-
-def checked(config: Config, layout: Layout) -> Layout:
-    """The layout, if heads and devices can be divided so; raises Fault where not."""
-    tensor = layout.tensor_parallel
-    for number, what in ((config.kv_heads, "key/value heads"), (config.vocab, "ids"), (layout.devices, "devices")):
-        if number % tensor:
-            raise Fault("--tensor-parallel", f"{tensor} does not divide {number:,} {what}", "choose a divisor")
-    return layout
+def misfit(config: Config, layout: Layout) -> Fault | None:
+    """What keeps the layout from being, as ``train/parallel.py`` insists on it; None where nothing does."""
+    tensor, ranks = layout.tensor_parallel, layout.devices // layout.tensor_parallel
+    cut = {"heads": config.heads, "key/value heads": config.kv_heads, "feed-forward": config.ffn}
+    for what, n in {**cut, "ids": config.vocab, "tokens": layout.context, "devices": layout.devices}.items():
+        if n % tensor:
+            return Fault("--tensor-parallel", f"{tensor} does not divide the {n:,} {what}", "choose a divisor")
+    if ranks % layout.replicas:
+        return Fault("--replicas", f"{layout.replicas:,} do not divide {ranks:,} ranks", "choose a divisor")
+    if layout.batch_size % ranks:
+        return Fault("--batch-size", f"{layout.batch_size:,} sequences cannot be shared out to {ranks:,} ranks")
+    return None
 
 
 def change(config: Config, layout: Layout, room: float) -> Layout | None:
-    """The layout nearest to this one that fits, None where nothing does.
+    """The layout nearest to this one that can be and fits into ``room`` bytes; None where none does.
 
-    Tried in the order of what they cost: fewer sequences at once, more checkpointing, tensor parallelism within a
-    node, more devices.
+    Tried in the order of what they cost: fewer sequences at once, fewer replicas, more checkpointing, tensor
+    parallelism within a node, more devices.
     """
+    doubled = [1 << n for n in range(32)]
     sequences = [layout.sequences >> n for n in range(layout.sequences.bit_length())]
+    replicas = sorted({layout.replicas, 1}, reverse=True)
     deeper = CHECKPOINTING[CHECKPOINTING.index(layout.checkpointing) :]
-    devices = [layout.devices << n for n in range(32) if layout.devices << n <= max(layout.devices, MOST_DEVICES)]
-    tensors = [layout.tensor_parallel << n for n in range(4) if layout.tensor_parallel << n <= layout.per_node]
-    for count, tensor, level, size in product(devices, tensors, deeper, sequences):
-        if all(number % tensor == 0 for number in (config.kv_heads, config.vocab, count)):
-            new = layout._replace(devices=count, tensor_parallel=tensor, checkpointing=level, micro_batch=size)
-            if fits(config, new := sharded(config, new, room), room):
-                return new
+    tensors = [layout.tensor_parallel * n for n in doubled if n == 1 or layout.tensor_parallel * n <= PER_NODE]
+    devices = [layout.devices * n for n in doubled if n == 1 or layout.devices * n <= MOST_DEVICES]
+    for count, tensor, level, copies, size in product(devices, tensors, deeper, replicas, sequences):
+        new = layout._replace(
+            devices=count, tensor_parallel=tensor, checkpointing=level, replicas=copies, micro_batch=size
+        )
+        if misfit(config, new) is None and memory(config, new).total <= room:
+            return new
     return None
 
 
 def flags(old: Layout, new: Layout) -> str:
     """What of the command line makes the one of the other."""
     names = {
-        "micro_batch": "--micro-batch", "checkpointing": "--activation-checkpointing",
+        "micro_batch": "--micro-batch", "replicas": "--replicas", "checkpointing": "--activation-checkpointing",
         "tensor_parallel": "--tensor-parallel", "devices": "--devices",
     }  # fmt: skip
     return " ".join(
@@ -238,30 +249,27 @@ def number(value: float) -> str:
 def rows(
     config: Config, layout: Layout, tokens: float, title: str, device: Device, mfu: float
 ) -> list[tuple[str, str]]:
-    """All of it in words: the layout, its memory and whether it fits, and what the training takes."""
-    room = ROOM * device.memory
-    layout = sharded(config, checked(config, layout), room)
-    need = memory(config, layout)
-    alive, each = layout.ranks // layout.shard, layout.shard * layout.tensor_parallel
+    """All of it in words: the layout, its memory and whether it fits, and what training on so many tokens takes."""
+    fault, room = misfit(config, layout), ROOM * device.memory
+    if fault and fault.subject != "--batch-size":
+        raise fault
+    need, over = memory(config, layout), f"{layout.ranks // layout.replicas:,} x {layout.tensor_parallel}"
     said = [
         ("FLOPs a token", f"{ui.count(config.flops_per_token)}: 6 a parameter"),
-        ("devices", f"{layout.devices:,} x {title}, {alive:,} x the weights, each over {each:,}"),
-        ("tensor parallel", f"{layout.tensor_parallel}"),
+        ("devices", f"{layout.devices:,} x {title}: {layout.replicas:,} x the model over {over} (sharded x tensor)"),
         ("micro-batches", f"{layout.micro_batches:,} a step, of {layout.sequences:,} x {layout.context:,} tokens"),
-        ("memory a device", f"{ui.size(need.total)} at most, checkpointing {layout.checkpointing}"),
+        ("memory a device", f"{ui.size(need.total)} at the fullest moment, checkpointing {layout.checkpointing}"),
         *((f"  {name}", ui.size(size)) for name, size in need._asdict().items() if size),
     ]
-    verdict = f"in {ui.size(room)}, {ROOM:.0%} of {ui.size(device.memory)}"
-    if fits(config, layout, room):
+    verdict = f"in {ui.size(room)}, which is {ROOM:.0%} of {ui.size(device.memory)}"
+    if fault is None and need.total <= room:
         said.append(("it fits", verdict))
     else:
-        short = need.total <= room
-        why = f"{layout.batch_size:,} sequences leave some of {layout.ranks:,} ranks without" if short else verdict
         new = change(config, layout, room)
         way = f"{flags(layout, new)}: {ui.size(memory(config, new).total)}" if new else NOTHING
-        said += [("it does not fit", why), ("what would", way)]
+        said += [("it does not fit", fault.problem if fault else verdict), ("what would", way)]
     if not device.flops or layout.precision != "bf16":
-        return [*said, ("hours", f"unknown: no bf16 speed of {title} is in the table; name one with --device")]
+        return [*said, ("hours", f"unknown: the table has no {layout.precision} speed of {title}; see --device")]
     takes = forecast(config, tokens, device, mfu)
     hours = takes.device_hours / layout.devices
     speed = f"MFU {mfu:.2f} of {device.flops / 1e12:,.0f} TFLOP/s, {takes.tokens_per_second:,.0f} tokens/s a device"

@@ -38,8 +38,8 @@ class Plan(NamedTuple):
     keep: int
 
     def settings(self) -> dict[str, Any]:
-        """What of it decides the result, for the manifest."""
-        return {**self.schedule._asdict(), "batch_size": self.batch_size, "micro_batch": self.micro_batch}
+        """What of it decides the result but for rounding, for the manifest."""
+        return {**self.schedule._asdict(), "batch_size": self.batch_size}
 
     def rows(self) -> list[tuple[str, str]]:
         """It in words, for a person."""

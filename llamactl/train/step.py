@@ -1,86 +1,71 @@
-"""One optimizer step: forward and backward over the global batch in micro-batches, clip, update.
+"""One optimizer step: forward and backward over this process's part of the batch in micro-batches, clip, update.
 
 B sequences of a micro-batch, T tokens of a sequence.
 """
 
 from collections.abc import Callable
-from typing import Any, NamedTuple, cast
+from typing import NamedTuple, Self
 
 import torch
-import torch.nn.functional as F  # noqa: N812
 from torch import Tensor
 
 from llamactl.model.llama import Llama
-
-ROWS = 128  # rows of logits in fp32 at once
+from llamactl.train.optim import CLIP, AdamW
+from llamactl.train.parallel import Job
 
 Loss = Callable[[Llama, Tensor], Tensor]
 
 
 class Outcome(NamedTuple):
-    """What a step came to. ``loss`` is nats per target token over the global batch; ``applied``: not refused."""
+    """What a step came to, the same on all processes. ``loss`` is nats per target token over the global batch."""
 
     loss: float
     grad_norm: float
-    applied: bool
+    applied: bool  # not refused
+    told: tuple[int, ...]  # how many processes have said yes to each thing asked
 
-
-class _CrossEntropy(torch.autograd.Function):
-    """Sum of cross-entropies in fp32 from logits ``[N, V]`` of any dtype, a few rows at a time.
-
-    No fp32 copy of the logits is ever whole, and what is kept for the backward pass is the logits themselves.
-    """
-
-    @staticmethod
-    def forward(ctx: Any, logits: Tensor, targets: Tensor) -> Tensor:
-        ctx.save_for_backward(logits, targets)
-        pieces = zip(torch.split(logits, ROWS), torch.split(targets, ROWS), strict=True)
-        return torch.stack([F.cross_entropy(some.float(), wanted, reduction="sum") for some, wanted in pieces]).sum()
-
-    @staticmethod
-    def backward(ctx: Any, scale: Tensor) -> tuple[Tensor, None]:
-        logits, targets = ctx.saved_tensors
-        grad = torch.empty_like(logits)
-        pieces = zip(torch.split(logits, ROWS), torch.split(targets, ROWS), torch.split(grad, ROWS), strict=True)
-        for some, wanted, out in pieces:  # softmax - one-hot
-            p = some.softmax(-1, dtype=torch.float32)
-            p.scatter_add_(1, wanted[:, None], p.new_full((len(wanted), 1), -1.0))
-            out.copy_(p.mul_(scale))
-        return grad, None
+    @classmethod
+    def read(cls, seen: Tensor) -> Self:
+        """From what ``take`` has left on the device; waits for it."""
+        loss, norm, refused, *told = seen.tolist()
+        return cls(loss, norm, not refused, tuple(map(round, told)))
 
 
 def next_token_loss(model: Llama, ids: Tensor) -> Tensor:
     """Sum over all tokens of -log p(next), in fp32, for ids ``[B, T + 1]``."""
-    logits = model.output(model(ids[:, :-1]))
-    return cast(Tensor, _CrossEntropy.apply(logits.flatten(0, 1), ids[:, 1:].flatten()))  # type: ignore[no-untyped-call]
+    return model.nll(ids[:, :-1], ids[:, 1:]).sum()
 
 
 def take(
     model: Llama,
-    optimizer: torch.optim.Optimizer,
+    optimizer: AdamW,
     loss_of: Loss,
     batch: Tensor,
     targets: int,
     micro_batch: int,
-    lr: float,
-    clip: float,
-) -> Outcome:
-    """One step on ``batch`` ``[sequences, T + 1]``, whose loss is normalised over its ``targets`` target tokens.
+    job: Job,
+    tells: Callable[[], tuple[bool, ...]] = tuple,
+    before_update: Callable[[], None] = lambda: None,
+) -> Tensor:
+    """One step on this process's ``batch`` ``[sequences, T + 1]``; the loss is normalised over all ``targets`` tokens.
 
-    The sum over micro-batches is divided once, by the targets of the whole batch, so accumulation changes nothing but
-    rounding. A loss or gradient that is not finite is refused: parameters and moments stay as they are.
+    The sum over micro-batches and processes is divided once, by the targets of the whole batch, so how it is cut
+    changes nothing but rounding. A loss or gradient that is not finite is refused: parameters and moments stay as they
+    are. ``tells`` is asked after the backward pass; its answers are added up over all processes with the loss. The
+    result stays on the device: ``Outcome.read`` waits for it.
     """
-    optimizer.zero_grad(set_to_none=True)
-    total = torch.zeros((), device=batch.device)
-    for piece in torch.split(batch, micro_batch):
+    optimizer.zero_grad()
+    total = torch.zeros((), dtype=torch.float64, device=batch.device)
+    pieces = torch.split(batch, micro_batch)
+    for number, piece in enumerate(pieces, 1):
+        job.accumulate(model, last=number == len(pieces))
         loss = loss_of(model, piece) / targets
-        loss.backward()  # type: ignore[no-untyped-call]
-        total += loss.detach()
-    norm = torch.nn.utils.clip_grad_norm_(model.parameters(), clip)
-    value, size = total.item(), norm.item()
-    finite = bool(torch.isfinite(total) & torch.isfinite(norm))
-    if finite:
-        for group in optimizer.param_groups:
-            group["lr"] = lr
-        optimizer.step()
-    return Outcome(value, size, finite)
+        (loss * job.data).backward()  # type: ignore[no-untyped-call]  # which sharding averages over
+        total += loss.detach() / job.tensor
+    told = total.new_tensor([float(tell) for tell in tells()])
+    seen = job.sum(torch.cat([torch.stack([total, optimizer.squares()]), told]))
+    loss, norm = seen[0], seen[1].sqrt()
+    refused = ~torch.isfinite(loss + norm)
+    before_update()
+    optimizer.step((norm / CLIP).clamp_min(1.0).float(), refused)
+    return torch.cat([torch.stack([loss, norm, refused.double()]), seen[2:]])

@@ -1,0 +1,228 @@
+"""Many processes on one model: fully sharded data parallelism (FSDP2), tensor parallelism, hybrid sharding.
+
+It is applied to the model from outside. Processes form a mesh of replicas x shards x tensor: the weights, gradients and
+moments of one replica are sharded over its ``shards`` (Zhao et al., 2023), each matrix product is cut over ``tensor``
+neighbours with sequence parallelism between (Shoeybi et al., 2019; Korthikanti et al., 2022), and a batch is cut over
+replicas x shards. One process has no mesh, and the same code.
+"""
+
+import logging
+import os
+import signal
+from collections.abc import Iterator
+from contextlib import contextmanager
+from functools import partial
+from typing import Any, NamedTuple
+
+import torch
+import torch.distributed as dist
+from torch import Tensor
+from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
+from torch.distributed.fsdp import FSDPModule, MixedPrecisionPolicy, fully_shard, register_fsdp_forward_method
+from torch.distributed.tensor import Replicate, Shard
+from torch.distributed.tensor.parallel import (
+    ColwiseParallel,
+    PrepareModuleInput,
+    RowwiseParallel,
+    SequenceParallel,
+    parallelize_module,
+)
+from torch.utils.checkpoint import CheckpointPolicy, checkpoint, create_selective_checkpoint_contexts
+
+from llamactl.errors import Fault
+from llamactl.model.config import Config
+from llamactl.model.llama import Llama
+
+WHOLE_GRADIENTS = 8 << 30  # bytes of fp32 gradients up to which they stay unsharded between micro-batches
+LOST = ("gloo", "nccl", "connection", "socket", "peer", "store")  # words of an error that another process caused
+
+# What selective checkpointing keeps: the results of matrix products and of attention; the rest is computed again.
+_aten = torch.ops.aten
+KEPT = {
+    _aten.mm.default,
+    _aten.bmm.default,
+    _aten.addmm.default,
+    _aten._scaled_dot_product_flash_attention.default,
+    _aten._scaled_dot_product_efficient_attention.default,
+    _aten._scaled_dot_product_cudnn_attention.default,
+    _aten._scaled_dot_product_flash_attention_for_cpu.default,
+}
+
+
+class Share(NamedTuple):
+    """The part of a batch that a process trains on: the first sequence, and how many."""
+
+    first: int
+    size: int
+
+
+class Job:
+    """The processes that train one model together, as one of them sees it."""
+
+    def __init__(self, mesh: DeviceMesh | None, device: torch.device) -> None:
+        self.mesh, self.device = mesh, device
+        self.caught: list[int] = []  # signals that ask this process to stop, for the loop to see
+        self.replicas, self.shards, self.tensor = mesh.shape if mesh else (1, 1, 1)
+        self.data = self.replicas * self.shards  # processes that see different sequences
+        self.world = self.data * self.tensor
+        self.rank = dist.get_rank() if mesh else 0
+
+    def facts(self) -> dict[str, int]:
+        """Its shape, for manifests."""
+        return {"processes": self.world, "replicas": self.replicas, "shards": self.shards, "tensor": self.tensor}
+
+    def share(self, batch_size: int) -> Share:
+        """This process's part of a batch."""
+        size = batch_size // self.data
+        return Share(self.rank // self.tensor * size, size)
+
+    def sum(self, values: Tensor) -> Tensor:
+        """The sum over all processes, the same on each."""
+        if self.mesh:
+            dist.all_reduce(values)
+        return values
+
+    def agreed(self, fine: bool) -> bool:
+        """Whether all processes are fine; they wait for each other here."""
+        return self.sum(torch.tensor(int(not fine), device=self.device)).item() == 0
+
+    # -- what is done to a model
+
+    def arrange(self, model: Llama, checkpointing: str, compiled: bool) -> None:
+        """Prepare a model on the meta device: cut it over tensor neighbours, checkpoint, compile, shard."""
+        if self.tensor > 1:
+            self._cut(model)
+        for block in model.layers:
+            if checkpointing != "none":
+                block.forward = partial(checkpoint, block.forward, use_reentrant=False, **_context(checkpointing))
+            if compiled:  # each layer by itself: they are alike, so one compilation serves all
+                block.forward = torch.compile(block.forward)
+        if self.mesh:
+            mesh = self.mesh["replicas", "shards"] if self.replicas > 1 else self.mesh["shards"]
+            policy = MixedPrecisionPolicy(model.dtype, torch.float32, cast_forward_inputs=False)
+            for block in model.layers:
+                fully_shard(block, mesh=mesh, mp_policy=policy)
+            fully_shard(model, mesh=mesh, mp_policy=policy)
+            register_fsdp_forward_method(model, "nll")
+
+    def _cut(self, model: Llama) -> None:
+        _check_divisible(model.config, self.tensor)
+        mesh = self.mesh and self.mesh["tensor"]
+        between = Shard(1)  # between the matrix products, activations [B, T, D] are cut over T
+        gathered = partial(PrepareModuleInput, desired_input_layouts=(Replicate(), None, None, None, None))
+        layer = {
+            "attention_norm": SequenceParallel(),
+            "attention": gathered(input_layouts=(between, None, None, None, None)),
+            **{f"attention.{name}": ColwiseParallel() for name in ("wq", "wk", "wv")},
+            "attention.wo": RowwiseParallel(output_layouts=between),
+            "ffn_norm": SequenceParallel(),
+            "feed_forward": PrepareModuleInput(input_layouts=(between,), desired_input_layouts=(Replicate(),)),
+            **{f"feed_forward.{name}": ColwiseParallel() for name in ("w1", "w3")},
+            "feed_forward.w2": RowwiseParallel(output_layouts=between),
+        }
+        ends = {
+            "tok_embeddings": RowwiseParallel(input_layouts=Replicate(), output_layouts=between),
+            "norm": SequenceParallel(),
+            "output": ColwiseParallel(input_layouts=between, output_layouts=Replicate()),
+        }
+        parallelize_module(model, mesh, {**ends, **{f"layers.*.{name}": style for name, style in layer.items()}})
+
+    def accumulate(self, model: Llama, last: bool) -> None:
+        """Before a micro-batch: whether its gradients are to be exchanged, which the ``last`` one's are.
+
+        Where whole gradients are large they are exchanged within a replica each time, and across replicas at the last.
+        """
+        if isinstance(model, FSDPModule):
+            small = 4 * model.config.parameters // self.tensor <= WHOLE_GRADIENTS
+            model.set_requires_gradient_sync(last or not small)
+            model.set_requires_all_reduce(last)
+
+
+def _check_divisible(config: Config, tensor: int) -> None:
+    numbers = {"heads": config.heads, "key/value heads": config.kv_heads, "feed-forward": config.ffn}
+    for name, number in {**numbers, "vocabulary": config.vocab, "context": config.context}.items():
+        if number % tensor:
+            raise Fault("--tensor-parallel", f"{tensor} does not divide the {name}, {number}", "choose a divisor")
+
+
+def _context(checkpointing: str) -> dict[str, Any]:
+    if checkpointing == "full":
+        return {}
+
+    def policy(_: Any, operation: Any, *arguments: Any, **named: Any) -> CheckpointPolicy:
+        return CheckpointPolicy.MUST_SAVE if operation in KEPT else CheckpointPolicy.PREFER_RECOMPUTE
+
+    return {"context_fn": partial(create_selective_checkpoint_contexts, policy)}
+
+
+def world_size() -> int:
+    """Processes of this job, as torchrun says."""
+    return int(os.environ.get("WORLD_SIZE", "1"))
+
+
+@contextmanager
+def joined(device: torch.device, batch_size: int, tensor: int = 1, replicas: int = 1) -> Iterator[Job]:
+    """This process among those that torchrun has started; by itself where it has not.
+
+    SIGTERM and SIGUSR1 are noted meanwhile in ``Job.caught``.
+    Raises Fault where the numbers do not go together, and where another process leaves early.
+    """
+    world = world_size()
+    data, rest = divmod(world, tensor)
+    if rest:
+        raise Fault("--tensor-parallel", f"{tensor} does not divide the {world} processes", "choose a divisor")
+    if data % replicas:
+        raise Fault("--replicas", f"{replicas} do not divide the {data} data-parallel processes", "choose a divisor")
+    if batch_size % data:
+        problem = f"{batch_size} sequences cannot be shared out evenly to {data} data-parallel processes"
+        raise Fault("--batch-size", problem, f"give a multiple of {data}, or start another number of processes")
+    if world == 1:
+        job = Job(None, device)
+        with _signals_noted(job.caught):
+            yield job
+        return
+    _set_threads(device)
+    logging.getLogger("torch.distributed.tensor._redistribute").setLevel(logging.ERROR)  # "suboptimal", at the export
+    dist.init_process_group("cpu:gloo,cuda:nccl" if device.type == "cuda" else "gloo", device_id=_bound(device))
+    mesh = init_device_mesh(
+        device.type, (replicas, data // replicas, tensor), mesh_dim_names=("replicas", "shards", "tensor")
+    )
+    job = Job(mesh, device)
+    try:
+        with _signals_noted(job.caught):
+            yield job
+    except RuntimeError as error:  # the collective operations have no error of their own under gloo
+        if isinstance(error, NotImplementedError) or not any(word in str(error).lower() for word in LOST):
+            raise
+        first = str(error).strip().splitlines()[0][:120]
+        problem = f"another process of the job has left, or cannot be reached ({first})"
+        raise Fault(
+            f"rank {job.rank} of {world}", problem, "its own line says why; run the same command again"
+        ) from None
+    dist.barrier()
+    dist.destroy_process_group()
+
+
+@contextmanager
+def _signals_noted(caught: list[int]) -> Iterator[None]:
+    numbers = (signal.SIGTERM, signal.SIGUSR1)
+    before = {number: signal.signal(number, lambda n, _: caught.append(n)) for number in numbers}
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
+def _bound(device: torch.device) -> torch.device | None:
+    if device.type != "cuda":
+        return None
+    torch.cuda.set_device(device)
+    return device
+
+
+def _set_threads(device: torch.device) -> None:
+    """torchrun sets one thread a process: on CPUs, share the cores out instead."""
+    if device.type == "cpu" and os.environ.get("OMP_NUM_THREADS") == "1":
+        here = int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
+        torch.set_num_threads(max(1, len(os.sched_getaffinity(0)) // here))
