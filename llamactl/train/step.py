@@ -4,15 +4,12 @@ B sequences of a micro-batch, T tokens of a sequence.
 """
 
 from collections.abc import Callable
-from typing import Any, NamedTuple, cast
+from typing import NamedTuple
 
 import torch
-import torch.nn.functional as F  # noqa: N812
 from torch import Tensor
 
 from llamactl.model.llama import Llama
-
-ROWS = 128  # rows of logits in fp32 at once
 
 Loss = Callable[[Llama, Tensor], Tensor]
 
@@ -25,34 +22,9 @@ class Outcome(NamedTuple):
     applied: bool
 
 
-class _CrossEntropy(torch.autograd.Function):
-    """Sum of cross-entropies in fp32 from logits ``[N, V]`` of any dtype, a few rows at a time.
-
-    No fp32 copy of the logits is ever whole, and what is kept for the backward pass is the logits themselves.
-    """
-
-    @staticmethod
-    def forward(ctx: Any, logits: Tensor, targets: Tensor) -> Tensor:
-        ctx.save_for_backward(logits, targets)
-        pieces = zip(torch.split(logits, ROWS), torch.split(targets, ROWS), strict=True)
-        return torch.stack([F.cross_entropy(some.float(), wanted, reduction="sum") for some, wanted in pieces]).sum()
-
-    @staticmethod
-    def backward(ctx: Any, scale: Tensor) -> tuple[Tensor, None]:
-        logits, targets = ctx.saved_tensors
-        grad = torch.empty_like(logits)
-        pieces = zip(torch.split(logits, ROWS), torch.split(targets, ROWS), torch.split(grad, ROWS), strict=True)
-        for some, wanted, out in pieces:  # softmax - one-hot
-            p = some.softmax(-1, dtype=torch.float32)
-            p.scatter_add_(1, wanted[:, None], p.new_full((len(wanted), 1), -1.0))
-            out.copy_(p.mul_(scale))
-        return grad, None
-
-
 def next_token_loss(model: Llama, ids: Tensor) -> Tensor:
     """Sum over all tokens of -log p(next), in fp32, for ids ``[B, T + 1]``."""
-    logits = model.output(model(ids[:, :-1]))
-    return cast(Tensor, _CrossEntropy.apply(logits.flatten(0, 1), ids[:, 1:].flatten()))  # type: ignore[no-untyped-call]
+    return model.nll(ids[:, :-1], ids[:, 1:]).sum()
 
 
 def take(
