@@ -4,6 +4,7 @@ keep more: products of bf16 without bf16 instructions, RMSNorm, SwiGLU, causal a
 Letters as in ``llama.py``; N is tokens, G = H / K query heads that share a key/value head.
 """
 
+import math
 from typing import Any, cast
 
 import torch
@@ -15,7 +16,7 @@ from torch import Tensor
 _INSTRUCTIONS = ("amx_bf16", "avx512_bf16", "arm_bf16", "bf16")
 BF16_PRODUCTS = any(torch.cpu.get_capabilities().get(name) for name in _INSTRUCTIONS)
 
-ROWS = 1024  # rows of logits at once
+ROWS = 256  # rows of logits at once
 BLOCK = 64  # rows of attention at once, at least: a triangle of 512 is then 9/16 of its square
 BLOCKS = 8  # and at most so many blocks
 KEPT = 1024  # tokens up to which attention keeps its probabilities for the backward pass, which grow as their square
@@ -110,65 +111,105 @@ def _blocks(time: int) -> list[tuple[int, int]]:
     return [(start, min(start + rows, time)) for start in range(0, time, rows)]
 
 
-def _probabilities(q: Tensor, k: Tensor, first: int, scale: float) -> Tensor:
+def _probabilities(q: Tensor, k: Tensor, first: int) -> Tensor:
     """Softmax of the scores of rows ``first``, ..., and of the keys up to the last of them.
 
-    ``q [BK, G, R, E]`` and ``k [BK, first + R, E]`` to ``[BK, G R, first + R]``.
+    ``q [BK, G, R, E]``, scaled, and ``k [BK, first + R, E]`` to ``[BK, G R, first + R]``.
     """
     keys, groups, rows, width = q.shape
-    scores = torch.bmm(q.reshape(keys, groups * rows, width), k.mT).mul_(scale)
+    scores = torch.bmm(q.reshape(keys, groups * rows, width), k.mT)
     future = torch.ones(rows, rows, dtype=torch.bool, device=q.device).triu(1)
     scores.view(keys, groups, rows, -1)[..., first:].masked_fill_(future, -torch.inf)
     return scores.softmax(-1)
 
 
-class _Attention(torch.autograd.Function):
+@torch.library.custom_op("llamactl::causal_attention", mutates_args=())
+def _causal_attention(q: Tensor, k: Tensor, v: Tensor, keep: bool) -> tuple[Tensor, Tensor]:
     """Causal attention in blocks of rows, each a few plain products with the keys that it may attend to.
 
     The blocks leave out most of the upper triangle. Query heads of a group are rows of one product, so that keys and
-    values are never repeated. Probabilities are kept in the dtype of q, or computed again for long sequences.
+    values are never repeated. With ``keep`` the probabilities of all blocks come along, in the dtype of q, one after
+    the other; else an empty tensor. (An operator to the compiler, which takes minutes to fuse what is in here.)
     """
+    out = torch.empty_like(q, memory_format=torch.contiguous_format)
+    keys, values = _by_head(k), _by_head(v)
+    queries, slots = _by_group(q * q.shape[-1] ** -0.5, k), _by_group(out, k)
+    kept = q.new_empty(_kept_size(q) if keep else 0)
+    used = 0
+    for start, end in _blocks(q.shape[1]):
+        p = _probabilities(queries[:, :, :, start:end].to(keys.dtype).flatten(0, 1), keys[:, :end], start)
+        slot = slots[:, :, :, start:end]
+        slot.copy_(torch.bmm(p, values[:, :end]).view(slot.shape))
+        if keep:
+            kept[used : used + p.numel()].view(p.shape).copy_(p)
+            used += p.numel()
+    return out, kept
 
-    @staticmethod
-    def forward(ctx: Any, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
-        of = q.shape[-1] ** -0.5
-        out = torch.empty_like(q, memory_format=torch.contiguous_format)
-        slots, kept = _by_group(out, k), []
-        queries, keys, values = _by_group(q, k), _by_head(k), _by_head(v)
-        for start, end in _blocks(q.shape[1]):
-            p = _probabilities(queries[:, :, :, start:end].to(keys.dtype).flatten(0, 1), keys[:, :end], start, of)
-            slot = slots[:, :, :, start:end]
-            slot.copy_(torch.bmm(p, values[:, :end]).view(slot.shape))
-            if q.shape[1] <= KEPT:
-                kept.append(p.to(q.dtype))
-        ctx.save_for_backward(q, k, v, *kept)
-        return out
 
-    @staticmethod
-    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        q, k, v, *kept = ctx.saved_tensors
-        of = q.shape[-1] ** -0.5
-        of_q = torch.empty_like(q, memory_format=torch.contiguous_format)
-        slots = _by_group(of_q, k)
-        queries, grads, keys, values = _by_group(q, k), _by_group(grad, k), _by_head(k), _by_head(v)
-        wide = torch.promote_types(keys.dtype, torch.float32)  # blocks add up
-        of_k, of_v = torch.zeros_like(keys, dtype=wide), torch.zeros_like(values, dtype=wide)
-        for number, (start, end) in enumerate(_blocks(q.shape[1])):
-            some = queries[:, :, :, start:end].to(keys.dtype).flatten(0, 1)
-            p = kept[number].to(keys.dtype) if kept else _probabilities(some, keys[:, :end], start, of)
-            g = grads[:, :, :, start:end].to(keys.dtype).reshape(*p.shape[:2], -1)
-            of_v[:, :end] += torch.bmm(p.mT, g)
-            of_p = torch.bmm(g, values[:, :end].mT)
-            of_scores = torch.ops.aten._softmax_backward_data(of_p, p, -1, p.dtype).mul_(of)
-            slot = slots[:, :, :, start:end]
-            slot.copy_(torch.bmm(of_scores, keys[:, :end]).view(slot.shape))
-            of_k[:, :end] += torch.bmm(of_scores.mT, some.reshape(*p.shape[:2], -1))
-        return of_q, *(of.view(k.transpose(1, 2).shape).transpose(1, 2).to(k.dtype) for of in (of_k, of_v))
+@_causal_attention.register_fake
+def _(q: Tensor, k: Tensor, v: Tensor, keep: bool) -> tuple[Tensor, Tensor]:
+    return torch.empty_like(q, memory_format=torch.contiguous_format), q.new_empty(_kept_size(q) if keep else 0)
+
+
+@torch.library.custom_op("llamactl::causal_attention_backward", mutates_args=())
+def _causal_attention_backward(
+    q: Tensor, k: Tensor, v: Tensor, kept: Tensor, grad: Tensor
+) -> tuple[Tensor, Tensor, Tensor]:
+    of_q = torch.empty_like(q, memory_format=torch.contiguous_format)
+    keys, values = _by_head(k), _by_head(v)
+    scale = q.shape[-1] ** -0.5
+    queries, grads, slots = _by_group(q * scale, k), _by_group(grad, k), _by_group(of_q, k)
+    wide = torch.promote_types(keys.dtype, torch.float32)  # in which blocks add up
+    of_k, of_v = torch.zeros_like(keys, dtype=wide), torch.zeros_like(values, dtype=wide)
+    used = 0
+    for start, end in _blocks(q.shape[1]):
+        some = queries[:, :, :, start:end].to(keys.dtype).flatten(0, 1)
+        shape = len(keys), some.shape[1] * some.shape[2], end
+        if len(kept):
+            p = kept[used : used + math.prod(shape)].view(shape).to(keys.dtype)
+            used += p.numel()
+        else:
+            p = _probabilities(some, keys[:, :end], start)
+        g = grads[:, :, :, start:end].to(keys.dtype).reshape(*shape[:2], -1)
+        of_v[:, :end] += torch.bmm(p.mT, g)
+        of_p = torch.bmm(g, values[:, :end].mT)
+        of_scores = torch.ops.aten._softmax_backward_data(of_p, p, -1, p.dtype)
+        of_k[:, :end] += torch.bmm(of_scores.mT, some.reshape(*shape[:2], -1))
+        slot = slots[:, :, :, start:end]
+        slot.copy_(torch.bmm(of_scores, keys[:, :end]).view(slot.shape))
+    batch, time, heads, width = k.shape
+    of_k, of_v = (x.view(batch, heads, time, width).transpose(1, 2).to(k.dtype, copy=True) for x in (of_k, of_v))
+    return of_q.mul_(scale), of_k, of_v
+
+
+@_causal_attention_backward.register_fake
+def _(q: Tensor, k: Tensor, v: Tensor, kept: Tensor, grad: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    batch, time, heads, width = k.shape
+    of_q = torch.empty_like(q, memory_format=torch.contiguous_format)
+    return of_q, *(k.new_empty(batch, heads, time, width).transpose(1, 2) for _ in (k, v))
+
+
+def _keep_for_backward(ctx: Any, inputs: tuple[Tensor, Tensor, Tensor, bool], output: tuple[Tensor, Tensor]) -> None:
+    ctx.save_for_backward(*inputs[:3], output[1])
+    ctx.set_materialize_grads(False)
+
+
+def _backward(ctx: Any, grad: Tensor, _: None) -> tuple[Tensor | None, ...]:
+    return *_causal_attention_backward(*ctx.saved_tensors, grad), None
+
+
+_causal_attention.register_autograd(_backward, setup_context=_keep_for_backward)
+
+
+def _kept_size(q: Tensor) -> int:
+    """Probabilities of all blocks of ``q [B, T, H, E]``."""
+    return q.shape[0] * q.shape[2] * sum((end - start) * end for start, end in _blocks(q.shape[1]))
 
 
 def _by_group(x: Tensor, k: Tensor) -> Tensor:
     """A view of queries ``[B, T, H, E]`` by the heads of k, ``[B, K, G, T, E]``."""
-    return x.unflatten(2, (k.shape[2], -1)).permute(0, 2, 3, 1, 4)
+    batch, time, heads, width = x.shape
+    return x.view(batch, time, k.shape[2], heads // k.shape[2], width).permute(0, 2, 3, 1, 4)
 
 
 def _by_head(k: Tensor) -> Tensor:
@@ -179,7 +220,7 @@ def _by_head(k: Tensor) -> Tensor:
 def causal_attention(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
     """Attention of each token to itself and those before: ``[B, T, H, E]`` of q, and of k and v ``[B, T, K, E]``."""
     if q.device.type == "cpu":
-        return cast(Tensor, _Attention.apply(q, k, v))  # type: ignore[no-untyped-call]
+        return _causal_attention(q, k, v, q.requires_grad and q.shape[1] <= KEPT)[0]
     return attention(q, k, v, None)
 
 
