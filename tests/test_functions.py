@@ -1,5 +1,6 @@
 """Forward and backward passes of our own, against the same formulas left to autograd in float64."""
 
+import shutil
 from collections.abc import Callable, Iterator
 
 import pytest
@@ -8,6 +9,10 @@ import torch.nn.functional as F  # noqa: N812
 from torch import Tensor
 
 from llamactl.model import functions
+from llamactl.model.config import Config
+from llamactl.model.llama import Llama
+from llamactl.train import optim
+from llamactl.train.step import next_token_loss, take
 
 CPU = torch.device("cpu")
 TOLERANCE = {torch.float64: 1e-12, torch.float32: 2e-6, torch.bfloat16: 1e-2}
@@ -97,3 +102,42 @@ def test_linear_norm_and_swiglu(dtype: torch.dtype, products: None) -> None:
         dtype,
     )
     agree(functions.swiglu, lambda a, b: F.silu(a) * b, [x, randn(3, 5, 16, dtype=dtype, seed=3)], dtype)
+
+
+def curve(loss_of: Callable[[Llama, Tensor], Tensor], dtype: torch.dtype, compiled: bool = False) -> list[float]:
+    """Losses of ten steps."""
+    config = Config(dim=32, layers=2, heads=4, kv_heads=2, ffn=48, vocab=61, context=70)
+    model = Llama.create(config, dtype, CPU, 0)
+    optimizer = optim.adamw(model)
+    if compiled:
+        model.compile_blocks()
+    losses = []
+    for step in range(10):
+        ids = torch.randint(0, 20, (2, 71), generator=torch.Generator().manual_seed(step))
+        losses.append(take(model, optimizer, loss_of, ids, 2 * 70, 2, 1e-2, 1.0).loss)
+    return losses
+
+
+def test_every_path_takes_the_steps_of_plain_formulas(products: None, monkeypatch: pytest.MonkeyPatch) -> None:
+    ours, narrow = curve(next_token_loss, torch.float32), curve(next_token_loss, torch.bfloat16)
+    monkeypatch.setattr(functions, "causal_attention", lambda q, k, v: functions.attention(q, k, v, None))
+    monkeypatch.setattr(functions, "linear", lambda x, w: F.linear(x, w))
+    monkeypatch.setattr(functions, "swiglu", lambda a, b: F.silu(a) * b)
+    monkeypatch.setattr(functions, "rms_norm", lambda x, w, eps: F.rms_norm(x, w.shape, w, eps))
+
+    def plain(model: Llama, ids: Tensor) -> Tensor:
+        logits = model.logits(model(ids[:, :-1]))
+        return F.cross_entropy(logits.flatten(0, 1), ids[:, 1:].flatten(), reduction="sum")
+
+    reference = curve(plain, torch.float32)
+    assert reference[-1] < reference[0] - 0.5
+    assert ours == pytest.approx(reference, abs=1e-4)
+    assert narrow == pytest.approx(reference, rel=1e-2)
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(shutil.which("c++") is None, reason="the compiler of layers needs one of C++")
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_compiled_layers_take_the_same_steps(dtype: torch.dtype) -> None:
+    expected = pytest.approx(curve(next_token_loss, dtype), rel=1e-4 if dtype == torch.float32 else 1e-2)
+    assert curve(next_token_loss, dtype, compiled=True) == expected

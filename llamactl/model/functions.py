@@ -16,7 +16,7 @@ from torch import Tensor
 _INSTRUCTIONS = ("amx_bf16", "avx512_bf16", "arm_bf16", "bf16")
 BF16_PRODUCTS = any(torch.cpu.get_capabilities().get(name) for name in _INSTRUCTIONS)
 
-ROWS = 256  # rows of logits at once
+ROWS = 512  # rows of logits at once
 BLOCK = 64  # rows of attention at once, at least: a triangle of 512 is then 9/16 of its square
 BLOCKS = 8  # and at most so many blocks
 KEPT = 1024  # tokens up to which attention keeps its probabilities for the backward pass, which grow as their square
@@ -123,7 +123,6 @@ def _probabilities(q: Tensor, k: Tensor, first: int) -> Tensor:
     return scores.softmax(-1)
 
 
-@torch.library.custom_op("llamactl::causal_attention", mutates_args=())
 def _causal_attention(q: Tensor, k: Tensor, v: Tensor, keep: bool) -> tuple[Tensor, Tensor]:
     """Causal attention in blocks of rows, each a few plain products with the keys that it may attend to.
 
@@ -146,12 +145,10 @@ def _causal_attention(q: Tensor, k: Tensor, v: Tensor, keep: bool) -> tuple[Tens
     return out, kept
 
 
-@_causal_attention.register_fake
-def _(q: Tensor, k: Tensor, v: Tensor, keep: bool) -> tuple[Tensor, Tensor]:
+def _shape_of_attention(q: Tensor, k: Tensor, v: Tensor, keep: bool) -> tuple[Tensor, Tensor]:
     return torch.empty_like(q, memory_format=torch.contiguous_format), q.new_empty(_kept_size(q) if keep else 0)
 
 
-@torch.library.custom_op("llamactl::causal_attention_backward", mutates_args=())
 def _causal_attention_backward(
     q: Tensor, k: Tensor, v: Tensor, kept: Tensor, grad: Tensor
 ) -> tuple[Tensor, Tensor, Tensor]:
@@ -178,15 +175,16 @@ def _causal_attention_backward(
         slot = slots[:, :, :, start:end]
         slot.copy_(torch.bmm(of_scores, keys[:, :end]).view(slot.shape))
     batch, time, heads, width = k.shape
-    of_k, of_v = (x.view(batch, heads, time, width).transpose(1, 2).to(k.dtype, copy=True) for x in (of_k, of_v))
+    of_k, of_v = (x.view(batch, heads, time, width).transpose(1, 2).to(k.dtype) for x in (of_k, of_v))
     return of_q.mul_(scale), of_k, of_v
 
 
-@_causal_attention_backward.register_fake
-def _(q: Tensor, k: Tensor, v: Tensor, kept: Tensor, grad: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+def _shape_of_attention_backward(
+    q: Tensor, k: Tensor, v: Tensor, kept: Tensor, grad: Tensor
+) -> tuple[Tensor, Tensor, Tensor]:
     batch, time, heads, width = k.shape
-    of_q = torch.empty_like(q, memory_format=torch.contiguous_format)
-    return of_q, *(k.new_empty(batch, heads, time, width).transpose(1, 2) for _ in (k, v))
+    of_k, of_v = (k.new_empty(batch, heads, time, width).transpose(1, 2) for _ in (k, v))
+    return torch.empty_like(q, memory_format=torch.contiguous_format), of_k, of_v
 
 
 def _keep_for_backward(ctx: Any, inputs: tuple[Tensor, Tensor, Tensor, bool], output: tuple[Tensor, Tensor]) -> None:
@@ -195,10 +193,22 @@ def _keep_for_backward(ctx: Any, inputs: tuple[Tensor, Tensor, Tensor, bool], ou
 
 
 def _backward(ctx: Any, grad: Tensor, _: None) -> tuple[Tensor | None, ...]:
-    return *_causal_attention_backward(*ctx.saved_tensors, grad), None
+    return *torch.ops.llamactl.causal_attention_backward(*ctx.saved_tensors, grad), None
 
 
-_causal_attention.register_autograd(_backward, setup_context=_keep_for_backward)
+# By hand, not by custom_op, whose first call imports the compiler: two seconds.
+_LIBRARY: Any = torch.library.Library("llamactl", "DEF")  # type: ignore[no-untyped-call]
+_LIBRARY.define("causal_attention(Tensor q, Tensor k, Tensor v, bool keep) -> (Tensor, Tensor)")
+_LIBRARY.define(
+    "causal_attention_backward(Tensor q, Tensor k, Tensor v, Tensor kept, Tensor grad) -> (Tensor, Tensor, Tensor)"
+)
+for _name, _function, _shape in (
+    ("causal_attention", _causal_attention, _shape_of_attention),
+    ("causal_attention_backward", _causal_attention_backward, _shape_of_attention_backward),
+):
+    _LIBRARY.impl(_name, _function, "CPU")
+    torch.library.register_fake(f"llamactl::{_name}", _shape, lib=_LIBRARY)
+torch.library.register_autograd("llamactl::causal_attention", _backward, setup_context=_keep_for_backward, lib=_LIBRARY)
 
 
 def _kept_size(q: Tensor) -> int:
@@ -220,7 +230,8 @@ def _by_head(k: Tensor) -> Tensor:
 def causal_attention(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
     """Attention of each token to itself and those before: ``[B, T, H, E]`` of q, and of k and v ``[B, T, K, E]``."""
     if q.device.type == "cpu":
-        return _causal_attention(q, k, v, q.requires_grad and q.shape[1] <= KEPT)[0]
+        out: Tensor = torch.ops.llamactl.causal_attention(q, k, v, q.requires_grad and q.shape[1] <= KEPT)[0]
+        return out
     return attention(q, k, v, None)
 
 
