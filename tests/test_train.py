@@ -27,8 +27,8 @@ from llamactl.model.config import Config
 from llamactl.model.llama import Llama
 from llamactl.train import loop, optim
 from llamactl.train.batches import Mix, shares
-from llamactl.train.loop import Plan, Step, Training
-from llamactl.train.optim import Cosine
+from llamactl.train.loop import Step, Training
+from llamactl.train.schedule import Cosine, Plan
 from llamactl.train.step import Loss, Outcome, next_token_loss, take
 
 torch.set_num_threads(1)  # faster for small tensors, on a machine that others use as well
