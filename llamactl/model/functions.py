@@ -276,16 +276,18 @@ class _NegativeLogLikelihood(torch.autograd.Function):
         hidden, weight, slopes = ctx.saved_tensors
         factor = weight.to(product_dtype(hidden))
         of_hidden = torch.empty_like(hidden)
-        of_weight = torch.zeros_like(weight, dtype=torch.float32)
-        for start in range(0, len(hidden), ROWS):
+        of_weight = torch.empty_like(weight, dtype=torch.float32)  # set by the first piece, be it empty
+        for start in range(0, max(1, len(hidden)), ROWS):
             rows = slice(start, start + ROWS)
             slope, scale = slopes[rows].to(factor.dtype), grad[rows, None]
             of_hidden[rows] = (slope @ factor) * scale
             scaled = (hidden[rows] * scale).to(factor.dtype)
             if factor.dtype == torch.float32:
-                of_weight.addmm_(slope.mT, scaled)
-            else:
+                of_weight.addmm_(slope.mT, scaled, beta=min(start, 1))
+            elif start:
                 of_weight += slope.mT @ scaled
+            else:
+                of_weight.copy_(slope.mT @ scaled)
         return of_hidden, of_weight.to(ctx.weight_dtype), None
 
 
