@@ -11,7 +11,7 @@ import torch
 import torch.nn.functional as F  # noqa: N812
 from torch import Tensor
 
-# Without these instructions products of bf16 matrices on a CPU are 5 to 100 times slower than those of fp32 matrices
+# Without these instructions products of bf16 matrices on a CPU are 3 to 100 times slower than those of fp32 matrices
 # (measured with AVX2); there they are made of fp32 copies, which loses nothing: such products add up in fp32 anyway.
 _INSTRUCTIONS = ("amx_bf16", "avx512_bf16", "arm_bf16", "bf16")
 BF16_PRODUCTS = any(torch.cpu.get_capabilities().get(name) for name in _INSTRUCTIONS)
