@@ -68,7 +68,7 @@ def test_causal_attention(
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
-@pytest.mark.parametrize(("tokens", "rows"), [(1, 1024), (37, 8), (40, 8), (7, 1024)])
+@pytest.mark.parametrize(("tokens", "rows"), [(0, 8), (1, 1024), (37, 8), (40, 8), (7, 1024)])
 def test_negative_log_likelihood(
     tokens: int, rows: int, dtype: torch.dtype, products: None, monkeypatch: pytest.MonkeyPatch
 ) -> None:
