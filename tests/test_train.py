@@ -2,6 +2,7 @@
 
 import json
 import math
+import os
 import shutil
 import signal
 from collections.abc import Callable, Iterator
@@ -20,7 +21,7 @@ from llamactl.artifacts.manifest import Run
 from llamactl.artifacts.records import Shard
 from llamactl.artifacts.shards import Shards, Writer
 from llamactl.cli import app
-from llamactl.errors import Fault
+from llamactl.errors import Fault, Interrupted
 from llamactl.model import device, llama
 from llamactl.model.config import Config
 from llamactl.model.llama import Llama
@@ -438,6 +439,83 @@ def test_states_are_saved_as_often_as_asked_and_pruned(tmp_path: Path) -> None:
         early, late = ("".join(str(n) for n in range(2, last + 1, 2))[-2:] for last in (step - 3, step - 1))
         assert found in (early, late), (step, seen)
     assert [place.name[-1] for place in sorted((tmp_path / "state").iterdir())] == ["8", "9"]
+
+
+# -- outcomes that are read late, as on a GPU
+
+
+def told(step: Step) -> tuple[object, ...]:
+    """All of a step but what the clock says."""
+    return step.step, step.tokens, step.loss, step.lr, step.grad_norm, step.refused
+
+
+def states_of(directory: Path) -> dict[str, dict[str, Any]]:
+    """What was saved, to the bit, but for the clock."""
+    return {
+        place.name: {
+            key: value for key, value in state.State(place).facts.items() if key not in ("device_seconds", "sha256")
+        }
+        for place in sorted((directory / "state").glob("step-*"))
+    }
+
+
+@pytest.fixture(params=[1, 2, 3])
+def late(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Callable[[], None]:
+    """Outcomes are read so many steps late from when this is called."""
+    return lambda: monkeypatch.setitem(loop.LAG, "cpu", request.param)
+
+
+@pytest.mark.parametrize(
+    "bad", [(), (2,), (5, 10), (4, 6, 8), (5, 6, 7, 10), (0, 2, 21)], ids=lambda bad: ",".join(map(str, bad)) or "none"
+)
+def test_what_is_read_late_is_the_same(
+    tmp_path: Path, late: Callable[[], None], capsys: pytest.CaptureFixture[str], bad: tuple[int, ...]
+) -> None:
+    """Losses, refusals and what is said of them, states and final weights, to the bit. Two micro-batches a step."""
+    seen = []
+    how = plan(11, save_every=3)._replace(keep=9)
+    for name in ("prompt", "late"):
+        if name == "late":
+            late()
+        here = training(tmp_path / name, how)
+        taken = [told(step) for step in loop.steps(here, batch, poisoned(lambda n: n in bad), how)]
+        said = capsys.readouterr().err
+        seen.append((taken, states_of(tmp_path / name), weights(here.model), said, here.refused))
+    assert seen[0][:2] == seen[1][:2]
+    assert seen[0][3:] == seen[1][3:]
+    assert all(torch.equal(a, b) for a, b in zip(seen[0][2].values(), seen[1][2].values(), strict=True))
+    assert list(seen[0][1]) == [f"step-{n:08d}" for n in (3, 6, 9, 11)]
+
+
+def test_ten_refused_steps_read_late_end_the_run_in_the_same_state(tmp_path: Path, late: Callable[[], None]) -> None:
+    for name in ("prompt", "late"):
+        if name == "late":
+            late()
+        here = training(tmp_path / name, plan(20))
+        with pytest.raises(Fault, match=r"10 steps in a row.*step 3"):
+            list(loop.steps(here, batch, poisoned(lambda n: n >= 6), plan(20)))
+    assert states_of(tmp_path / "prompt") == states_of(tmp_path / "late")
+
+
+@pytest.mark.parametrize("step", [1, 2, 5, 6, 7])
+def test_a_run_stopped_late_goes_on_to_the_same_bits(tmp_path: Path, late: Callable[[], None], step: int) -> None:
+    how = plan(18, save_every=4)
+    model, wanted = trained(tmp_path / "whole", how)
+    late()
+    first = training(tmp_path / "parts", how)
+    taken = []
+    with pytest.raises(Interrupted, match="stopped by SIGUSR1 after step"):
+        for one in loop.steps(first, batch, next_token_loss, how):
+            taken.append(told(one))
+            if one.step == step:
+                os.kill(os.getpid(), signal.SIGUSR1)
+    assert step < len(taken) <= step + 1 + 2 * loop.LAG["cpu"]  # launched before it, and before it was read
+    second = training(tmp_path / "parts", how, Llama.create(SMALL, torch.float32, CPU, 77))
+    assert second.resume()
+    assert second.step == len(taken)
+    taken += [told(one) for one in loop.steps(second, batch, next_token_loss, how)]
+    assert taken == [told(one) for one in wanted]
+    assert all(torch.equal(a, b) for a, b in zip(model.parameters(), second.model.parameters(), strict=True))
 
 
 def test_signals_mean_what_they_meant_after_the_loop(tmp_path: Path) -> None:
