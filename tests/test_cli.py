@@ -138,7 +138,7 @@ FLAGS = {
         "--activation-checkpointing --batch-size --compile --context --data --device --dim --dry-run --epochs --ffn "
         "--heads --keep --kv-heads --layers --log-every --lr --micro-batch --out/-o --overwrite --precision --quiet/-q "
         "--replicas --resume/--no-resume --save-every --seed --size --steps --tensor-parallel --tokens "
-        "--verify/--no-verify --vocab-size --warmup --weight-decay",
+        "--verify-resume --verify/--no-verify --vocab-size --warmup --weight-decay",
     ),
     "generate": (
         "model prompts",
