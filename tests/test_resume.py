@@ -6,7 +6,6 @@ seconds each; what they run is the command.
 
 import hashlib
 import json
-import multiprocessing
 import os
 import random
 import shutil
@@ -20,25 +19,12 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import pytest
+from conftest import SERVER
 
 from llamactl.artifacts import manifest, metrics
 
 STEPS, SAVE_EVERY = 12, 3
 DAMAGE = 40  # bytes from the end of a file: in the last tensor
-
-SERVER = multiprocessing.get_context("forkserver")
-SERVER.set_forkserver_preload(
-    [
-        "torch",
-        "torch._dynamo",
-        "sentencepiece",
-        "zstandard",
-        "rich.table",
-        "llamactl.cli",
-        "llamactl.model.llama",
-        "llamactl.train.loop",
-    ]
-)
 
 
 class Moment(NamedTuple):
