@@ -12,7 +12,6 @@ import os
 import resource
 import shutil
 import signal
-import socket
 import subprocess
 import sys
 import time
@@ -25,6 +24,7 @@ from typing import Any, NamedTuple
 
 import pytest
 import torch
+import torch.distributed as dist
 from conftest import SERVER
 from safetensors.torch import load_file, save_file
 from test_resume import Moment, Pretraining, child
@@ -212,18 +212,17 @@ def gone(job: Job, leg: Leg, directory: Path) -> dict[str, Any]:
     return {"first": first, "lines": lines, "asked": asked, "share": job.share(BATCH)}
 
 
-def process(rank: int, world: int, ports: list[int], directory: Path) -> None:
+def process(rank: int, world: int, port: int, directory: Path) -> None:
     """One of the processes of a job: all cases, then all legs, each in a job of its own."""
-    os.environ |= {"RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": str(world), "LOCAL_WORLD_SIZE": "64"}
-    os.environ |= {"MASTER_ADDR": "127.0.0.1"}
+    os.environ |= environment(rank, world, port)
     torch.set_num_threads(1)
     device._PROBE = 32
     found: dict[str, Any] = {}
     out = directory / f"{world}-{rank}"
     os.dup2(os.open(out.with_suffix(".stderr"), os.O_WRONLY | os.O_CREAT), 2)
     try:
-        for port, (name, case) in zip(ports, [*CASES[world].items(), *LEGS[world].items()], strict=True):
-            os.environ["MASTER_PORT"] = str(port)
+        for number, (name, case) in enumerate([*CASES[world].items(), *LEGS[world].items()]):
+            os.environ["TORCHELASTIC_RESTART_COUNT"] = str(number)
             with parallel.joined(CPU, BATCH, case.tensor, case.replicas) as job:
                 if isinstance(case, Case):
                     found[name] = results(job, case, directory / f"{world} {name}.safetensors")
@@ -238,12 +237,18 @@ def process(rank: int, world: int, ports: list[int], directory: Path) -> None:
     os._exit(0)
 
 
-def free_ports(count: int) -> list[int]:
-    sockets = [socket.create_server(("127.0.0.1", 0)) for _ in range(count)]
-    ports = [one.getsockname()[1] for one in sockets]
-    for one in sockets:
-        one.close()
-    return ports
+def meeting() -> dist.TCPStore:
+    """Where processes meet, as torchrun keeps it for its own; at a port that the system chooses."""
+    return dist.TCPStore("127.0.0.1", 0, is_master=True, wait_for_workers=False)
+
+
+def environment(rank: int, world: int, port: int) -> dict[str, str]:
+    """What torchrun tells a process."""
+    return {
+        "RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": str(world), "LOCAL_WORLD_SIZE": "64",
+        "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port),
+        "TORCHELASTIC_USE_AGENT_STORE": "True", "TORCHELASTIC_RESTART_COUNT": "0",
+    }  # fmt: skip
 
 
 def ended(processes: list[BaseProcess], seconds: float = TIMEOUT) -> list[int | None]:
@@ -280,8 +285,8 @@ def one(directory: Path) -> dict[str, Any]:
 def many(request: pytest.FixtureRequest, directory: Path) -> tuple[int, list[dict[str, Any]]]:
     """How many processes, and what each has found."""
     world: int = request.param
-    ports = free_ports(len(CASES[world]) + len(LEGS[world]))
-    processes = [SERVER.Process(target=process, args=(rank, world, ports, directory)) for rank in range(world)]
+    store = meeting()
+    processes = [SERVER.Process(target=process, args=(rank, world, store.port, directory)) for rank in range(world)]
     for each in processes:
         each.start()
     statuses = ended(processes)
@@ -509,9 +514,9 @@ class Trouble(NamedTuple):
 
 
 def process_of_command(
-    arguments: list[str], streams: tuple[Path, Path], environment: dict[str, str], trouble: Trouble
+    arguments: list[str], streams: tuple[Path, Path], told: dict[str, str], trouble: Trouble
 ) -> None:
-    os.environ |= environment
+    os.environ |= told
     if trouble.file_limit is not None:
         resource.setrlimit(resource.RLIMIT_FSIZE, (trouble.file_limit, resource.RLIM_INFINITY))
     if trouble.bug_at is not None:
@@ -531,14 +536,10 @@ class Together(Pretraining):
     """The command on several processes, as torchrun starts them."""
 
     def start_all(self, world: int, *more: object, trouble: dict[int, Trouble], **changed: object) -> list[BaseProcess]:
-        port, processes = free_ports(1)[0], []
+        self.store, processes = meeting(), []
         for rank in range(world):
-            environment = {
-                "RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": str(world), "LOCAL_WORLD_SIZE": "64",
-                "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port),
-            }  # fmt: skip
-            arguments = self.arguments(*more, **changed)
-            given = (arguments, self.streams_of(rank), environment, trouble.get(rank, Trouble()))
+            told = environment(rank, world, self.store.port)
+            given = (self.arguments(*more, **changed), self.streams_of(rank), told, trouble.get(rank, Trouble()))
             processes.append(SERVER.Process(target=process_of_command, args=given))
         for each in processes:
             each.start()
