@@ -123,3 +123,24 @@ DryRun = Annotated[bool, _option("--dry-run", text="Print the plan; train nothin
 Compile = Annotated[bool, _option("--compile", text="Compile each block (slow start, faster steps).")]
 Verify = Annotated[bool, _option("--verify/--no-verify", text="Hold the inputs' bytes against their manifests first.")]
 Device = Annotated[str | None, _option("--device", text="cpu, cuda, cuda:1.", show_default="a GPU where there is one")]
+
+# -- planning
+DeviceOrPlanned = Annotated[
+    str | None,
+    _option(
+        "--device",
+        text="cpu, cuda, cuda:1; with --dry-run also a device to plan for: a100-80gb, h100, h200, l4, ...",
+        show_default="a GPU where there is one",
+    ),
+]
+Devices = Annotated[int | None, _option("--devices", text="With --dry-run: plan for so many.", show_default="1", min=1)]
+Mfu = Annotated[
+    float | None,
+    _option(
+        "--mfu",
+        text="With --dry-run: the share of the device's peak FLOP/s to reckon with.",
+        show_default="0.4",
+        min=0.001,
+        max=1.0,
+    ),
+]

@@ -46,7 +46,9 @@ def pretrain(
     tensor_parallel: options.TensorParallel = 1,
     replicas: options.Replicas = 1,
     compile: options.Compile = False,
-    device: options.Device = None,
+    device: options.DeviceOrPlanned = None,
+    devices: options.Devices = None,
+    mfu: options.Mfu = None,
     save_every: options.SaveEvery = None,
     keep: options.Keep = 2,
     log_every: options.LogEvery = 1,
@@ -67,30 +69,27 @@ def pretrain(
     Example: llamactl pretrain --size 15m --data shards/books=0.7 --data shards/code=0.3 -o base
     """
     from dataclasses import asdict
-    from functools import partial
 
     from llamactl import ui
-    from llamactl.artifacts import checkpoint, files, manifest
-    from llamactl.artifacts.card import card
-    from llamactl.artifacts.metrics import Metrics
     from llamactl.artifacts.shards import Shards
     from llamactl.model import config as sizes
-    from llamactl.model import device as devices
-    from llamactl.model.llama import Llama
-    from llamactl.text import dialogue
     from llamactl.text.tokenizer import Tokenizer
-    from llamactl.train import batches, loop, optim, parallel
-    from llamactl.train.step import next_token_loss
-    from llamactl.train.verify import resume_is_exact
+    from llamactl.train import batches, planning, schedule
 
     row, out = sizes.size(size), out or Path(f"pretrain-{size}")
+    if not dry_run:
+        planning.refuse(device, devices, mfu)
     places = [batches.weighted(name) for name in data]
+    if dry_run and not any(path.exists() for path, _ in places):
+        places = []  # a plan is made without data too
     shards = [Shards(path) for path, _ in places]
-    tokenizer = Tokenizer.shared([path for path, _ in places])
-    vocab = tokenizer.fitting(vocab_size or tokenizer.vocab, "--vocab-size")
+    tokenizer = Tokenizer.shared([path for path, _ in places]) if places else None
+    vocab = vocab_size or (tokenizer or row.config).vocab
+    if tokenizer:
+        tokenizer.fitting(vocab, "--vocab-size")
     config = row.changed(dim=dim, layers=layers, heads=heads, kv_heads=kv_heads, ffn=ffn, context=context, vocab=vocab)
     mix = batches.Mix(batches.shares([weight for _, weight in places], shards), config.context, vocab, seed)
-    plan = loop.planned(
+    plan = schedule.planned(
         config.context, row, lr=lr, warmup=warmup, steps=steps, tokens=tokens, epochs=epochs,
         epoch=sum(mix.counts), batch_size=batch_size, micro_batch=micro_batch, save_every=save_every, keep=keep,
     )  # fmt: skip
@@ -100,21 +99,44 @@ def pretrain(
         "overwrite": overwrite,
     }  # fmt: skip
     samples = plan.schedule.steps * plan.batch_size
-    ui.table(f"pretrain {size} -> {out}", [("parameters", f"{config.parameters:,}"), *plan.rows(), *mix.rows(samples)])
+    said = [("parameters", f"{config.parameters:,}"), *plan.rows(), *mix.rows(samples)]
+    if tokenizer is None:
+        said.append(("data", f"{', '.join(data)} is not there: planned without, for {vocab:,} ids"))
     if dry_run:
+        layout = planning.Layout(
+            plan.batch_size, config.context, plan.micro_batch, precision, activation_checkpointing, tensor_parallel,
+            replicas, devices or 1,
+        )  # fmt: skip
+        name, kind = planning.target(device)
+        said += planning.rows(config, layout, samples * config.context, name, kind, mfu or planning.MFU)
+    ui.table(f"pretrain {size} -> {out}", said)
+    if dry_run or tokenizer is None:
         return
+
+    from functools import partial
+
+    from llamactl.artifacts import checkpoint, files, manifest
+    from llamactl.artifacts.card import card
+    from llamactl.artifacts.metrics import Metrics
+    from llamactl.model import device as machine
+    from llamactl.model.llama import Llama
+    from llamactl.text import dialogue
+    from llamactl.train import loop, optim, parallel
+    from llamactl.train.step import next_token_loss
+    from llamactl.train.verify import resume_is_exact
+
     run = manifest.Run("pretrain", settings, {"data": [path for path, _ in places]}, out, verify)
     if not verify_resume and run.already_made():
         return
-    target = devices.chosen(device)
-    run.device = devices.title(target)
-    devices.keep_freed_memory()
+    target = machine.chosen(device)
+    run.device = machine.title(target)
+    machine.keep_freed_memory()
     with parallel.joined(target, plan.batch_size, tensor_parallel, replicas) as job:
         run.devices = job.world
 
         def begin(directory: Path) -> loop.Training:
             arrange = partial(job.arrange, checkpointing=activation_checkpointing, compiled=compile)
-            model = Llama.create(config, devices.PRECISIONS[precision], target, seed, arrange)
+            model = Llama.create(config, machine.PRECISIONS[precision], target, seed, arrange)
             optimizer = optim.AdamW(model, plan.schedule, weight_decay)
             return loop.Training(model, optimizer, run, directory, job, plan.keep)
 
@@ -143,8 +165,8 @@ def pretrain(
             run.facts["sources"] = [source._asdict() for source in mix.epochs(samples)]
             outputs += checkpoint.save(
                 directory,
-                config.to_hf(devices.STORED[precision]),
-                training.model.hf_state(devices.PRECISIONS[precision]),
+                config.to_hf(machine.STORED[precision]),
+                training.model.hf_state(machine.PRECISIONS[precision]),
                 tokenizer.proto,
                 dialogue.tokenizer_config(config.context),
                 card(out.name, "a base model, pretrained by llamactl pretrain", run.settings, run.facts["sources"]),

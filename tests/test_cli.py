@@ -135,10 +135,10 @@ FLAGS = {
     ),
     "pretrain": (
         "",
-        "--activation-checkpointing --batch-size --compile --context --data --device --dim --dry-run --epochs --ffn "
-        "--heads --keep --kv-heads --layers --log-every --lr --micro-batch --out/-o --overwrite --precision --quiet/-q "
-        "--replicas --resume/--no-resume --save-every --seed --size --steps --tensor-parallel --tokens "
-        "--verify-resume --verify/--no-verify --vocab-size --warmup --weight-decay",
+        "--activation-checkpointing --batch-size --compile --context --data --device --devices --dim --dry-run "
+        "--epochs --ffn --heads --keep --kv-heads --layers --log-every --lr --mfu --micro-batch --out/-o --overwrite "
+        "--precision --quiet/-q --replicas --resume/--no-resume --save-every --seed --size --steps --tensor-parallel "
+        "--tokens --verify-resume --verify/--no-verify --vocab-size --warmup --weight-decay",
     ),
     "generate": (
         "model prompts",
@@ -163,7 +163,8 @@ def test_the_flags_of_all_commands() -> None:
 
 def test_a_flag_means_the_same_everywhere() -> None:
     """The same words of help, wherever it is not a stage's own."""
-    own = {"--vocab-size", "--out/-o", "--precision"}  # of a tokenizer or a model; a file or a directory; stored or not
+    # of a tokenizer or a model; a file or a directory; stored or not; to plan for or not
+    own = {"--vocab-size", "--out/-o", "--precision", "--device"}
     meanings: dict[str, set[str]] = {}
     for _, sub in commands():
         for parameter in sub.params:

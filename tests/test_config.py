@@ -10,7 +10,7 @@ from transformers import LlamaConfig
 from llamactl.errors import Fault
 from llamactl.model.config import SIZES, Config, size
 from llamactl.model.llama import Llama
-from llamactl.train.loop import planned
+from llamactl.train.schedule import planned
 
 PAPER = {  # parameters, context, tokens, peak learning rate
     "llama1-7b": (6_738_415_616, 2048, 1.0e12, 3.0e-4),

@@ -14,12 +14,14 @@ MAY_IMPORT = {
     "llamactl.__main__": {"llamactl.cli"},
     "llamactl.errors": set(),
     "llamactl.ui": set(),
+    "llamactl.hardware": {"llamactl.errors"},
     "llamactl.options": {"llamactl.ui", "llamactl.artifacts.records"},
-    "llamactl.artifacts": {"llamactl", "llamactl.errors", "llamactl.ui", "llamactl.artifacts"},
+    "llamactl.artifacts": {"llamactl", "llamactl.errors", "llamactl.ui", "llamactl.hardware", "llamactl.artifacts"},
     "llamactl.text": {"llamactl.errors", "llamactl.artifacts", "llamactl.text"},
     "llamactl.model.config": {"llamactl.errors"},
     "llamactl.model": {
         "llamactl.errors",
+        "llamactl.hardware",
         "llamactl.artifacts.checkpoint",
         "llamactl.artifacts.tensors",  # Later: a tensor that is gathered when it is written
         "llamactl.text.tokenizer",
@@ -28,6 +30,7 @@ MAY_IMPORT = {
     "llamactl.train": {
         "llamactl.errors",
         "llamactl.ui",
+        "llamactl.hardware",
         "llamactl.artifacts",
         "llamactl.text",
         "llamactl.model",

@@ -38,9 +38,10 @@ from llamactl.model.config import Config
 from llamactl.model.llama import Llama
 from llamactl.train import loop, parallel
 from llamactl.train import step as stepping
-from llamactl.train.loop import Plan, Training
-from llamactl.train.optim import AdamW, Cosine
+from llamactl.train.loop import Training
+from llamactl.train.optim import AdamW
 from llamactl.train.parallel import Job
+from llamactl.train.schedule import Cosine, Plan
 from llamactl.train.step import Loss, Outcome, next_token_loss, take
 
 torch.set_num_threads(1)

@@ -202,9 +202,7 @@ def test_stopped_after_every_step(fp32: Pretraining, tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGUSR1])
-def test_a_signal_between_steps_stops_after_the_next(
-    fp32: Pretraining, tmp_path: Path, number: signal.Signals
-) -> None:
+def test_a_signal_between_steps_stops_after_the_next(fp32: Pretraining, tmp_path: Path, number: signal.Signals) -> None:
     """Processes agree on it with the sum of a step."""
     another = Pretraining(Path(str(fp32.flags["--data"])), tmp_path / "out")
     another.run(moment=Moment("line", 4, number), status=75)

@@ -23,15 +23,16 @@ from llamactl.artifacts.records import Shard
 from llamactl.artifacts.shards import Shards, Writer
 from llamactl.cli import app
 from llamactl.errors import Fault, Interrupted
-from llamactl.model import device, llama
+from llamactl.model import device
 from llamactl.model.config import Config
 from llamactl.model.llama import Llama
-from llamactl.train import loop, optim
+from llamactl.train import loop, optim, schedule
 from llamactl.train import step as stepping
 from llamactl.train.batches import Mix, shares
-from llamactl.train.loop import Plan, Step, Training
-from llamactl.train.optim import AdamW, Cosine
+from llamactl.train.loop import Step, Training
+from llamactl.train.optim import AdamW
 from llamactl.train.parallel import Job, joined
+from llamactl.train.schedule import Cosine, Plan
 from llamactl.train.step import Loss, Outcome, next_token_loss, take
 
 torch.set_num_threads(1)  # faster for small tensors, on a machine that others use as well
@@ -72,8 +73,9 @@ def fresh(dtype: torch.dtype = torch.float32) -> Llama:
 
 
 def plan(steps: int, batch_size: int = 8, micro_batch: int = 4, save_every: int = 1000, peak: float = 1e-2) -> Plan:
-    schedule = Cosine(peak, steps // 5, steps)
-    return Plan(schedule, batch_size, batch_size * SMALL.context, micro_batch, save_every, keep=2)
+    return Plan(
+        Cosine(peak, steps // 5, steps), batch_size, batch_size * SMALL.context, micro_batch, save_every, keep=2
+    )
 
 
 def training(directory: Path, how: Plan, model: Llama | None = None, job: Job = ALONE) -> Training:
@@ -117,9 +119,7 @@ def stepped(
     before_update: Callable[[], None] = lambda: None,
 ) -> Outcome:
     targets = targets or len(ids) * SMALL.context
-    return Outcome.read(
-        take(model, optimizer, loss_of, ids, targets, micro_batch, ALONE, before_update=before_update)
-    )
+    return Outcome.read(take(model, optimizer, loss_of, ids, targets, micro_batch, ALONE, before_update=before_update))
 
 
 def step_on(model: Llama, micro_batch: int, rows: int = 8, loss_of: Loss = next_token_loss) -> Outcome:
@@ -156,7 +156,7 @@ def test_warm_up_is_linear_and_the_middle_of_the_cosine_is_half_way() -> None:
 
 def test_adamw_has_the_papers_numbers() -> None:
     assert (optim.BETAS, optim.EPS, optim.WEIGHT_DECAY) == ((0.9, 0.95), 1e-5, 0.1)
-    assert (optim.CLIP, optim.WARMUP, Cosine(1, 0, 1).floor) == (1.0, 2000, 0.1)
+    assert (optim.CLIP, schedule.WARMUP, Cosine(1, 0, 1).floor) == (1.0, 2000, 0.1)
 
 
 def test_every_parameter_has_its_decay_and_only_matrices_decay() -> None:
@@ -173,16 +173,16 @@ def test_every_parameter_has_its_decay_and_only_matrices_decay() -> None:
 @pytest.mark.parametrize("clip", [1e9, 0.05])
 def test_an_update_is_adamws_by_hand(monkeypatch: pytest.MonkeyPatch, clip: float) -> None:
     monkeypatch.setattr(stepping, "CLIP", clip)
-    model, schedule = fresh(), Cosine(1e-2, 2, 5)
+    model, rates = fresh(), Cosine(1e-2, 2, 5)
     wanted = weights(model)
     moments = {name: (torch.zeros_like(p), torch.zeros_like(p)) for name, p in wanted.items()}
-    optimizer = AdamW(model, schedule)
+    optimizer = AdamW(model, rates)
     gradients: dict[str, Tensor] = {}
 
     def keep() -> None:
         gradients.update({name: p.grad.clone() for name, p in model.named_parameters() if p.grad is not None})
 
-    for step, lr in enumerate(map(schedule.at, range(5)), 1):
+    for step, lr in enumerate(map(rates.at, range(5)), 1):
         outcome = stepped(model, optimizer, batch(step, 4), before_update=keep)
         assert (outcome.grad_norm > clip) == (clip < 1)
         for name, parameter in model.named_parameters():
@@ -687,22 +687,3 @@ def test_two_sources_are_mixed_by_weight(little: list[object], shards_dir: Path,
     assert [source["share"] for source in run["sources"]] == [0.75, 0.25]
     assert run["sources"][0]["epochs"] == 3 * run["sources"][1]["epochs"]
     assert len(run["inputs"]) == 2
-
-
-# -- backward passes of our own
-
-
-def test_our_backward_pass_of_the_norm_equals_autograd() -> None:
-    """RMSNorm, against the same formula in float64, left to autograd."""
-    generator = torch.Generator().manual_seed(0)
-    x = torch.randn(3, 5, 16, generator=generator, requires_grad=True)
-    norm = llama.RMSNorm(16, 1e-5)
-    norm.weight.data = torch.randn(16, generator=generator)
-    upstream = torch.randn(3, 5, 16, generator=generator)
-    norm(x).backward(upstream)
-    wide = x.detach().double().requires_grad_()
-    weight = norm.weight.detach().double().requires_grad_()
-    (wide * torch.rsqrt(wide.square().mean(-1, keepdim=True) + 1e-5) * weight).backward(upstream.double())
-    assert x.grad is not None and wide.grad is not None and norm.weight.grad is not None and weight.grad is not None
-    assert (x.grad - wide.grad).abs().max() < 1e-5
-    assert (norm.weight.grad - weight.grad).abs().max() < 1e-5

@@ -18,7 +18,7 @@ from typing import Any, BinaryIO
 
 import orjson
 
-from llamactl import __version__, ui
+from llamactl import __version__, hardware, ui
 from llamactl.artifacts import files, metrics
 from llamactl.artifacts.jsonl import STDIN, Writer, compressed, reader_may_leave, stdout
 from llamactl.errors import Fault
@@ -29,7 +29,6 @@ FORMAT = 1
 # Flags that do not change what is made: another value of one of these asks for the same artifact.
 NEUTRAL = {"out", "quiet", "overwrite", "resume", "dry_run", "log_every", "save_every", "keep", "verify", "workers"}
 
-WATTS = {"A100": 400, "H100": 700, "H200": 700, "V100": 300, "L40S": 350, "L4": 72, "T4": 70}  # TDP by the vendors
 SHOWN = 5  # bad records named one by one before they are only counted
 
 
@@ -236,7 +235,8 @@ class Run:
     def manifest(self, outputs: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
         """The manifest of what was made."""
         hours = self.device_seconds() / 3600
-        watts = next((w for name, w in WATTS.items() if name in self.device), None)
+        row = hardware.found(self.device)
+        watts = hardware.DEVICES[row].watts if row else None
         return {
             "format": FORMAT,
             "stage": self.stage,

@@ -1,18 +1,18 @@
 """What a model runs on: which device, in which precision, how fast it could be, how much memory it has used."""
 
 import ctypes
+import os
 import resource
 import time
 
 import torch
 
+from llamactl import hardware
 from llamactl.errors import Fault
 
 PRECISIONS = {"bf16": torch.bfloat16, "fp32": torch.float32}
 STORED = {"bf16": "bfloat16", "fp32": "float32"}  # as config.json names them
 
-# Dense bf16 matrix rates by the vendors' data sheets, FLOP/s; A100 is the paper's.
-PEAK_BF16 = {"A100": 312e12, "H100": 989e12, "H200": 989e12, "V100": 125e12, "L40S": 362e12, "L4": 121e12, "T4": 65e12}
 _PROBE = 2048  # side of the largest matrices multiplied to learn the rate of a device that is not listed
 
 
@@ -46,10 +46,9 @@ def title(device: torch.device) -> str:
 def peak_flops(device: torch.device, dtype: torch.dtype) -> float:
     """FLOP/s of matrix products: from the table for a listed GPU in bf16, else measured."""
     if device.type == "cuda" and dtype == torch.bfloat16:
-        name = torch.cuda.get_device_name(device)
-        for key, rate in PEAK_BF16.items():
-            if key in name:
-                return rate
+        row = hardware.found(torch.cuda.get_device_name(device))
+        if row:
+            return hardware.DEVICES[row].flops
     side, best = 32, 0.0
     while side <= _PROBE:  # until a product takes long enough to be measured; without support bf16 is 100 times slower
         a = torch.randn(side, side, device=device).to(dtype)
@@ -62,6 +61,13 @@ def peak_flops(device: torch.device, dtype: torch.dtype) -> float:
             break
         side *= 2
     return best
+
+
+def memory(device: torch.device) -> int:
+    """Bytes that it has."""
+    if device.type == "cuda":
+        return int(torch.cuda.get_device_properties(device).total_memory)
+    return os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
 
 
 def peak_memory(device: torch.device) -> int:

@@ -12,15 +12,14 @@ import hashlib
 from collections.abc import Callable, Iterator
 from functools import partial
 from pathlib import Path
-from typing import Any, Self, cast
+from typing import Self, cast
 
 import torch
-import torch.nn.functional as F  # noqa: N812
 from torch import Tensor, nn
 
 from llamactl.artifacts import checkpoint
 from llamactl.artifacts.tensors import Later
-from llamactl.model import sharded
+from llamactl.model import functions, sharded
 from llamactl.model.config import Config
 from llamactl.model.device import PRECISIONS
 
@@ -37,7 +36,15 @@ class Linear(nn.Linear):
         """Left to ``Llama.initialize`` or a checkpoint."""
 
     def forward(self, x: Tensor) -> Tensor:
-        return F.linear(x, self.weight.to(x.dtype))
+        return functions.linear(x, self.weight)
+
+
+class Head(Linear):
+    """The scores of the next token."""
+
+    def nll(self, hidden: Tensor, targets: Tensor) -> Tensor:
+        """-log p of each target, fp32 ``[B, T]``, by its hidden state ``[B, T, D]``."""
+        return functions.negative_log_likelihood(hidden, self.weight, targets)
 
 
 class Embedding(nn.Embedding):
@@ -45,27 +52,6 @@ class Embedding(nn.Embedding):
 
     def reset_parameters(self) -> None:
         """Left to ``Llama.initialize`` or a checkpoint (torch's own costs a second on the meta device)."""
-
-
-class _Norm(torch.autograd.Function):
-    """RMSNorm that keeps x and one number a row for the backward pass; autograd would keep fp32 copies of x."""
-
-    @staticmethod
-    def forward(ctx: Any, x: Tensor, weight: Tensor, eps: float) -> Tensor:
-        wide = x.float()
-        inverse = torch.rsqrt(torch.linalg.vector_norm(wide, dim=-1, keepdim=True).square() / x.shape[-1] + eps)
-        ctx.save_for_backward(x, weight, inverse)
-        return (wide * inverse).to(x.dtype) * weight.to(x.dtype)
-
-    @staticmethod
-    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, Tensor, None]:
-        x, weight, inverse = ctx.saved_tensors
-        wide, scale, g = x.float(), weight.float(), grad.float()
-        product = (g * wide).flatten(0, -2)
-        of_weight = product.mT.mv(inverse.flatten())
-        along = product.mv(scale / -x.shape[-1]).view(inverse.shape)
-        of_x = (g * scale).mul_(inverse).addcmul_(wide, along * inverse**3)
-        return of_x.to(x.dtype), of_weight.to(weight.dtype), None
 
 
 class RMSNorm(nn.Module):
@@ -76,7 +62,7 @@ class RMSNorm(nn.Module):
         self.weight, self.eps = nn.Parameter(torch.ones(dim)), eps
 
     def forward(self, x: Tensor) -> Tensor:
-        return cast(Tensor, _Norm.apply(x, self.weight, self.eps))  # type: ignore[no-untyped-call]
+        return functions.rms_norm(x, self.weight, self.eps)
 
 
 def rotary(positions: Tensor, head_dim: int, theta: float) -> tuple[Tensor, Tensor]:
@@ -109,11 +95,11 @@ class Cache:
         self.pads, self.length = pads, 0
 
     def extend(self, layer: int, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
-        """Add keys and values ``[B, K, T, E]`` of the newest tokens; all so far, ``[B, K, length + T, E]``."""
-        end = self.length + k.shape[2]
-        self.keys[layer][:, :, self.length : end] = k
-        self.values[layer][:, :, self.length : end] = v
-        return self.keys[layer][:, :, :end], self.values[layer][:, :, :end]
+        """Add keys and values ``[B, T, K, E]`` of the newest tokens; all so far, ``[B, length + T, K, E]``."""
+        end = self.length + k.shape[1]
+        self.keys[layer][:, :, self.length : end] = k.transpose(1, 2)
+        self.values[layer][:, :, self.length : end] = v.transpose(1, 2)
+        return self.keys[layer][:, :, :end].transpose(1, 2), self.values[layer][:, :, :end].transpose(1, 2)
 
     def positions(self, tokens: int) -> Tensor:
         """Positions ``[B, T]`` of the next tokens; those of padding are 0, and meaningless."""
@@ -142,7 +128,6 @@ class Attention(nn.Module):
     def __init__(self, config: Config, layer: int) -> None:
         super().__init__()
         self.layer, self.head_dim = layer, config.head_dim
-        self.groups = config.heads // config.kv_heads
         self.wq = Linear(config.dim, config.heads * config.head_dim)
         self.wk = Linear(config.dim, config.kv_heads * config.head_dim)
         self.wv = Linear(config.dim, config.kv_heads * config.head_dim)
@@ -151,12 +136,12 @@ class Attention(nn.Module):
     def forward(self, x: Tensor, cos: Tensor, sin: Tensor, cache: Cache | None, mask: Tensor | None) -> Tensor:
         batch, time, _ = x.shape
         q, k, v = (w(x).view(batch, time, -1, self.head_dim) for w in (self.wq, self.wk, self.wv))
-        q, k, v = rotate(q, cos, sin).transpose(1, 2), rotate(k, cos, sin).transpose(1, 2), v.transpose(1, 2)
-        if cache is not None:
-            k, v = cache.extend(self.layer, k, v)
-        grouped = self.groups > 1
-        mixed = F.scaled_dot_product_attention(q, k, v, attn_mask=mask, is_causal=mask is None, enable_gqa=grouped)
-        return cast(Tensor, self.wo(mixed.transpose(1, 2).reshape(batch, time, -1)))
+        q, k = rotate(q, cos, sin), rotate(k, cos, sin)
+        if cache is None:
+            mixed = functions.causal_attention(q, k, v)
+        else:
+            mixed = functions.attention(q, *cache.extend(self.layer, k, v), mask)
+        return cast(Tensor, self.wo(mixed.reshape(batch, time, -1)))
 
 
 class FeedForward(nn.Module):
@@ -169,7 +154,7 @@ class FeedForward(nn.Module):
         self.w3 = Linear(config.dim, config.ffn)
 
     def forward(self, x: Tensor) -> Tensor:
-        return cast(Tensor, self.w2(F.silu(self.w1(x)) * self.w3(x)))
+        return cast(Tensor, self.w2(functions.swiglu(self.w1(x), self.w3(x))))
 
 
 class Block(nn.Module):
@@ -196,7 +181,7 @@ class Llama(nn.Module):
         self.tok_embeddings = Embedding(config.vocab, config.dim)
         self.layers = nn.ModuleList(Block(config, layer) for layer in range(config.layers))
         self.norm = RMSNorm(config.dim, config.norm_eps)
-        self.output = Linear(config.dim, config.vocab)
+        self.output = Head(config.dim, config.vocab)
 
     def forward(self, tokens: Tensor, cache: Cache | None = None) -> Tensor:
         """Hidden states ``[B, T, D]`` of tokens ``[B, T]``; with a cache, of the tokens that follow those in it."""
@@ -216,6 +201,10 @@ class Llama(nn.Module):
     def logits(self, hidden: Tensor) -> Tensor:
         """Scores of the next token, fp32 ``[..., V]``."""
         return cast(Tensor, self.output(hidden)).float()
+
+    def nll(self, tokens: Tensor, targets: Tensor) -> Tensor:
+        """-log p(target), fp32 ``[B, T]``, where ``targets [B, T]`` are what should follow each of ``tokens``."""
+        return self.output.nll(self.forward(tokens), targets)
 
     def fresh(self, seed: int) -> Iterator[tuple[str, Tensor]]:
         """Fresh weights, whole, by name; each depends on (seed, its name) alone, wherever and by whom it is made."""
@@ -270,8 +259,3 @@ class Llama(nn.Module):
         for name, parameter in self.named_parameters():
             make = partial(lambda tensor: sharded.whole(tensor.detach().to(dtype)), parameter)
             yield checkpoint.hf_name(name), Later(dtype, tuple(parameter.shape), make)
-
-    def nll(self, tokens: Tensor, targets: Tensor) -> Tensor:
-        """-log p of each target, in fp32 ``[B, T]``, for tokens and targets ``[B, T]``."""
-        logits = self.output(self(tokens))
-        return F.cross_entropy(logits.flatten(0, 1).float(), targets.flatten(), reduction="none").view_as(targets)

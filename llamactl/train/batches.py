@@ -9,15 +9,16 @@ import hashlib
 from collections.abc import Sequence
 from fractions import Fraction
 from pathlib import Path
-from typing import NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
-import torch
-from torch import Tensor
 
 from llamactl import ui
 from llamactl.artifacts.shards import Shards
 from llamactl.errors import Fault
+
+if TYPE_CHECKING:  # planning counts samples without torch
+    from torch import Tensor
 
 ROUNDS = 4
 _MASK = (1 << 64) - 1
@@ -101,8 +102,10 @@ class Mix:
             )
         return ids
 
-    def batch(self, start: int, size: int) -> Tensor:
+    def batch(self, start: int, size: int) -> "Tensor":
         """Global samples ``start`` to ``start + size``: ids ``[size, context + 1]``."""
+        import torch
+
         return torch.from_numpy(np.stack([self.sample(index) for index in range(start, start + size)]))
 
     def epochs(self, samples: int) -> list[Epochs]:

@@ -5,7 +5,6 @@ of updates that were made: a batch whose loss or gradient is not finite is refus
 a row end the run with the state saved.
 """
 
-import math
 import signal
 import time
 from collections import deque
@@ -14,7 +13,7 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import closing, contextmanager
 from itertools import count
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 from torch import Tensor
 
@@ -23,15 +22,13 @@ from llamactl.artifacts import files, state
 from llamactl.artifacts.manifest import Run
 from llamactl.errors import Fault, Interrupted
 from llamactl.model import sharded
-from llamactl.model.config import Size
 from llamactl.model.device import peak_flops, peak_memory
 from llamactl.model.llama import Llama
-from llamactl.train import optim
-from llamactl.train.optim import AdamW, Cosine
+from llamactl.train.optim import AdamW
 from llamactl.train.parallel import Job
+from llamactl.train.schedule import Plan
 from llamactl.train.step import Loss, Outcome, take
 
-MICRO_TOKENS = 4096  # tokens computed at once unless told otherwise
 LAG = {"cuda": 1}  # steps that are launched before the outcome of one is read, by device
 PATIENCE = 10  # refused steps in a row that end a run
 STATE = "state"
@@ -39,67 +36,6 @@ REFUSED = "refused steps"
 MOMENTS = ("exp_avg", "exp_avg_sq")
 
 Batch = Callable[[int, int], Tensor]  # sequences from a global sample index on, and how many
-
-
-class Plan(NamedTuple):
-    """How a training goes, apart from what it trains."""
-
-    schedule: Cosine
-    batch_size: int  # sequences a step
-    targets: int  # tokens that carry loss in a step
-    micro_batch: int
-    save_every: int
-    keep: int
-
-    def settings(self) -> dict[str, Any]:
-        """What of it decides the result but for rounding, for the manifest."""
-        return {**self.schedule._asdict(), "batch_size": self.batch_size}
-
-    def rows(self) -> list[tuple[str, str]]:
-        """It in words, for a person."""
-        s = self.schedule
-        return [
-            ("steps", f"{s.steps:,} of {self.batch_size:,} sequences, {ui.count(self.targets)} tokens"),
-            ("tokens", ui.count(s.steps * self.targets)),
-            ("learning rate", f"{s.peak:g} after {s.warmup:,} steps, cosine to {s.peak * s.floor:g}"),
-            ("saves state", f"every {self.save_every:,} steps, keeps {self.keep}"),
-        ]
-
-
-def planned(
-    context: int,
-    row: Size,
-    *,
-    lr: float | None,
-    warmup: int | None,
-    steps: int | None,
-    tokens: float | None,
-    epochs: float | None,
-    epoch: int,
-    batch_size: int | None,
-    micro_batch: int | None,
-    save_every: int | None,
-    keep: int,
-) -> Plan:
-    """A pretraining's plan: what was asked for, and for the rest the size's row. An ``epoch`` is so many samples."""
-    lengths = {"--steps": steps, "--tokens": tokens, "--epochs": epochs}
-    if len(given := [flag for flag, value in lengths.items() if value is not None]) > 1:
-        raise Fault(given[0], f"given together with {given[1]}", "give one of them")
-    for flag, value in {"--lr": lr, **lengths}.items():
-        if value is not None and not (math.isfinite(value) and value > 0):
-            raise Fault(flag, f"{value} is no number above 0", "leave it out for the size's own")
-    batch_size, lr = batch_size or row.batch, lr or row.lr
-    samples = epochs * epoch if epochs else (tokens or row.tokens) / context
-    steps = steps or math.ceil(samples / batch_size)
-    warmup = min(optim.WARMUP, steps // 10) if warmup is None else warmup
-    return Plan(
-        schedule=Cosine(lr, warmup, steps),
-        batch_size=batch_size,
-        targets=batch_size * context,
-        micro_batch=min(batch_size, micro_batch or max(1, MICRO_TOKENS // context)),
-        save_every=save_every or max(1, min(1000, steps // 10)),
-        keep=keep,
-    )
 
 
 class Step(NamedTuple):

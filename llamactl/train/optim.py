@@ -1,35 +1,16 @@
-"""AdamW and its schedule (paper, section 2.2): betas 0.9 and 0.95, eps 1e-5, decay 0.1, clipping 1.0, cosine."""
-
-import math
-from typing import NamedTuple
+"""AdamW (paper, section 2.2): betas 0.9 and 0.95, eps 1e-5, decay 0.1, clipping 1.0."""
 
 import torch
 from torch import Tensor, nn
 from torch.optim.adamw import adamw
 
 from llamactl.model import sharded
+from llamactl.train.schedule import Cosine
 
 BETAS = (0.9, 0.95)
 EPS = 1e-5
 WEIGHT_DECAY = 0.1
 CLIP = 1.0
-WARMUP = 2000  # steps; a shorter run warms up over a tenth of its own
-
-
-class Cosine(NamedTuple):
-    """The learning rate as a function of the step: linear warm-up to ``peak``, a cosine down to ``floor`` x peak."""
-
-    peak: float
-    warmup: int
-    steps: int
-    floor: float = 0.1
-
-    def at(self, step: int) -> float:
-        """Learning rate of step 0, 1, ...: never 0, ``peak`` at the end of the warm-up, ``floor`` at the last step."""
-        if step < self.warmup:
-            return self.peak * (step + 1) / self.warmup
-        done = (step + 1 - self.warmup) / max(1, self.steps - self.warmup)
-        return self.peak * (self.floor + (1 - self.floor) * 0.5 * (1 + math.cos(math.pi * min(1.0, done))))
 
 
 class AdamW:

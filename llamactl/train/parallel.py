@@ -19,7 +19,7 @@ import torch.distributed as dist
 from torch import Tensor
 from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
 from torch.distributed.fsdp import FSDPModule, MixedPrecisionPolicy, fully_shard, register_fsdp_forward_method
-from torch.distributed.tensor import Replicate, Shard
+from torch.distributed.tensor import DTensor, Partial, Replicate, Shard
 from torch.distributed.tensor.parallel import (
     ColwiseParallel,
     PrepareModuleInput,
@@ -32,6 +32,7 @@ from torch.utils.checkpoint import CheckpointPolicy, checkpoint, create_selectiv
 from llamactl.errors import Fault
 from llamactl.model.config import Config
 from llamactl.model.llama import Llama
+from llamactl.train import vocabulary
 
 WHOLE_GRADIENTS = 8 << 30  # bytes of fp32 gradients up to which they stay unsharded between micro-batches
 LOST = ("gloo", "nccl", "connection", "socket", "peer", "store")  # words of an error that another process caused
@@ -107,7 +108,8 @@ class Job:
 
     def _cut(self, model: Llama) -> None:
         _check_divisible(model.config, self.tensor)
-        mesh = self.mesh and self.mesh["tensor"]
+        assert self.mesh is not None
+        mesh = self.mesh["tensor"]
         between = Shard(1)  # between the matrix products, activations [B, T, D] are cut over T
         gathered = partial(PrepareModuleInput, desired_input_layouts=(Replicate(), None, None, None, None))
         layer = {
@@ -123,9 +125,11 @@ class Job:
         ends = {
             "tok_embeddings": RowwiseParallel(input_layouts=Replicate(), output_layouts=between),
             "norm": SequenceParallel(),
-            "output": ColwiseParallel(input_layouts=between, output_layouts=Replicate()),
+            "output": ColwiseParallel(),
         }
         parallelize_module(model, mesh, {**ends, **{f"layers.*.{name}": style for name, style in layer.items()}})
+        model.norm.register_forward_hook(_whole_for_the_head)
+        model.output.nll = partial(vocabulary.nll, model.output, mesh)  # type: ignore[method-assign]
 
     def accumulate(self, model: Llama, last: bool) -> None:
         """Before a micro-batch: whether its gradients are to be exchanged, which the ``last`` one's are.
@@ -136,6 +140,11 @@ class Job:
             small = 4 * model.config.parameters // self.tensor <= WHOLE_GRADIENTS
             model.set_requires_gradient_sync(last or not small)
             model.set_requires_all_reduce(last)
+
+
+def _whole_for_the_head(module: object, given: object, hidden: DTensor) -> Tensor:
+    """Hidden states on all tensor neighbours; each one's rows of the head add their part to the gradient."""
+    return hidden.redistribute(placements=[Replicate()]).to_local(grad_placements=[Partial()])
 
 
 def _check_divisible(config: Config, tensor: int) -> None:

@@ -10,7 +10,8 @@ from llamactl.artifacts import files, state
 from llamactl.errors import Fault
 from llamactl.model import sharded
 from llamactl.train import loop
-from llamactl.train.loop import Batch, Plan, Step, Training
+from llamactl.train.loop import Batch, Step, Training
+from llamactl.train.schedule import Plan
 from llamactl.train.step import Loss
 
 HALF = 10  # steps before the interruption, and after; fewer in a shorter run

@@ -1,0 +1,301 @@
+"""The parts of the network that have forward and backward passes of their own, where those of autograd are slower or
+keep more: products of bf16 without bf16 instructions, RMSNorm, SwiGLU, causal attention on a CPU, the loss at the head.
+
+Letters as in ``llama.py``; N is tokens, G = H / K query heads that share a key/value head.
+"""
+
+import math
+from typing import Any, cast
+
+import torch
+import torch.nn.functional as F  # noqa: N812
+from torch import Tensor
+
+# Without these instructions products of bf16 matrices on a CPU are 5 to 100 times slower than those of fp32 matrices
+# (measured with AVX2); there they are made of fp32 copies, which loses nothing: such products add up in fp32 anyway.
+_INSTRUCTIONS = ("amx_bf16", "avx512_bf16", "arm_bf16", "bf16")
+BF16_PRODUCTS = any(torch.cpu.get_capabilities().get(name) for name in _INSTRUCTIONS)
+
+ROWS = 512  # rows of logits at once
+BLOCK = 64  # rows of attention at once, at least: a triangle of 512 is then 9/16 of its square
+BLOCKS = 8  # and at most so many blocks
+KEPT = 1024  # tokens up to which attention keeps its probabilities for the backward pass, which grow as their square
+
+
+def product_dtype(x: Tensor) -> torch.dtype:
+    """What products of ``x`` are made of: its own dtype, or fp32 where that is faster."""
+    narrow = x.dtype == torch.bfloat16 and x.device.type == "cpu" and not BF16_PRODUCTS
+    return torch.float32 if narrow else x.dtype
+
+
+class _WideLinear(torch.autograd.Function):
+    """``F.linear`` of bf16 ``x [..., D]`` by way of fp32 copies, of which none is kept."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, weight: Tensor) -> Tensor:
+        ctx.save_for_backward(x, weight)
+        return F.linear(x.float(), weight.float()).to(x.dtype)
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, Tensor | None]:
+        x, weight = ctx.saved_tensors
+        wide = grad.float()
+        of_x = (wide @ weight.float()).to(x.dtype) if ctx.needs_input_grad[0] else None
+        of_weight = wide.flatten(0, -2).mT @ x.float().flatten(0, -2) if ctx.needs_input_grad[1] else None
+        return of_x, None if of_weight is None else of_weight.to(weight.dtype)
+
+
+def linear(x: Tensor, weight: Tensor) -> Tensor:
+    """x W^T, ``[..., D]`` and ``[V, D]`` to ``[..., V]``, in the dtype of x."""
+    if product_dtype(x) != x.dtype:
+        return cast(Tensor, _WideLinear.apply(x, weight))  # type: ignore[no-untyped-call]
+    return F.linear(x, weight.to(x.dtype))
+
+
+class _Norm(torch.autograd.Function):
+    """RMSNorm that keeps x and one number a row for the backward pass; autograd would keep fp32 copies of x."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, weight: Tensor, eps: float) -> Tensor:
+        wide = x.float()
+        inverse = torch.rsqrt(torch.linalg.vector_norm(wide, dim=-1, keepdim=True).square() / x.shape[-1] + eps)
+        ctx.save_for_backward(x, weight, inverse)
+        return (wide * inverse).to(x.dtype) * weight.to(x.dtype)
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, Tensor, None]:
+        x, weight, inverse = ctx.saved_tensors
+        wide, scale, g = x.float(), weight.float(), grad.float()
+        product = (g * wide).flatten(0, -2)
+        of_weight = product.mT.mv(inverse.flatten())
+        along = product.mv(scale / -x.shape[-1]).view(inverse.shape)
+        of_x = (g * scale).mul_(inverse).addcmul_(wide, along * inverse**3)
+        return of_x.to(x.dtype), of_weight.to(weight.dtype), None
+
+
+def rms_norm(x: Tensor, weight: Tensor, eps: float) -> Tensor:
+    """x / rms(x) ``[..., D]``, in fp32, cast back, then scaled.
+
+    By plain operations where those are fused by the compiler, or take care of a tensor that is spread over devices.
+    """
+    if torch.compiler.is_compiling() or type(x) is not Tensor:
+        wide = x.float()
+        return (wide * torch.rsqrt(wide.square().mean(-1, keepdim=True) + eps)).to(x.dtype) * weight.to(x.dtype)
+    return cast(Tensor, _Norm.apply(x, weight, eps))  # type: ignore[no-untyped-call]
+
+
+class _SwiGLU(torch.autograd.Function):
+    """silu(a) b that keeps a and b; autograd would keep silu(a), too."""
+
+    @staticmethod
+    def forward(ctx: Any, a: Tensor, b: Tensor) -> Tensor:
+        ctx.save_for_backward(a, b)
+        return F.silu(a).mul_(b)
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, Tensor]:
+        a, b = ctx.saved_tensors
+        return torch.ops.aten.silu_backward(grad * b, a), F.silu(a).mul_(grad)
+
+
+def swiglu(a: Tensor, b: Tensor) -> Tensor:
+    """silu(a) b."""
+    if torch.compiler.is_compiling() or type(a) is not Tensor:
+        return F.silu(a) * b
+    return cast(Tensor, _SwiGLU.apply(a, b))  # type: ignore[no-untyped-call]
+
+
+def _blocks(time: int) -> list[tuple[int, int]]:
+    """Rows of each block of attention: first, and last + 1."""
+    rows = max(BLOCK, -(-time // BLOCKS))
+    return [(start, min(start + rows, time)) for start in range(0, time, rows)]
+
+
+def _probabilities(q: Tensor, k: Tensor, first: int) -> Tensor:
+    """Softmax of the scores of rows ``first``, ..., and of the keys up to the last of them.
+
+    ``q [BK, G, R, E]``, scaled, and ``k [BK, first + R, E]`` to ``[BK, G R, first + R]``.
+    """
+    keys, groups, rows, width = q.shape
+    scores = torch.bmm(q.reshape(keys, groups * rows, width), k.mT)
+    future = torch.ones(rows, rows, dtype=torch.bool, device=q.device).triu(1)
+    scores.view(keys, groups, rows, -1)[..., first:].masked_fill_(future, -torch.inf)
+    return scores.softmax(-1)
+
+
+def _causal_attention(q: Tensor, k: Tensor, v: Tensor, keep: bool) -> tuple[Tensor, Tensor]:
+    """Causal attention in blocks of rows, each a few plain products with the keys that it may attend to.
+
+    The blocks leave out most of the upper triangle. Query heads of a group are rows of one product, so that keys and
+    values are never repeated. With ``keep`` the probabilities of all blocks come along, in the dtype of q, one after
+    the other; else an empty tensor. (An operator to the compiler, which takes minutes to fuse what is in here.)
+    """
+    out = torch.empty_like(q, memory_format=torch.contiguous_format)
+    keys, values = _by_head(k), _by_head(v)
+    queries, slots = _by_group(q * q.shape[-1] ** -0.5, k), _by_group(out, k)
+    kept = q.new_empty(_kept_size(q) if keep else 0)
+    used = 0
+    for start, end in _blocks(q.shape[1]):
+        p = _probabilities(queries[:, :, :, start:end].to(keys.dtype).flatten(0, 1), keys[:, :end], start)
+        slot = slots[:, :, :, start:end]
+        slot.copy_(torch.bmm(p, values[:, :end]).view(slot.shape))
+        if keep:
+            kept[used : used + p.numel()].view(p.shape).copy_(p)
+            used += p.numel()
+    return out, kept
+
+
+def _shape_of_attention(q: Tensor, k: Tensor, v: Tensor, keep: bool) -> tuple[Tensor, Tensor]:
+    return torch.empty_like(q, memory_format=torch.contiguous_format), q.new_empty(_kept_size(q) if keep else 0)
+
+
+def _causal_attention_backward(
+    q: Tensor, k: Tensor, v: Tensor, kept: Tensor, grad: Tensor
+) -> tuple[Tensor, Tensor, Tensor]:
+    of_q = torch.empty_like(q, memory_format=torch.contiguous_format)
+    keys, values = _by_head(k), _by_head(v)
+    scale = q.shape[-1] ** -0.5
+    queries, grads, slots = _by_group(q * scale, k), _by_group(grad, k), _by_group(of_q, k)
+    wide = torch.promote_types(keys.dtype, torch.float32)  # in which blocks add up
+    of_k, of_v = torch.zeros_like(keys, dtype=wide), torch.zeros_like(values, dtype=wide)
+    used = 0
+    for start, end in _blocks(q.shape[1]):
+        some = queries[:, :, :, start:end].to(keys.dtype).flatten(0, 1)
+        shape = len(keys), some.shape[1] * some.shape[2], end
+        if len(kept):
+            p = kept[used : used + math.prod(shape)].view(shape).to(keys.dtype)
+            used += p.numel()
+        else:
+            p = _probabilities(some, keys[:, :end], start)
+        g = grads[:, :, :, start:end].to(keys.dtype).reshape(*shape[:2], -1)
+        of_v[:, :end] += torch.bmm(p.mT, g)
+        of_p = torch.bmm(g, values[:, :end].mT)
+        of_scores = torch.ops.aten._softmax_backward_data(of_p, p, -1, p.dtype)
+        of_k[:, :end] += torch.bmm(of_scores.mT, some.reshape(*shape[:2], -1))
+        slot = slots[:, :, :, start:end]
+        slot.copy_(torch.bmm(of_scores, keys[:, :end]).view(slot.shape))
+    batch, time, heads, width = k.shape
+    of_k, of_v = (x.view(batch, heads, time, width).transpose(1, 2).to(k.dtype) for x in (of_k, of_v))
+    return of_q.mul_(scale), of_k, of_v
+
+
+def _shape_of_attention_backward(
+    q: Tensor, k: Tensor, v: Tensor, kept: Tensor, grad: Tensor
+) -> tuple[Tensor, Tensor, Tensor]:
+    batch, time, heads, width = k.shape
+    of_k, of_v = (k.new_empty(batch, heads, time, width).transpose(1, 2) for _ in (k, v))
+    return torch.empty_like(q, memory_format=torch.contiguous_format), of_k, of_v
+
+
+def _keep_for_backward(ctx: Any, inputs: tuple[Tensor, Tensor, Tensor, bool], output: tuple[Tensor, Tensor]) -> None:
+    ctx.save_for_backward(*inputs[:3], output[1])
+    ctx.set_materialize_grads(False)
+
+
+def _backward(ctx: Any, grad: Tensor, _: None) -> tuple[Tensor | None, ...]:
+    return *torch.ops.llamactl.causal_attention_backward(*ctx.saved_tensors, grad), None
+
+
+# By hand, not by custom_op, whose first call imports the compiler: two seconds.
+_LIBRARY: Any = torch.library.Library("llamactl", "DEF")  # type: ignore[no-untyped-call]
+_LIBRARY.define("causal_attention(Tensor q, Tensor k, Tensor v, bool keep) -> (Tensor, Tensor)")
+_LIBRARY.define(
+    "causal_attention_backward(Tensor q, Tensor k, Tensor v, Tensor kept, Tensor grad) -> (Tensor, Tensor, Tensor)"
+)
+for _name, _function, _shape in (
+    ("causal_attention", _causal_attention, _shape_of_attention),
+    ("causal_attention_backward", _causal_attention_backward, _shape_of_attention_backward),
+):
+    _LIBRARY.impl(_name, _function, "CPU")
+    torch.library.register_fake(f"llamactl::{_name}", _shape, lib=_LIBRARY)
+torch.library.register_autograd("llamactl::causal_attention", _backward, setup_context=_keep_for_backward, lib=_LIBRARY)
+
+
+def _kept_size(q: Tensor) -> int:
+    """Probabilities of all blocks of ``q [B, T, H, E]``."""
+    return q.shape[0] * q.shape[2] * sum((end - start) * end for start, end in _blocks(q.shape[1]))
+
+
+def _by_group(x: Tensor, k: Tensor) -> Tensor:
+    """A view of queries ``[B, T, H, E]`` by the heads of k, ``[B, K, G, T, E]``."""
+    batch, time, heads, width = x.shape
+    return x.view(batch, time, k.shape[2], heads // k.shape[2], width).permute(0, 2, 3, 1, 4)
+
+
+def _by_head(k: Tensor) -> Tensor:
+    """``[B, T, K, E]`` as factors of products, ``[BK, T, E]``."""
+    return k.to(product_dtype(k)).transpose(1, 2).flatten(0, 1)
+
+
+def causal_attention(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+    """Attention of each token to itself and those before: ``[B, T, H, E]`` of q, and of k and v ``[B, T, K, E]``."""
+    if q.device.type == "cpu":
+        out: Tensor = torch.ops.llamactl.causal_attention(q, k, v, q.requires_grad and q.shape[1] <= KEPT)[0]
+        return out
+    return attention(q, k, v, None)
+
+
+def attention(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None) -> Tensor:
+    """Attention by torch's own kernels; causal where there is no mask."""
+    q, k, v = (x.transpose(1, 2) for x in (q, k, v))
+    grouped = q.shape[1] > k.shape[1]
+    mixed = F.scaled_dot_product_attention(q, k, v, attn_mask=mask, is_causal=mask is None, enable_gqa=grouped)
+    return mixed.transpose(1, 2)
+
+
+class NegativeLogLikelihood(torch.autograd.Function):
+    """-log p(target), some rows of logits at a time; p - 1[target] is kept in the dtype of the hidden states.
+
+    The gradient of a row is that times a number, by which the backward pass scales the D columns on the other side of
+    its products, not the V columns of this one.
+    """
+
+    @staticmethod
+    def forward(ctx: Any, hidden: Tensor, weight: Tensor, targets: Tensor) -> Tensor:
+        losses = torch.empty(targets.shape, dtype=torch.float32, device=hidden.device)
+        hidden, targets, flat = hidden.flatten(0, -2), targets.flatten(), losses.view(-1)
+        factor = weight.to(product_dtype(hidden))
+        training = any(ctx.needs_input_grad)
+        slopes = hidden.new_empty(len(hidden), len(weight)) if training else None
+        for start in range(0, len(hidden), ROWS):
+            rows = slice(start, start + ROWS)
+            wanted = targets[rows, None]
+            logits = F.linear(hidden[rows].to(factor.dtype), factor)
+            largest, target = logits.amax(-1, keepdim=True).float(), logits.gather(1, wanted).float()
+            p = logits.softmax(-1, dtype=torch.float32)
+            flat[rows] = (largest - p.amax(-1, keepdim=True).log() - target)[:, 0]  # log-sum-exp without exp
+            if slopes is not None:
+                p.scatter_add_(1, wanted, p.new_full(wanted.shape, -1.0))
+                slopes[rows] = p
+        if slopes is not None:
+            NegativeLogLikelihood.keep(ctx, hidden, weight, factor, slopes)
+        return losses
+
+    @staticmethod
+    def keep(ctx: Any, hidden: Tensor, weight: Tensor, factor: Tensor, slopes: Tensor) -> None:
+        """Save what the backward pass needs."""
+        ctx.save_for_backward(hidden, weight if factor.dtype != hidden.dtype else factor, slopes)
+        ctx.weight_dtype = weight.dtype
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
+        hidden, weight, slopes = ctx.saved_tensors
+        factor = weight.to(product_dtype(hidden))
+        shape, grad = grad.shape, grad.flatten()
+        of_hidden = torch.empty_like(hidden)
+        of_weight = torch.zeros_like(weight, dtype=torch.float32)
+        for start in range(0, len(hidden), ROWS):
+            rows = slice(start, start + ROWS)
+            slope, scale = slopes[rows].to(factor.dtype), grad[rows, None]
+            of_hidden[rows] = (slope @ factor) * scale
+            scaled = (hidden[rows] * scale).to(factor.dtype)
+            if factor.dtype == torch.float32:
+                of_weight.addmm_(slope.mT, scaled)
+            else:
+                of_weight += slope.mT @ scaled
+        return of_hidden.view(*shape, -1), of_weight.to(ctx.weight_dtype), None
+
+
+def negative_log_likelihood(hidden: Tensor, weight: Tensor, targets: Tensor) -> Tensor:
+    """-log softmax(x W^T)[target] in fp32, of hidden states ``[..., D]``, the head ``[V, D]`` and ids ``[...]``."""
+    return cast(Tensor, NegativeLogLikelihood.apply(hidden, weight, targets))  # type: ignore[no-untyped-call]

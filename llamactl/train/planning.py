@@ -1,0 +1,282 @@
+"""What a training will need, before it is begun: memory a device, hours, energy and carbon (paper, Table 2). No torch.
+
+A training is laid out as ``train/parallel.py`` does it: the fp32 weights, gradients and moments of each replica are
+sharded over its data-parallel ranks, blocks are gathered in the compute precision as they are used, and the root
+(embeddings, last norm, head) stays gathered. One device keeps, for its backward pass, each matrix as it was cast to the
+compute precision. Tensor parallelism divides weights and, with sequence parallelism, activations. Numbers are bytes of
+one device.
+"""
+
+import math
+from itertools import product
+from typing import NamedTuple
+
+from llamactl import hardware, ui
+from llamactl.errors import Fault
+from llamactl.hardware import GIB, Device
+from llamactl.model.config import Config
+
+ROOM = 0.9  # of a device's memory; the rest is the driver's, the runtime's, and lost between blocks
+WHOLE_GRADIENTS = 8 * GIB  # while micro-batches add up, fp32 gradients are kept whole up to here, and shared out above
+MOST_DEVICES = 2**14  # that are thought of where fewer do not do
+PER_NODE = 8  # devices with fast links to each other: tensor parallelism stays within
+MFU = 0.40  # of a plan that is not told otherwise; the paper's are 0.35 to 0.43
+PUE = 1.1  # power of the building over that of its devices (paper, section 2.2.1)
+KG_PER_KWH = 0.385  # CO2eq of the grid, likewise
+WIDTHS = {"bf16": 2, "fp32": 4}  # bytes of a number
+NOTHING = f"nothing that was tried, up to {MOST_DEVICES:,} devices: change --batch-size, --context or --size"
+CHECKPOINTING = ("none", "selective", "full")  # in the order of what they cost
+
+
+class Layout(NamedTuple):
+    """How a training lies on its devices."""
+
+    batch_size: int  # sequences a step
+    context: int
+    micro_batch: int = 1  # sequences at once
+    precision: str = "bf16"
+    checkpointing: str = "none"  # selective: outputs of matrix products and attention are kept; full: blocks' inputs
+    tensor_parallel: int = 1
+    replicas: int = 1  # copies of weights and moments, each sharded over ranks / replicas
+    devices: int = 1
+
+    @property
+    def ranks(self) -> int:
+        """Data-parallel ranks: each has sequences of its own."""
+        return self.devices // self.tensor_parallel
+
+    @property
+    def sequences(self) -> int:
+        """At once on a rank."""
+        return min(self.micro_batch, math.ceil(self.batch_size / self.ranks))
+
+    @property
+    def micro_batches(self) -> int:
+        """Of a rank in a step."""
+        return math.ceil(self.batch_size / self.ranks / self.sequences)
+
+
+class Memory(NamedTuple):
+    """Bytes of one device at the fullest moment of a step."""
+
+    weights: float
+    optimizer: float
+    gradients: float
+    compute: float  # weights in the compute precision
+    activations: float
+    logits: float
+    working: float  # what comes and goes: the gradient of a matrix, a block on its way to other ranks
+
+    @property
+    def total(self) -> float:
+        """All of it."""
+        return sum(self)
+
+
+class Head(NamedTuple):
+    """Bytes a token around the head."""
+
+    norm: int  # input and output of the last norm
+    logits: int  # kept for the backward pass
+    working: int  # beside them, while the loss or its gradient is computed
+
+
+class Saved(NamedTuple):
+    """Something that a block saves for its backward pass: bytes a token, by how much is checkpointed."""
+
+    what: str
+    none: int
+    selective: int
+    full: int
+    gathered: bool = False  # whole on each tensor neighbour, as an input of the matrices that are cut
+
+
+def saved(config: Config, width: int) -> list[Saved]:
+    """What ``Block.forward`` saves, in its order; ``width`` is bytes of a number. tests/test_planning.py counts it."""
+    d, f, kv = width * config.dim, width * config.ffn, width * config.kv_heads * config.head_dim
+    return [
+        Saved("the block's input", d, d, d),
+        Saved("attention_norm's output", d, 0, 0, gathered=True),
+        Saved("queries", d, d, 0),  # rotated; with selective as projected
+        Saved("keys and values", 2 * kv, 2 * kv, 0),
+        Saved("attention's output", d, d, 0),
+        Saved("attention's log-sum-exp, fp32", 4 * config.heads, 4 * config.heads, 0),
+        Saved("wo's output, which none adds to the residual", d, d, 0),
+        Saved("ffn_norm's output", d, 0, 0, gathered=True),
+        Saved("1 / rms of both norms, fp32", 8, 0, 0),
+        Saved("w1's and w3's outputs", 2 * f, 2 * f, 0),
+        Saved("silu, and its product with w3's", 2 * f, 0, 0),
+        Saved("w2's output", 0, d, 0),
+    ]
+
+
+def head(config: Config, width: int) -> Head:
+    """What the loss saves and uses, bytes a token: ``Llama.nll``."""
+    return Head(
+        norm=2 * width * config.dim + 4,
+        logits=4 * config.vocab,
+        working=(width + 4) * config.vocab,
+    )
+
+
+def memory(config: Config, layout: Layout) -> Memory:
+    """Of the fullest moment, which is the start of a backward pass, or its end, when all gradients are there."""
+    width, tensor, shards = WIDTHS[layout.precision], layout.tensor_parallel, layout.ranks // layout.replicas
+    tokens = layout.sequences * layout.context
+    parameters, table = config.parameters / tensor, config.vocab * config.dim / tensor  # table: embeddings, or the head
+    block = (parameters - 2 * table) / config.layers
+    whole, kept = (
+        tokens * sum(getattr(row, how) / (1 if row.gathered else tensor) for row in saved(config, width))
+        for how in ("none", layout.checkpointing)
+    )
+    top = head(config, width)
+
+    adding_up = layout.micro_batches > 1
+    gradients = 4 * parameters / (1 if adding_up and 4 * parameters <= WHOLE_GRADIENTS else shards)
+    if layout.devices > 1:  # FSDP2: two blocks at once, since the next is gathered ahead
+        compute = width * (2 * block + 2 * table)
+        at_start, at_end = (width + 4) * block, (width + 4) * 2 * table  # gradients, and their fp32 copy that is sent
+    else:
+        casts = config.layers if layout.checkpointing == "none" else 1
+        compute = 0.0 if layout.precision == "fp32" else width * (casts * block + table)
+        matrix = max(table, config.ffn * config.dim)  # its gradient, before it is added to the others
+        at_start = at_end = matrix * ((4 if adding_up else 0) + (0 if layout.precision == "fp32" else width))
+    state = Memory(4 * parameters / shards, 8 * parameters / shards, gradients, compute, 0.0, 0.0, 0.0)
+    start = state._replace(
+        gradients=gradients if adding_up else 0.0,
+        activations=config.layers * kept + (whole - kept) + tokens / tensor * top.norm,
+        logits=tokens * top.logits,  # on each tensor neighbour
+        working=max(tokens * top.working, at_start),
+    )
+    end = state._replace(activations=whole, working=at_end)
+    return max(start, end, key=lambda moment: moment.total)
+
+
+def misfit(config: Config, layout: Layout) -> Fault | None:
+    """What keeps the layout from being, as ``train/parallel.py`` insists on it; None where nothing does."""
+    tensor, ranks = layout.tensor_parallel, layout.devices // layout.tensor_parallel
+    cut = {"heads": config.heads, "key/value heads": config.kv_heads, "feed-forward": config.ffn}
+    for what, n in {**cut, "ids": config.vocab, "tokens": layout.context, "devices": layout.devices}.items():
+        if n % tensor:
+            return Fault("--tensor-parallel", f"{tensor} does not divide the {n:,} {what}", "choose a divisor")
+    if ranks % layout.replicas:
+        return Fault("--replicas", f"{layout.replicas:,} do not divide {ranks:,} ranks", "choose a divisor")
+    if layout.batch_size % ranks:
+        return Fault("--batch-size", f"{layout.batch_size:,} sequences cannot be shared out to {ranks:,} ranks")
+    return None
+
+
+def change(config: Config, layout: Layout, room: float) -> Layout | None:
+    """The layout nearest to this one that can be and fits into ``room`` bytes; None where none does.
+
+    Tried in the order of what they cost: fewer sequences at once, fewer replicas, more checkpointing, tensor
+    parallelism within a node, more devices.
+    """
+    doubled = [1 << n for n in range(32)]
+    sequences = [layout.sequences >> n for n in range(layout.sequences.bit_length())]
+    replicas = sorted({layout.replicas, 1}, reverse=True)
+    deeper = CHECKPOINTING[CHECKPOINTING.index(layout.checkpointing) :]
+    tensors = [layout.tensor_parallel * n for n in doubled if n == 1 or layout.tensor_parallel * n <= PER_NODE]
+    devices = [layout.devices * n for n in doubled if n == 1 or layout.devices * n <= MOST_DEVICES]
+    for count, tensor, level, copies, size in product(devices, tensors, deeper, replicas, sequences):
+        new = layout._replace(
+            devices=count, tensor_parallel=tensor, checkpointing=level, replicas=copies, micro_batch=size
+        )
+        if misfit(config, new) is None and memory(config, new).total <= room:
+            return new
+    return None
+
+
+def flags(old: Layout, new: Layout) -> str:
+    """What of the command line makes the one of the other."""
+    names = {
+        "micro_batch": "--micro-batch", "replicas": "--replicas", "checkpointing": "--activation-checkpointing",
+        "tensor_parallel": "--tensor-parallel", "devices": "--devices",
+    }  # fmt: skip
+    return " ".join(
+        f"{flag} {getattr(new, name)}" for name, flag in names.items() if getattr(old, name) != getattr(new, name)
+    )
+
+
+class Forecast(NamedTuple):
+    """What a training takes."""
+
+    tokens_per_second: float  # of one device
+    device_hours: float
+    kwh: float
+    tonnes: float  # CO2eq
+
+
+def carbon(device_hours: float, watts: float) -> tuple[float, float]:
+    """Energy in kWh and tonnes of CO2eq, as the paper counts them: power is the device's TDP."""
+    kwh = device_hours * watts * PUE / 1000
+    return kwh, kwh * KG_PER_KWH / 1000
+
+
+def forecast(config: Config, tokens: float, device: Device, mfu: float) -> Forecast:
+    """What training on so many tokens takes on such devices at this share of their peak (model FLOPs utilisation)."""
+    rate = mfu * device.flops / config.flops_per_token
+    hours = tokens / rate / 3600
+    return Forecast(rate, hours, *carbon(hours, device.watts))
+
+
+def target(name: str | None) -> tuple[str, Device]:
+    """The device to plan for, by a row of the table, or what is known of this machine's; 0 is for what is not."""
+    if name and not name.startswith(("cpu", "cuda")):
+        return name.lower(), hardware.named(name)
+    from llamactl.model import device as devices  # imports torch, to ask it
+
+    here = devices.chosen(name)
+    title = devices.title(here)
+    row = hardware.DEVICES.get(hardware.found(title), Device("", 0, 0.0, 0))
+    return title, row._replace(memory=devices.memory(here))
+
+
+def refuse(device: str | None, devices: int | None, mfu: float | None) -> None:
+    """Raise Fault for what says how to plan, where it is to be trained."""
+    if device and device.lower() in hardware.DEVICES:
+        raise Fault("--device", f"{device} is a device to plan for", "add --dry-run, or give cpu, cuda, cuda:1")
+    for flag, value in (("--devices", devices), ("--mfu", mfu)):
+        if value is not None:
+            raise Fault(flag, "is for a plan", "add --dry-run, or leave it out")
+
+
+def number(value: float) -> str:
+    """Whole where it is large, three digits where it is not."""
+    return f"{value:,.0f}" if value >= 100 else f"{value:.3g}"
+
+
+def rows(
+    config: Config, layout: Layout, tokens: float, title: str, device: Device, mfu: float
+) -> list[tuple[str, str]]:
+    """All of it in words: the layout, its memory and whether it fits, and what training on so many tokens takes."""
+    fault, room = misfit(config, layout), ROOM * device.memory
+    if fault and fault.subject != "--batch-size":
+        raise fault
+    need, over = memory(config, layout), f"{layout.ranks // layout.replicas:,} x {layout.tensor_parallel}"
+    said = [
+        ("FLOPs a token", f"{ui.count(config.flops_per_token)}: 6 a parameter"),
+        ("devices", f"{layout.devices:,} x {title}: {layout.replicas:,} x the model over {over} (sharded x tensor)"),
+        ("micro-batches", f"{layout.micro_batches:,} a step, of {layout.sequences:,} x {layout.context:,} tokens"),
+        ("memory a device", f"{ui.size(need.total)} at the fullest moment, checkpointing {layout.checkpointing}"),
+        *((f"  {name}", ui.size(size)) for name, size in need._asdict().items() if size),
+    ]
+    verdict = f"in {ui.size(room)}, which is {ROOM:.0%} of {ui.size(device.memory)}"
+    if fault is None and need.total <= room:
+        said.append(("it fits", verdict))
+    else:
+        new = change(config, layout, room)
+        way = f"{flags(layout, new)}: {ui.size(memory(config, new).total)}" if new else NOTHING
+        said += [("it does not fit", fault.problem if fault else verdict), ("what would", way)]
+    if not device.flops or layout.precision != "bf16":
+        return [*said, ("hours", f"unknown: the table has no {layout.precision} speed of {title}; see --device")]
+    takes = forecast(config, tokens, device, mfu)
+    hours = takes.device_hours / layout.devices
+    speed = f"MFU {mfu:.2f} of {device.flops / 1e12:,.0f} TFLOP/s, {takes.tokens_per_second:,.0f} tokens/s a device"
+    return [
+        *said,
+        ("hours", f"{number(hours)} ({number(hours / 24)} days) at {speed}"),
+        ("device-hours", number(takes.device_hours)),
+        ("energy", f"{number(takes.kwh)} kWh: {device.watts} W a device, PUE {PUE}"),
+        ("carbon", f"{takes.tonnes:,.{2 if takes.tonnes >= 1 else 5}f} t CO2eq at {KG_PER_KWH} kg/kWh"),
+    ]
