@@ -2,6 +2,7 @@
 
 import shutil
 from collections.abc import Callable, Iterator
+from functools import partial
 
 import pytest
 import torch
@@ -11,8 +12,10 @@ from torch import Tensor
 from llamactl.model import functions
 from llamactl.model.config import Config
 from llamactl.model.llama import Llama
-from llamactl.train import optim
-from llamactl.train.step import next_token_loss, take
+from llamactl.train.optim import AdamW
+from llamactl.train.parallel import Job
+from llamactl.train.schedule import Cosine
+from llamactl.train.step import Outcome, next_token_loss, take
 
 CPU = torch.device("cpu")
 TOLERANCE = {torch.float64: 1e-12, torch.float32: 2e-6, torch.bfloat16: 1e-2}
@@ -107,14 +110,13 @@ def test_linear_norm_and_swiglu(dtype: torch.dtype, products: None) -> None:
 def curve(loss_of: Callable[[Llama, Tensor], Tensor], dtype: torch.dtype, compiled: bool = False) -> list[float]:
     """Losses of ten steps."""
     config = Config(dim=32, layers=2, heads=4, kv_heads=2, ffn=48, vocab=61, context=70)
-    model = Llama.create(config, dtype, CPU, 0)
-    optimizer = optim.adamw(model)
-    if compiled:
-        model.compile_blocks()
+    job = Job(None, CPU)
+    model = Llama.create(config, dtype, CPU, 0, partial(job.arrange, checkpointing="none", compiled=compiled))
+    optimizer = AdamW(model, Cosine(1e-2, 1, 10, floor=1.0))
     losses = []
     for step in range(10):
         ids = torch.randint(0, 20, (2, 71), generator=torch.Generator().manual_seed(step))
-        losses.append(take(model, optimizer, loss_of, ids, 2 * 70, 2, 1e-2, 1.0).loss)
+        losses.append(Outcome.read(take(model, optimizer, loss_of, ids, 2 * 70, 2, job)).loss)
     return losses
 
 

@@ -295,7 +295,7 @@ class NegativeLogLikelihood(torch.autograd.Function):
                 of_weight += slope.mT @ scaled
             else:
                 of_weight.copy_(slope.mT @ scaled)
-        return of_hidden.view(*shape, -1), of_weight.to(ctx.weight_dtype), None
+        return of_hidden.view(*shape, hidden.shape[-1]), of_weight.to(ctx.weight_dtype), None
 
 
 def negative_log_likelihood(hidden: Tensor, weight: Tensor, targets: Tensor) -> Tensor:
