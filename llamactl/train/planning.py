@@ -120,7 +120,7 @@ def head(config: Config, width: int) -> Head:
 
 
 def memory(config: Config, layout: Layout) -> Memory:
-    """Of the fullest moment, which is the start of a backward pass, or its end, when all gradients are there."""
+    """Of the fullest moment of a step."""
     width, tensor, shards = WIDTHS[layout.precision], layout.tensor_parallel, layout.ranks // layout.replicas
     tokens = layout.sequences * layout.context
     parameters, table = config.parameters / tensor, config.vocab * config.dim / tensor  # table: embeddings, or the head
@@ -142,14 +142,22 @@ def memory(config: Config, layout: Layout) -> Memory:
         matrix = max(table, config.ffn * config.dim)  # its gradient, before it is added to the others
         at_start = at_end = matrix * ((4 if adding_up else 0) + (0 if layout.precision == "fp32" else width))
     state = Memory(4 * parameters / shards, 8 * parameters / shards, gradients, compute, 0.0, 0.0, 0.0)
-    start = state._replace(
-        gradients=gradients if adding_up else 0.0,
-        activations=config.layers * kept + (whole - kept) + tokens / tensor * top.norm,
-        logits=tokens * top.logits,  # on each tensor neighbour
-        working=max(tokens * top.working, at_start),
+    inputs = config.layers * kept
+    moments = (
+        state._replace(  # the loss is computed; its logits are kept on each tensor neighbour
+            gradients=gradients if adding_up else 0.0,
+            activations=inputs + tokens / tensor * top.norm,
+            logits=tokens * top.logits,
+            working=max(tokens * top.working, at_start),
+        ),
+        state._replace(  # the last block's backward pass, which computes again what was not kept
+            gradients=gradients if adding_up else 0.0,
+            activations=inputs + whole - kept,
+            working=at_start,
+        ),
+        state._replace(activations=whole, working=at_end),  # that of the first: all gradients are there
     )
-    end = state._replace(activations=whole, working=at_end)
-    return max(start, end, key=lambda moment: moment.total)
+    return max(moments, key=lambda moment: moment.total)
 
 
 def misfit(config: Config, layout: Layout) -> Fault | None:

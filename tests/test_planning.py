@@ -1,0 +1,280 @@
+"""Plans: Table 2 of the paper, memory against what is really used, and the smallest change that fits."""
+
+import json
+import math
+import subprocess
+import sys
+from collections.abc import Iterator
+from dataclasses import replace
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from conftest import Command
+from torch.autograd.graph import saved_tensors_hooks
+from torch.profiler import profile
+
+from llamactl import hardware
+from llamactl.errors import Fault
+from llamactl.model.config import Config, size
+from llamactl.model.device import PRECISIONS
+from llamactl.model.llama import Llama
+from llamactl.train import optim, planning
+from llamactl.train.parallel import Job
+from llamactl.train.planning import Layout
+from llamactl.train.schedule import Cosine
+from llamactl.train.step import next_token_loss, take
+
+CPU = torch.device("cpu")
+A100 = 72 * 2**30  # what a plan may use of one
+
+# GPU-hours, watts and tonnes by the paper, and the MFU that the hours come to
+TABLE_2 = {
+    "7b": (184_320, "a100-80gb", "31.22", 0.39),
+    "13b": (368_640, "a100-80gb", "62.44", 0.38),
+    "34b": (1_038_336, "a100-80gb-350w", "153.90", 0.35),
+    "70b": (1_720_320, "a100-80gb", "291.42", 0.43),
+}
+MIXED = Config(dim=128, layers=4, heads=8, kv_heads=2, ffn=352, vocab=600, context=64)
+
+
+def layout(name: str, **how: Any) -> Layout:
+    row = size(name)
+    return Layout(**{"batch_size": row.batch, "context": row.config.context, **how})
+
+
+# -- hours and carbon
+
+
+@pytest.mark.parametrize("name", TABLE_2)
+def test_hours_of_the_paper(name: str) -> None:
+    hours, device, _, mfu = TABLE_2[name]
+    takes = planning.forecast(size(name).config, 2e12, hardware.named(device), mfu)
+    assert takes.device_hours == pytest.approx(hours, rel=0.01)
+
+
+@pytest.mark.parametrize("name", TABLE_2)
+def test_carbon_of_the_paper(name: str) -> None:
+    hours, device, tonnes, _ = TABLE_2[name]
+    _, mine = planning.carbon(hours, hardware.named(device).watts)
+    assert f"{math.floor(mine * 100) / 100:.2f}" == tonnes  # its rows are cut off, not rounded
+
+
+def test_carbon_of_the_paper_in_all() -> None:
+    tonnes = [planning.carbon(hours, hardware.named(device).watts)[1] for hours, device, _, _ in TABLE_2.values()]
+    assert round(sum(tonnes)) == 539
+
+
+# -- memory, against what is used
+
+
+def used(config: Config, how: Layout, device: torch.device) -> Iterator[None]:
+    """Steps of a training, one at each turn; the gradients of the last are dropped."""
+    job = Job(None, device)
+    arrange = partial(job.arrange, checkpointing=how.checkpointing, compiled=False)
+    model = Llama.create(config, PRECISIONS[how.precision], device, 0, arrange)
+    optimizer = optim.AdamW(model, Cosine(1e-4, 0, 10))
+    ids = torch.randint(config.vocab, (how.batch_size, how.context + 1)).to(device)
+    while True:
+        take(model, optimizer, next_token_loss, ids, how.batch_size * how.context, how.micro_batch, job)
+        optimizer.zero_grad()
+        yield
+
+
+@pytest.mark.parametrize("precision", ["fp32", "bf16"])
+@pytest.mark.parametrize("kv_heads", [8, 2])
+def test_what_the_backward_pass_keeps(precision: str, kv_heads: int) -> None:
+    """All that autograd saves, by distinct storages: where this fails, ``planning.saved`` has to follow the model."""
+    config = replace(MIXED, kv_heads=kv_heads)
+    model = Llama.create(config, PRECISIONS[precision], CPU, 0)
+    own = {parameter.untyped_storage().data_ptr() for parameter in model.parameters()}
+    kept: dict[int, torch.Tensor] = {}
+
+    def keep(tensor: torch.Tensor) -> torch.Tensor:
+        if tensor.untyped_storage().data_ptr() not in own:
+            kept[tensor.untyped_storage().data_ptr()] = tensor
+        return tensor
+
+    ids = torch.randint(config.vocab, (8, config.context + 1))
+    with saved_tensors_hooks(keep, lambda tensor: tensor):
+        loss = next_token_loss(model, ids)
+    need = planning.memory(config, Layout(8, config.context, 8, precision))
+    assert loss.isfinite()
+    found = sum(tensor.untyped_storage().nbytes() for tensor in kept.values())
+    assert found == pytest.approx(need.activations + need.logits + need.compute, rel=0.02)
+
+
+@pytest.mark.parametrize("micro_batch", [4, 8])
+@pytest.mark.parametrize("checkpointing", planning.CHECKPOINTING)
+def test_memory_is_what_tensors_take(checkpointing: str, micro_batch: int) -> None:
+    """At the fullest moment of a step, by torch's own count of what is allocated and freed."""
+    how = Layout(8, MIXED.context, micro_batch, "fp32", checkpointing)
+    steps = used(MIXED, how, CPU)
+    next(steps)
+    with profile(profile_memory=True) as profiled:
+        next(steps)
+    now = most = 0
+    for event in profiled.profiler.kineto_results.events():  # type: ignore[union-attr]
+        if event.name() == "[memory]":
+            now += event.nbytes()
+            most = max(most, now)
+    assert 12 * MIXED.parameters + most == pytest.approx(planning.memory(MIXED, how).total, rel=0.05)
+
+
+RSS = """
+import json, sys, torch
+sys.path.insert(0, sys.argv[2])
+from test_planning import *
+from llamactl.model.device import peak_memory
+config, how = Config(**json.loads(sys.argv[1])[0]), Layout(**json.loads(sys.argv[1])[1])
+left = torch.randn(1024, 1024, requires_grad=True)
+(left @ left).softmax(-1).sum().backward()  # the libraries' own buffers
+next(used(MIXED, Layout(2, 64), CPU))
+before = peak_memory(CPU)
+steps = used(config, how, CPU)
+next(steps), next(steps)
+print(before, peak_memory(CPU))
+"""
+
+
+@pytest.mark.parametrize(
+    ("shape", "how"),
+    [
+        ({"dim": 1024, "layers": 3, "heads": 8, "kv_heads": 8, "ffn": 2816, "vocab": 2000}, {"batch_size": 2}),
+        ({"dim": 256, "layers": 12, "heads": 8, "kv_heads": 4, "ffn": 704, "vocab": 2000}, {"batch_size": 32}),
+    ],
+    ids=["weights", "activations"],
+)
+def test_memory_is_what_a_process_takes(shape: dict[str, int], how: dict[str, int]) -> None:
+    """Resident memory: the plan, and what Python and torch take before there is a model. The heap has holes."""
+    config, how = {**shape, "context": 64}, {**how, "context": 64, "micro_batch": how["batch_size"] // 2}
+    given = json.dumps([config, {**how, "precision": "fp32"}])
+    script = [sys.executable, "-c", RSS, given, str(Path(__file__).parent)]
+    done = subprocess.run(script, capture_output=True, text=True, check=True)
+    before, peak = map(int, done.stdout.split())
+    planned = planning.memory(Config(**config), Layout(**how, precision="fp32")).total
+    assert planned > before / 2  # it says something of the model
+    assert before + planned == pytest.approx(peak, rel=0.15)
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+@pytest.mark.parametrize("checkpointing", planning.CHECKPOINTING)
+@pytest.mark.parametrize("precision", ["bf16", "fp32"])
+def test_memory_is_what_a_gpu_takes(precision: str, checkpointing: str) -> None:
+    config = Config(dim=1024, layers=12, heads=16, kv_heads=8, ffn=2816, vocab=32000, context=1024)
+    how = Layout(16, 1024, 8, precision, checkpointing)
+    torch.cuda.empty_cache()
+    steps = used(config, how, torch.device("cuda"))
+    next(steps)
+    torch.cuda.reset_peak_memory_stats()
+    next(steps)
+    assert torch.cuda.max_memory_allocated() == pytest.approx(planning.memory(config, how).total, rel=0.1)
+
+
+def test_state_is_16_bytes_a_parameter_over_the_shards() -> None:
+    config = size("7b").config
+    for how, shards in ((layout("7b"), 1), (layout("7b", devices=64), 64), (layout("7b", devices=64, replicas=8), 8)):
+        need = planning.memory(config, how)
+        assert need.weights + need.gradients + need.optimizer == pytest.approx(16 * config.parameters / shards)
+
+
+def test_small_gradients_stay_whole_between_micro_batches() -> None:
+    config = size("1b").config
+    assert planning.memory(config, layout("1b", devices=8)).gradients == 4 * config.parameters
+    assert planning.memory(config, layout("1b", devices=8, micro_batch=128)).gradients < config.parameters
+
+
+def test_checkpointing_and_tensor_parallelism_save_memory() -> None:
+    config = size("70b").config
+    need = [
+        planning.memory(config, layout("70b", devices=512, checkpointing=how)) for how in planning.CHECKPOINTING
+    ] + [planning.memory(config, layout("70b", devices=512, tensor_parallel=8, checkpointing="full"))]
+    assert [one.total for one in need] == sorted((one.total for one in need), reverse=True)
+    assert len({one.activations for one in need}) == 4
+
+
+# -- what would fit
+
+
+@pytest.mark.parametrize(
+    ("name", "how", "change"),
+    [
+        ("7b", {"devices": 8, "micro_batch": 8}, "--micro-batch 2"),
+        ("34b", {"devices": 16}, "--activation-checkpointing selective"),
+        ("7b", {"devices": 2048}, "--tensor-parallel 2"),  # 1,024 sequences do not go round
+        ("7b", {"devices": 1}, "--devices 2"),
+        ("70b", {"devices": 64, "replicas": 8}, "--replicas 1 --activation-checkpointing full"),
+        ("70b", {"devices": 1}, "--activation-checkpointing full --tensor-parallel 2 --devices 16"),
+    ],
+)
+def test_the_smallest_change_that_fits(name: str, how: dict[str, int], change: str) -> None:
+    config, asked = size(name).config, layout(name, **how)
+    found = planning.change(config, asked, A100)
+    assert found is not None
+    assert planning.flags(asked, found) == change
+    assert planning.memory(config, found).total <= A100
+    assert planning.misfit(config, found) is None
+
+
+def test_what_fits_is_left_as_it_is() -> None:
+    asked = layout("7b", devices=64)
+    assert planning.change(size("7b").config, asked, A100) == asked
+
+
+def test_where_nothing_fits_it_says_so() -> None:
+    asked = Layout(batch_size=1, context=4096)  # one sequence, so one rank
+    assert planning.change(size("70b").config, asked, 2**30) is None
+    said = dict(planning.rows(size("70b").config, asked, 1e9, "t4", hardware.named("t4"), 0.4))
+    assert said["what would"].startswith("nothing")
+
+
+@pytest.mark.parametrize(
+    ("how", "flag"), [({"tensor_parallel": 3}, "--tensor-parallel"), ({"devices": 8, "replicas": 3}, "--replicas")]
+)
+def test_a_layout_that_cannot_be_is_refused(how: dict[str, int], flag: str) -> None:
+    with pytest.raises(Fault, match=flag):
+        planning.rows(size("7b").config, layout("7b", **how), 1e9, "t4", hardware.named("t4"), 0.4)
+
+
+# -- the command
+
+
+def test_a_dry_run_needs_neither_data_nor_torch(llamactl: Command, tmp_path: Path) -> None:
+    flags = ["--devices", 2048, "--device", "a100-80gb", "--mfu", 0.39, "--tensor-parallel", 2]
+    said = " ".join(llamactl("pretrain", "--dry-run", *flags, cwd=tmp_path, status=0).stderr.split())
+    for words in (
+        "6,738,415,616", "40.4 G", "476,838 of 1,024 sequences", "shards is not there", "2,048 x a100-80gb",
+        "it fits", "device-hours 184,594", "31.27 t CO2eq", "90.1 (3.76 days)",
+    ):  # fmt: skip
+        assert words in said
+    assert list(tmp_path.iterdir()) == []
+    code = "import sys; from stages.pretrain import pretrain; pretrain(device='h100', dry_run=True, quiet=True)"
+    code += "; assert 'torch' not in sys.modules"
+    subprocess.run([sys.executable, "-c", code], check=True, cwd=tmp_path, env={"PYTHONPATH": ":".join(sys.path)})
+
+
+def test_a_dry_run_with_data_shows_the_mix_and_this_machine(llamactl: Command, shards_dir: Path) -> None:
+    said = llamactl("pretrain", "--size", "tiny", "--data", shards_dir, "--dry-run", "--device", "cpu", status=0).stderr
+    for words in ("100.0% of the samples", "it fits", "unknown"):
+        assert words in said
+
+
+@pytest.mark.parametrize(
+    ("flags", "words"),
+    [
+        (["--device", "h1000", "--dry-run"], ["--device", "h1000", "a100-80gb", "t4"]),
+        (["--device", "a100-80gb"], ["--device", "--dry-run"]),
+        (["--devices", 8], ["--devices", "--dry-run"]),
+        (["--mfu", 0.4], ["--mfu", "--dry-run"]),
+        (["--dry-run", "--device", "h100", "--epochs", 2], ["--epochs", "--tokens"]),
+        (["--dry-run", "--device", "h100", "--tensor-parallel", 2], ["--tensor-parallel", "divisor"]),
+    ],
+)
+def test_what_cannot_be_planned_is_said(llamactl: Command, tmp_path: Path, flags: list[Any], words: list[str]) -> None:
+    said = llamactl("pretrain", *flags, cwd=tmp_path, status=1).stderr
+    assert len(said.splitlines()) == 1
+    for word in words:
+        assert word in said
