@@ -155,7 +155,7 @@ def llamactl(shape: Shape, precision: str, how: str, weights: Path) -> Candidate
     def step(ids: Any) -> float:
         return take(model, optimizer, next_token_loss, ids, targets, micro, LR, optim.CLIP).loss
 
-    return Candidate(_timed(step), shape.weights)
+    return Candidate(timed(step), shape.weights)
 
 
 def transformers(shape: Shape, precision: str, how: str, weights: Path) -> Candidate:
@@ -168,14 +168,14 @@ def transformers(shape: Shape, precision: str, how: str, weights: Path) -> Candi
     dtype = torch.bfloat16 if how == BF16_WEIGHTS else torch.float32
     model = LlamaForCausalLM.from_pretrained(weights, dtype=dtype, attn_implementation="sdpa").train()
     called = torch.compile(model) if how == COMPILED else model
-    autocast = _autocast(precision, how)
+    autocast = autocast_of(precision, how)
 
     def loss_of(ids: torch.Tensor) -> torch.Tensor:
         inputs, targets = ids[:, :-1].contiguous(), ids[:, 1:].contiguous()
         with autocast():
             return called(input_ids=inputs, labels=inputs, shift_labels=targets, use_cache=False).loss
 
-    return Candidate(_plain_loop(model, loss_of), shape.weights)
+    return Candidate(timed(plain_loop(model, loss_of)), shape.weights)
 
 
 def trainer(shape: Shape, precision: str, how: str, weights: Path) -> Candidate:
@@ -243,14 +243,14 @@ def litgpt(shape: Shape, precision: str, how: str, weights: Path) -> Candidate:
     if how == BF16_WEIGHTS:
         model.to(torch.bfloat16)
     called = torch.compile(model) if how == COMPILED else model
-    autocast = _autocast(precision, how)
+    autocast = autocast_of(precision, how)
 
     def loss_of(ids: torch.Tensor) -> torch.Tensor:
         with autocast():
             logits = called(ids[:, :-1])
         return chunked_cross_entropy(logits.float(), ids[:, 1:])
 
-    return Candidate(_plain_loop(model, loss_of), shape.weights)
+    return Candidate(timed(plain_loop(model, loss_of)), shape.weights)
 
 
 def llama2_c(shape: Shape, precision: str, how: str, weights: Path) -> Candidate:
@@ -269,14 +269,14 @@ def llama2_c(shape: Shape, precision: str, how: str, weights: Path) -> Candidate
     model.tok_embeddings.weight = torch.nn.Parameter(model.output.weight.detach().clone())  # tied there, not in Llama 2
     model.load_state_dict(dict(_meta_names(load_file(weights / "model.safetensors"), shape.dim // shape.heads)))
     called = torch.compile(model) if how == COMPILED else model
-    autocast = _autocast(precision, how)
+    autocast = autocast_of(precision, how)
 
     def loss_of(ids: torch.Tensor) -> torch.Tensor:
         with autocast():
             called(ids[:, :-1].contiguous(), ids[:, 1:].contiguous())
         return model.last_loss
 
-    return Candidate(_plain_loop(model, loss_of), shape.weights)
+    return Candidate(timed(plain_loop(model, loss_of)), shape.weights)
 
 
 def _meta_names(state: dict[str, Any], head_dim: int) -> Iterator[tuple[str, Any]]:
@@ -318,10 +318,10 @@ def nanochat(shape: Shape, precision: str, how: str, weights: Path) -> Candidate
     def loss_of(ids: torch.Tensor) -> torch.Tensor:
         return called(ids[:, :-1].contiguous(), ids[:, 1:].contiguous())
 
-    return Candidate(_plain_loop(model, loss_of), model.num_matmul_params())
+    return Candidate(timed(plain_loop(model, loss_of)), model.num_matmul_params())
 
 
-def _autocast(precision: str, how: str) -> Callable[[], contextlib.AbstractContextManager[Any]]:
+def autocast_of(precision: str, how: str) -> Callable[[], contextlib.AbstractContextManager[Any]]:
     import torch
 
     if precision == "bf16" and how != BF16_WEIGHTS:
@@ -329,17 +329,8 @@ def _autocast(precision: str, how: str) -> Callable[[], contextlib.AbstractConte
     return contextlib.nullcontext
 
 
-def _timed(step: Step) -> Callable[[list[Any]], Iterator[tuple[float, float]]]:
-    def steps(batches: list[Any]) -> Iterator[tuple[float, float]]:
-        for ids in batches:
-            start = time.perf_counter()
-            loss = step(ids)
-            yield time.perf_counter() - start, loss
-
-    return steps
-
-
-def _plain_loop(model: Any, loss_of: Callable[[Any], Any]) -> Callable[[list[Any]], Iterator[tuple[float, float]]]:
+def plain_loop(model: Any, loss_of: Callable[[Any], Any], micro: int | None = None) -> Step:
+    """Zero, forward and backward (``micro`` sequences at once, or all), clip, update."""
     import torch
 
     matrices = [p for p in model.parameters() if p.dim() > 1]
@@ -349,13 +340,29 @@ def _plain_loop(model: Any, loss_of: Callable[[Any], Any]) -> Callable[[list[Any
 
     def step(ids: torch.Tensor) -> float:
         optimizer.zero_grad(set_to_none=True)
-        loss = loss_of(ids)
-        loss.backward()
+        pieces = ids.split(micro or len(ids))
+        total = torch.zeros((), device=ids.device)
+        for piece in pieces:
+            loss = loss_of(piece) / len(pieces)
+            loss.backward()
+            total += loss.detach()
         torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
         optimizer.step()
-        return float(loss.detach())
+        return float(total)
 
-    return _timed(step)
+    return step
+
+
+def timed(step: Step) -> Callable[[list[Any]], Iterator[tuple[float, float]]]:
+    """Each batch's seconds and loss."""
+
+    def steps(batches: list[Any]) -> Iterator[tuple[float, float]]:
+        for ids in batches:
+            start = time.perf_counter()
+            loss = step(ids)
+            yield time.perf_counter() - start, loss
+
+    return steps
 
 
 MAKERS = {
