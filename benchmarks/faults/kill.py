@@ -28,6 +28,7 @@ import sys
 import tempfile
 import time
 from collections import Counter
+from itertools import zip_longest
 from pathlib import Path
 from typing import Any
 
@@ -143,9 +144,7 @@ def differences(run: Path, reference: Path) -> list[str]:
                 found.append(str(name))
     ours, theirs = ([[line["step"], *(line[k] for k in LINE)] for line in metrics(place)] for place in (run, reference))
     if ours != theirs:
-        found.append(
-            f"metrics.jsonl ({sum(a != b for a, b in zip(ours, theirs, strict=False))} of {len(theirs)} lines)"
-        )
+        found.append(f"metrics.jsonl ({sum(a != b for a, b in zip_longest(ours, theirs))} of {len(theirs)} lines)")
     return found
 
 
