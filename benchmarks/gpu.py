@@ -17,9 +17,9 @@ weights and fp32 moments, start from the same weights and see the same random id
 
 How: each candidate is a process of its own; they take turns in rounds, each a few warm-up steps and then steps that are
 timed one by one between CUDA events, synchronised. The figure is the median over all rounds with its range. After the
-first round another one is begun only if it will end within --minutes. A candidate that fails is named and left out;
-where one runs out of memory, everything begins again with two layers less. All have expandable segments in torch's
-allocator. The peak is the allocator's (on a CPU, the process's).
+first round another one is begun only if it will end within --minutes. A candidate that fails, or whose first turn would
+begin later than that, is named and left out; where one runs out of memory, everything begins again with two layers
+less. All have expandable segments in torch's allocator. The peak is the allocator's (on a CPU, the process's).
 
 The rates that a candidate's 6 x N x tokens/s is held against, measured in the same rounds in bf16 (N: the weights that
 multiply, all but the embedding table and the norms):
@@ -343,13 +343,17 @@ def layers_that_fit(device: torch.device) -> int:
 def rounds(shape: Shape, candidates: list[str], asked: argparse.Namespace) -> dict[str, list[dict[str, Any]]]:
     """What all candidates and the limits have said, in as many rounds as there is time for."""
     begin = time.monotonic()
-    lines: dict[str, list[dict[str, Any]]] = {candidate: [] for candidate in [*candidates, "limits"]}
+    lines: dict[str, list[dict[str, Any]]] = {candidate: [] for candidate in ["limits", *candidates]}
     for number in range(asked.rounds):
         passed = time.monotonic() - begin
         if number and passed + passed / number > asked.minutes * 60:
-            note(f"{number} rounds in {passed / 60:.1f} minutes; another one would pass {asked.minutes:g}")
+            note(f"{number} round(s) in {passed / 60:.1f} minutes; another one would pass {asked.minutes:g}")
             break
         for candidate in list(lines):
+            if time.monotonic() - begin > asked.minutes * 60 and not lines[candidate]:
+                note(f"{candidate}: left out, there is no time")
+                del lines[candidate]
+                continue
             note(f"{shape.layers} layers, round {number + 1}/{asked.rounds}: {candidate}")
             said = turn(candidate, shape, asked)
             if said:
