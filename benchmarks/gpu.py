@@ -58,12 +58,14 @@ from measure import Clock, Spread, append_json, note, table
 from pretraining import COMPILED, EAGER, LR, Shape, Step, check_losses, plain_loop
 from torch import Tensor, nn
 
+from llamactl import hardware
 from llamactl.artifacts.checkpoint import hf_name
 from llamactl.model.config import Config
-from llamactl.model.device import PEAK_BF16
 from llamactl.model.llama import Llama
-from llamactl.train import optim
-from llamactl.train.step import next_token_loss, take
+from llamactl.train.optim import AdamW
+from llamactl.train.parallel import Job
+from llamactl.train.schedule import Cosine
+from llamactl.train.step import Outcome, next_token_loss, take
 
 FULL = Shape(dim=4096, layers=0, heads=32, kv_heads=32, ffn=11008, vocab=32000, batch=1, context=4096)
 TINY = Shape(dim=64, layers=2, heads=4, kv_heads=4, ffn=176, vocab=512, batch=1, context=128)
@@ -81,14 +83,14 @@ def llamactl(shape: Shape, device: torch.device, how: str) -> Step:
     """As ``stages/pretrain.py`` and ``llamactl/train/loop.py`` do, without the logs and the saving."""
     with torch.device("meta"):
         model = Llama(config_of(shape), torch.bfloat16)
+    job = Job(None, device)
+    job.arrange(model, checkpointing="none", compiled=how == COMPILED)
     fill(model.to_empty(device=device), hf_name)
-    optimizer = optim.adamw(model)
-    if how == COMPILED:
-        model.compile_blocks()
+    optimizer = AdamW(model, Cosine(LR, 0, 1, floor=1.0))
 
     def step(ids: Tensor) -> float:
         targets = len(ids) * shape.context
-        return take(model, optimizer, next_token_loss, ids, targets, shape.batch, LR, optim.CLIP).loss
+        return Outcome.read(take(model, optimizer, next_token_loss, ids, targets, shape.batch, job)).loss
 
     return step
 
@@ -369,7 +371,8 @@ def report(lines: dict[str, list[dict[str, Any]]], shape: Shape, others: float, 
     """The table, and its JSON lines."""
     cuda = asked.device.startswith("cuda")
     name = torch.cuda.get_device_name(asked.device) if cuda else "CPU"
-    sheet = next((rate for key, rate in PEAK_BF16.items() if key in name), None)
+    listed = hardware.DEVICES.get(hardware.found(name))
+    sheet = listed.flops if listed else None
     limit = {key: Spread.of([line[key] for line in lines["limits"]]) for key in ("own", "square")}
     tokens = asked.micro_batches * shape.batch * shape.context
     facts = {"benchmark": "gpu", "device": name, "torch": torch.__version__, **shape._asdict(), "tokens": tokens}

@@ -62,6 +62,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterable, Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -140,20 +141,22 @@ def llamactl(shape: Shape, precision: str, how: str, weights: Path) -> Candidate
     from llamactl.model import device
     from llamactl.model.config import Config
     from llamactl.model.llama import Llama
-    from llamactl.train import loop, optim
-    from llamactl.train.step import next_token_loss, take
+    from llamactl.train.optim import AdamW
+    from llamactl.train.parallel import Job
+    from llamactl.train.schedule import MICRO_TOKENS, Cosine
+    from llamactl.train.step import Outcome, next_token_loss, take
 
     device.keep_freed_memory()
     size = Config(shape.dim, shape.layers, shape.heads, shape.kv_heads, shape.ffn, shape.vocab, shape.context)
-    model = Llama.create(size, device.PRECISIONS[precision], torch.device("cpu"), SEED)
-    optimizer = optim.adamw(model)
-    if how == COMPILED:
-        model.compile_blocks()
-    micro = min(shape.batch, max(1, loop.MICRO_TOKENS // shape.context))
+    job = Job(None, torch.device("cpu"))
+    arrange = partial(job.arrange, checkpointing="none", compiled=how == COMPILED)
+    model = Llama.create(size, device.PRECISIONS[precision], job.device, SEED, arrange)
+    optimizer = AdamW(model, Cosine(LR, 0, 1, floor=1.0))
+    micro = min(shape.batch, max(1, MICRO_TOKENS // shape.context))
     targets = shape.batch * shape.context
 
     def step(ids: Any) -> float:
-        return take(model, optimizer, next_token_loss, ids, targets, micro, LR, optim.CLIP).loss
+        return Outcome.read(take(model, optimizer, next_token_loss, ids, targets, micro, job)).loss
 
     return Candidate(timed(step), shape.weights)
 
@@ -446,7 +449,11 @@ def save_weights(shape: Shape, directory: Path) -> None:
 
     size = Config(shape.dim, shape.layers, shape.heads, shape.kv_heads, shape.ffn, shape.vocab, shape.context)
     model = Llama.create(size, torch.float32, torch.device("cpu"), SEED)
-    save_file(dict(model.hf_state(torch.float32)), directory / "model.safetensors", {"format": "pt"})
+    save_file(
+        {name: later.make() for name, later in model.hf_state(torch.float32)},
+        directory / "model.safetensors",
+        {"format": "pt"},
+    )
     (directory / "config.json").write_text(json.dumps(size.to_hf("float32")))
 
 

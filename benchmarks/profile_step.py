@@ -42,8 +42,16 @@ OUTSIDE = "outside operators"
 WITHIN = {  # of an operator or what has called it: parts of names
     "optimizer": ("Optimizer.step", "fused_adam"),
     "clipping": ("clip_grad_norm", "foreach_norm"),
-    "loss": ("CrossEntropy", "cross_entropy", "log_softmax", "LogSoftmax", "nll_loss", "NllLoss"),
-    "attention": ("scaled_dot_product", "ScaledDotProduct", "flash_attention"),
+    "loss": (
+        "CrossEntropy",
+        "cross_entropy",
+        "log_softmax",
+        "LogSoftmax",
+        "nll_loss",
+        "NllLoss",
+        "NegativeLogLikelihood",
+    ),
+    "attention": ("scaled_dot_product", "ScaledDotProduct", "flash_attention", "causal_attention"),
     "embedding": ("embedding", "Embedding"),
 }
 ITSELF = {

@@ -107,6 +107,19 @@ def test_linear_norm_and_swiglu(dtype: torch.dtype, products: None) -> None:
     agree(functions.swiglu, lambda a, b: F.silu(a) * b, [x, randn(3, 5, 16, dtype=dtype, seed=3)], dtype)
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("shape", SHAPES)
+def test_what_the_compiler_is_told_of_attention_is_so(
+    shape: tuple[int, int, int, int, int], dtype: torch.dtype, products: None
+) -> None:
+    """Shapes and strides: a compiled layer with a batch of one failed where they were others."""
+    batch, time, heads, groups, width = shape
+    q, k, v = (randn(batch, time, n, width, dtype=dtype, seed=n) for n in (heads, groups, groups))
+    for one in (q, k, v):
+        one.requires_grad_()
+    torch.library.opcheck(torch.ops.llamactl.causal_attention.default, (q, k, v, True))
+
+
 def curve(loss_of: Callable[[Llama, Tensor], Tensor], dtype: torch.dtype, compiled: bool = False) -> list[float]:
     """Losses of ten steps."""
     config = Config(dim=32, layers=2, heads=4, kv_heads=2, ffn=48, vocab=61, context=70)

@@ -175,16 +175,15 @@ def _causal_attention_backward(
         slot = slots[:, :, :, start:end]
         slot.copy_(torch.bmm(of_scores, keys[:, :end]).view(slot.shape))
     batch, time, heads, width = k.shape
-    of_k, of_v = (x.view(batch, heads, time, width).transpose(1, 2).to(k.dtype) for x in (of_k, of_v))
+    of_k, of_v = (x.view(batch, heads, time, width).transpose(1, 2).to(k.dtype).contiguous() for x in (of_k, of_v))
     return of_q.mul_(scale), of_k, of_v
 
 
 def _shape_of_attention_backward(
     q: Tensor, k: Tensor, v: Tensor, kept: Tensor, grad: Tensor
 ) -> tuple[Tensor, Tensor, Tensor]:
-    batch, time, heads, width = k.shape
-    of_k, of_v = (k.new_empty(batch, heads, time, width).transpose(1, 2) for _ in (k, v))
-    return torch.empty_like(q, memory_format=torch.contiguous_format), of_k, of_v
+    of_q, of_k, of_v = (torch.empty_like(x, memory_format=torch.contiguous_format) for x in (q, k, v))
+    return of_q, of_k, of_v
 
 
 def _keep_for_backward(ctx: Any, inputs: tuple[Tensor, Tensor, Tensor, bool], output: tuple[Tensor, Tensor]) -> None:
