@@ -8,6 +8,7 @@ import pytest
 import torch
 import torch.nn.functional as F  # noqa: N812
 from torch import Tensor
+from torch._subclasses.fake_tensor import FakeTensorMode
 
 from llamactl.model import functions
 from llamactl.model.config import Config
@@ -114,10 +115,16 @@ def test_what_the_compiler_is_told_of_attention_is_so(
 ) -> None:
     """Shapes and strides: a compiled layer with a batch of one failed where they were others."""
     batch, time, heads, groups, width = shape
-    q, k, v = (randn(batch, time, n, width, dtype=dtype, seed=n) for n in (heads, groups, groups))
-    for one in (q, k, v):
-        one.requires_grad_()
-    torch.library.opcheck(torch.ops.llamactl.causal_attention.default, (q, k, v, True))
+    given = [randn(batch, time, n, width, dtype=dtype, seed=n) for n in (heads, groups, groups)]
+
+    def layouts(q: Tensor, k: Tensor, v: Tensor) -> list[tuple[tuple[int, ...], tuple[int, ...]]]:
+        out, kept = torch.ops.llamactl.causal_attention(q, k, v, True)
+        gradients = torch.ops.llamactl.causal_attention_backward(q, k, v, kept, torch.ones_like(out))
+        return [(tuple(one.shape), one.stride()) for one in (out, kept, *gradients)]
+
+    with FakeTensorMode() as mode:
+        told = layouts(*map(mode.from_tensor, given))
+    assert told == layouts(*given)
 
 
 def curve(loss_of: Callable[[Llama, Tensor], Tensor], dtype: torch.dtype, compiled: bool = False) -> list[float]:
