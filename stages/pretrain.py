@@ -103,11 +103,11 @@ def pretrain(
     if tokenizer is None:
         said.append(("data", f"{', '.join(data)} is not there: planned without, for {vocab:,} ids"))
     if dry_run:
+        name, kind, on_cpu = planning.target(device)
         layout = planning.Layout(
             plan.batch_size, config.context, plan.micro_batch, precision, activation_checkpointing, tensor_parallel,
-            replicas, devices or 1,
+            replicas, devices or 1, on_cpu,
         )  # fmt: skip
-        name, kind = planning.target(device)
         said += planning.rows(config, layout, samples * config.context, name, kind, mfu or planning.MFU)
     ui.table(f"pretrain {size} -> {out}", said)
     if dry_run or tokenizer is None:

@@ -20,6 +20,7 @@ from llamactl import hardware
 from llamactl.errors import Fault
 from llamactl.model.config import Config, size
 from llamactl.model.device import PRECISIONS
+from llamactl.model.functions import BF16_PRODUCTS
 from llamactl.model.llama import Llama
 from llamactl.train import optim, planning
 from llamactl.train.parallel import Job
@@ -100,17 +101,18 @@ def test_what_the_backward_pass_keeps(precision: str, kv_heads: int) -> None:
     ids = torch.randint(config.vocab, (8, config.context + 1))
     with saved_tensors_hooks(keep, lambda tensor: tensor):
         loss = next_token_loss(model, ids)
-    need = planning.memory(config, Layout(8, config.context, 8, precision))
+    need = planning.memory(config, Layout(8, config.context, 8, precision, on_cpu=True))
     assert loss.isfinite()
     found = sum(tensor.untyped_storage().nbytes() for tensor in kept.values())
-    assert found == pytest.approx(need.activations + need.logits + need.compute, rel=0.02)
+    casts = need.compute if BF16_PRODUCTS else 0  # a CPU without such instructions computes with the weights themselves
+    assert found == pytest.approx(need.activations + need.logits + casts, rel=0.02)
 
 
 @pytest.mark.parametrize("micro_batch", [4, 8])
 @pytest.mark.parametrize("checkpointing", planning.CHECKPOINTING)
 def test_memory_is_what_tensors_take(checkpointing: str, micro_batch: int) -> None:
     """At the fullest moment of a step, by torch's own count of what is allocated and freed."""
-    how = Layout(8, MIXED.context, micro_batch, "fp32", checkpointing)
+    how = Layout(8, MIXED.context, micro_batch, "fp32", checkpointing, on_cpu=True)
     steps = used(MIXED, how, CPU)
     next(steps)
     with profile(profile_memory=True) as profiled:
@@ -120,7 +122,8 @@ def test_memory_is_what_tensors_take(checkpointing: str, micro_batch: int) -> No
         if event.name() == "[memory]":
             now += event.nbytes()
             most = max(most, now)
-    assert 12 * MIXED.parameters + most == pytest.approx(planning.memory(MIXED, how).total, rel=0.05)
+    need = planning.memory(MIXED, how)
+    assert 12 * MIXED.parameters + most == pytest.approx(need.total - need.lost, rel=0.05)
 
 
 RSS = """
@@ -148,13 +151,13 @@ print(before, peak_memory(CPU))
     ids=["weights", "activations"],
 )
 def test_memory_is_what_a_process_takes(shape: dict[str, int], how: dict[str, int]) -> None:
-    """Resident memory: the plan, and what Python and torch take before there is a model. The heap has holes."""
+    """Resident memory: the plan, and what Python and torch take before there is a model."""
     config, how = {**shape, "context": 64}, {**how, "context": 64, "micro_batch": how["batch_size"] // 2}
     given = json.dumps([config, {**how, "precision": "fp32"}])
     script = [sys.executable, "-c", RSS, given, str(Path(__file__).parent)]
     done = subprocess.run(script, capture_output=True, text=True, check=True)
     before, peak = map(int, done.stdout.split())
-    planned = planning.memory(Config(**config), Layout(**how, precision="fp32")).total
+    planned = planning.memory(Config(**config), Layout(**how, precision="fp32", on_cpu=True)).total
     assert planned > before / 2  # it says something of the model
     assert before + planned == pytest.approx(peak, rel=0.15)
 

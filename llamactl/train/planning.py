@@ -19,6 +19,8 @@ from llamactl.model.config import Config
 ROOM = 0.9  # of a device's memory; the rest is the driver's, the runtime's, and lost between blocks
 WHOLE_GRADIENTS = 8 * GIB  # while micro-batches add up, fp32 gradients are kept whole up to here, and shared out above
 MOST_DEVICES = 2**14  # that are thought of where fewer do not do
+HOLES = 0.2  # of what is allocated on a CPU, lost between freed blocks: 0.05 to 0.45 were measured
+CPU_KEPT, HEAD_ROWS = 1024, 256  # KEPT and ROWS of model/functions.py
 PER_NODE = 8  # devices with fast links to each other: tensor parallelism stays within
 MFU = 0.40  # of a plan that is not told otherwise; the paper's are 0.35 to 0.43
 PUE = 1.1  # power of the building over that of its devices (paper, section 2.2.1)
@@ -39,6 +41,7 @@ class Layout(NamedTuple):
     tensor_parallel: int = 1
     replicas: int = 1  # copies of weights and moments, each sharded over ranks / replicas
     devices: int = 1
+    on_cpu: bool = False
 
     @property
     def ranks(self) -> int:
@@ -66,19 +69,12 @@ class Memory(NamedTuple):
     activations: float
     logits: float
     working: float  # what comes and goes: the gradient of a matrix, a block on its way to other ranks
+    lost: float = 0.0  # between the blocks of a CPU's heap
 
     @property
     def total(self) -> float:
         """All of it."""
         return sum(self)
-
-
-class Head(NamedTuple):
-    """Bytes a token around the head."""
-
-    norm: int  # input and output of the last norm
-    logits: int  # kept for the backward pass
-    working: int  # beside them, while the loss or its gradient is computed
 
 
 class Saved(NamedTuple):
@@ -91,32 +87,31 @@ class Saved(NamedTuple):
     gathered: bool = False  # whole on each tensor neighbour, as an input of the matrices that are cut
 
 
-def saved(config: Config, width: int) -> list[Saved]:
-    """What ``Block.forward`` saves, in its order; ``width`` is bytes of a number. tests/test_planning.py counts it."""
+def saved(config: Config, layout: Layout) -> list[Saved]:
+    """What ``Block.forward`` saves, in its order; tests/test_planning.py counts it."""
+    width = WIDTHS[layout.precision]
     d, f, kv = width * config.dim, width * config.ffn, width * config.kv_heads * config.head_dim
+    cut, cpu = layout.tensor_parallel > 1, layout.on_cpu
+    sums = 4 * config.heads  # attention's log-sum-exp, fp32
+    blocks = min(8, math.ceil(layout.context / 64))  # of CPU attention, which keep the lower triangle of probabilities
+    triangle = width * config.heads * layout.context * (blocks + 1) // (2 * blocks) * (layout.context <= CPU_KEPT)
     return [
         Saved("the block's input", d, d, d),
+        Saved("fp32 and scaled copies in the norms, if they are cut", 8 * config.dim if cut else 0, 0, 0),
         Saved("attention_norm's output", d, 0, 0, gathered=True),
-        Saved("queries", d, d, 0),  # rotated; with selective as projected
-        Saved("keys and values", 2 * kv, 2 * kv, 0),
-        Saved("attention's output", d, d, 0),
-        Saved("attention's log-sum-exp, fp32", 4 * config.heads, 4 * config.heads, 0),
-        Saved("wo's output, which none adds to the residual", d, d, 0),
+        Saved("queries and keys, projected", 0, d + kv, 0),
+        Saved("queries and keys, rotated", d + kv, 0, 0),
+        Saved("values", kv, kv, 0),
+        Saved("attention's output", d, 0 if cpu else d, 0),
+        Saved("its log-sum-exp, or probabilities", triangle if cpu else sums, 0 if cpu else sums, 0),
+        Saved("wo's output", 0, d, 0),
+        Saved("the sum of that and the input", d, 0, 0),
         Saved("ffn_norm's output", d, 0, 0, gathered=True),
         Saved("1 / rms of both norms, fp32", 8, 0, 0),
         Saved("w1's and w3's outputs", 2 * f, 2 * f, 0),
-        Saved("silu, and its product with w3's", 2 * f, 0, 0),
+        Saved("their SwiGLU", f, 0, 0),
         Saved("w2's output", 0, d, 0),
     ]
-
-
-def head(config: Config, width: int) -> Head:
-    """What the loss saves and uses, bytes a token: ``Llama.nll``."""
-    return Head(
-        norm=2 * width * config.dim + 4,
-        logits=4 * config.vocab,
-        working=(width + 4) * config.vocab,
-    )
 
 
 def memory(config: Config, layout: Layout) -> Memory:
@@ -125,12 +120,12 @@ def memory(config: Config, layout: Layout) -> Memory:
     tokens = layout.sequences * layout.context
     parameters, table = config.parameters / tensor, config.vocab * config.dim / tensor  # table: embeddings, or the head
     block = (parameters - 2 * table) / config.layers
-    whole, kept = (
-        tokens * sum(getattr(row, how) / (1 if row.gathered else tensor) for row in saved(config, width))
-        for how in ("none", layout.checkpointing)
-    )
-    top = head(config, width)
-
+    kept = again = 0.0  # of a block: throughout, and once more while its backward pass computes again
+    for row in saved(config, layout):
+        here, held = tokens if row.gathered else tokens / tensor, getattr(row, layout.checkpointing)
+        kept += here * held
+        again += here * max(0, row.none - held)
+    narrow = width if width < 4 else 0  # of copies that are only made where weights are not computed with as they are
     adding_up = layout.micro_batches > 1
     gradients = 4 * parameters / (1 if adding_up and 4 * parameters <= WHOLE_GRADIENTS else shards)
     if layout.devices > 1:  # FSDP2: two blocks at once, since the next is gathered ahead
@@ -138,26 +133,27 @@ def memory(config: Config, layout: Layout) -> Memory:
         at_start, at_end = (width + 4) * block, (width + 4) * 2 * table  # gradients, and their fp32 copy that is sent
     else:
         casts = config.layers if layout.checkpointing == "none" else 1
-        compute = 0.0 if layout.precision == "fp32" else width * (casts * block + table)
+        compute = narrow * (casts * block + table)
         matrix = max(table, config.ffn * config.dim)  # its gradient, before it is added to the others
-        at_start = at_end = matrix * ((4 if adding_up else 0) + (0 if layout.precision == "fp32" else width))
+        at_start = at_end = matrix * ((4 if adding_up else 0) + narrow)
     state = Memory(4 * parameters / shards, 8 * parameters / shards, gradients, compute, 0.0, 0.0, 0.0)
     inputs = config.layers * kept
     moments = (
-        state._replace(  # the loss is computed; its logits are kept on each tensor neighbour
+        state._replace(  # the head: the gradient of its logits is kept, that of its weights adds up in fp32
             gradients=gradients if adding_up else 0.0,
-            activations=inputs + tokens / tensor * top.norm,
-            logits=tokens * top.logits,
-            working=max(tokens * top.working, at_start),
+            activations=inputs + tokens * width * config.dim * (1 + 1 / tensor),  # of the last norm
+            logits=tokens * width * config.vocab / tensor,
+            working=max((4 + narrow) * table, HEAD_ROWS * (8 + narrow) * config.vocab / tensor, at_start),
         ),
         state._replace(  # the last block's backward pass, which computes again what was not kept
             gradients=gradients if adding_up else 0.0,
-            activations=inputs + whole - kept,
+            activations=inputs + again,
             working=at_start,
         ),
-        state._replace(activations=whole, working=at_end),  # that of the first: all gradients are there
+        state._replace(activations=kept + again, working=at_end),  # that of the first: all gradients are there
     )
-    return max(moments, key=lambda moment: moment.total)
+    fullest = max(moments, key=lambda moment: moment.total)
+    return fullest._replace(lost=HOLES * fullest.total if layout.on_cpu else 0.0)
 
 
 def misfit(config: Config, layout: Layout) -> Fault | None:
@@ -228,16 +224,16 @@ def forecast(config: Config, tokens: float, device: Device, mfu: float) -> Forec
     return Forecast(rate, hours, *carbon(hours, device.watts))
 
 
-def target(name: str | None) -> tuple[str, Device]:
-    """The device to plan for, by a row of the table, or what is known of this machine's; 0 is for what is not."""
+def target(name: str | None) -> tuple[str, Device, bool]:
+    """The device to plan for, by the table, or what is known of this machine's (0: unknown); whether it is a CPU."""
     if name and not name.startswith(("cpu", "cuda")):
-        return name.lower(), hardware.named(name)
+        return name.lower(), hardware.named(name), False
     from llamactl.model import device as devices  # imports torch, to ask it
 
     here = devices.chosen(name)
     title = devices.title(here)
     row = hardware.DEVICES.get(hardware.found(title), Device("", 0, 0.0, 0))
-    return title, row._replace(memory=devices.memory(here))
+    return title, row._replace(memory=devices.memory(here)), here.type == "cpu"
 
 
 def refuse(device: str | None, devices: int | None, mfu: float | None) -> None:
