@@ -175,7 +175,12 @@ def _causal_attention_backward(
         slot = slots[:, :, :, start:end]
         slot.copy_(torch.bmm(of_scores, keys[:, :end]).view(slot.shape))
     batch, time, heads, width = k.shape
-    of_k, of_v = (x.view(batch, heads, time, width).transpose(1, 2).to(k.dtype).contiguous() for x in (of_k, of_v))
+    of_k, of_v = (
+        torch.empty_like(k, memory_format=torch.contiguous_format).copy_(
+            x.view(batch, heads, time, width).transpose(1, 2)
+        )
+        for x in (of_k, of_v)
+    )
     return of_q.mul_(scale), of_k, of_v
 
 
