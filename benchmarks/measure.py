@@ -1,4 +1,4 @@
-"""What both benchmarks share: the peers' interpreters, medians, tables, JSON lines, and how quiet the machine was."""
+"""What the benchmarks share: the peers' interpreters and sources, medians, tables, JSON lines, how quiet it was."""
 
 import json
 import os
@@ -22,6 +22,14 @@ def python_of(environment: str | None) -> str:
     if not python.exists():
         sys.exit(f"{python} is missing: benchmarks/run.sh makes the environments of the peers")
     return str(python)
+
+
+def source_of(peer: str) -> Path:
+    """The sources of a peer that is no package, which ``run.sh`` fetches."""
+    folder = ENVS / "sources" / peer
+    if not folder.is_dir():
+        sys.exit(f"{folder} is missing: benchmarks/run.sh fetches the sources of the peers")
+    return folder
 
 
 class Spread(NamedTuple):

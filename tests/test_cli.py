@@ -137,8 +137,8 @@ FLAGS = {
         "",
         "--activation-checkpointing --batch-size --compile --context --data --device --devices --dim --dry-run "
         "--epochs --ffn --heads --keep --kv-heads --layers --log-every --lr --mfu --micro-batch --out/-o --overwrite "
-        "--precision --quiet/-q --resume/--no-resume --save-every --seed --size --steps --tensor-parallel --tokens "
-        "--verify/--no-verify --vocab-size --warmup --weight-decay",
+        "--precision --quiet/-q --replicas --resume/--no-resume --save-every --seed --size --steps --tensor-parallel "
+        "--tokens --verify-resume --verify/--no-verify --vocab-size --warmup --weight-decay",
     ),
     "generate": (
         "model prompts",

@@ -2,17 +2,21 @@
 
 import shutil
 from collections.abc import Callable, Iterator
+from functools import partial
 
 import pytest
 import torch
 import torch.nn.functional as F  # noqa: N812
 from torch import Tensor
+from torch._subclasses.fake_tensor import FakeTensorMode
 
 from llamactl.model import functions
 from llamactl.model.config import Config
 from llamactl.model.llama import Llama
-from llamactl.train import optim
-from llamactl.train.step import next_token_loss, take
+from llamactl.train.optim import AdamW
+from llamactl.train.parallel import Job
+from llamactl.train.schedule import Cosine
+from llamactl.train.step import Outcome, next_token_loss, take
 
 CPU = torch.device("cpu")
 TOLERANCE = {torch.float64: 1e-12, torch.float32: 2e-6, torch.bfloat16: 1e-2}
@@ -68,7 +72,7 @@ def test_causal_attention(
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
-@pytest.mark.parametrize(("tokens", "rows"), [(1, 1024), (37, 8), (40, 8), (7, 1024)])
+@pytest.mark.parametrize(("tokens", "rows"), [(0, 8), (1, 1024), (37, 8), (40, 8), (7, 1024)])
 def test_negative_log_likelihood(
     tokens: int, rows: int, dtype: torch.dtype, products: None, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -104,17 +108,35 @@ def test_linear_norm_and_swiglu(dtype: torch.dtype, products: None) -> None:
     agree(functions.swiglu, lambda a, b: F.silu(a) * b, [x, randn(3, 5, 16, dtype=dtype, seed=3)], dtype)
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("shape", SHAPES)
+def test_what_the_compiler_is_told_of_attention_is_so(
+    shape: tuple[int, int, int, int, int], dtype: torch.dtype, products: None
+) -> None:
+    """Shapes and strides: a compiled layer with a batch of one failed where they were others."""
+    batch, time, heads, groups, width = shape
+    given = [randn(batch, time, n, width, dtype=dtype, seed=n) for n in (heads, groups, groups)]
+
+    def layouts(q: Tensor, k: Tensor, v: Tensor) -> list[tuple[tuple[int, ...], tuple[int, ...]]]:
+        out, kept = torch.ops.llamactl.causal_attention(q, k, v, True)
+        gradients = torch.ops.llamactl.causal_attention_backward(q, k, v, kept, torch.ones_like(out))
+        return [(tuple(one.shape), one.stride()) for one in (out, kept, *gradients)]
+
+    with FakeTensorMode() as mode:
+        told = layouts(*map(mode.from_tensor, given))
+    assert told == layouts(*given)
+
+
 def curve(loss_of: Callable[[Llama, Tensor], Tensor], dtype: torch.dtype, compiled: bool = False) -> list[float]:
     """Losses of ten steps."""
     config = Config(dim=32, layers=2, heads=4, kv_heads=2, ffn=48, vocab=61, context=70)
-    model = Llama.create(config, dtype, CPU, 0)
-    optimizer = optim.adamw(model)
-    if compiled:
-        model.compile_blocks()
+    job = Job(None, CPU)
+    model = Llama.create(config, dtype, CPU, 0, partial(job.arrange, checkpointing="none", compiled=compiled))
+    optimizer = AdamW(model, Cosine(1e-2, 1, 10, floor=1.0))
     losses = []
     for step in range(10):
         ids = torch.randint(0, 20, (2, 71), generator=torch.Generator().manual_seed(step))
-        losses.append(take(model, optimizer, loss_of, ids, 2 * 70, 2, 1e-2, 1.0).loss)
+        losses.append(Outcome.read(take(model, optimizer, loss_of, ids, 2 * 70, 2, job)).loss)
     return losses
 
 

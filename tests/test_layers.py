@@ -23,6 +23,7 @@ MAY_IMPORT = {
         "llamactl.errors",
         "llamactl.hardware",
         "llamactl.artifacts.checkpoint",
+        "llamactl.artifacts.tensors",  # Later: a tensor that is gathered when it is written
         "llamactl.text.tokenizer",
         "llamactl.model",
     },

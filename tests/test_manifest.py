@@ -155,7 +155,7 @@ def test_training_leaves_its_metrics(made: dict[str, Path]) -> None:
 def test_energy_says_how_it_was_found(device: str) -> None:
     run = Run("a test", {}, {})
     run.device, run.devices = device, 8
-    run.earlier_seconds = 3600.0
+    run.earlier = 8 * 3600.0
     facts = run.manifest([])
     watts = 700 if "H100" in device else 400
     assert facts["device_hours"] == pytest.approx(8, rel=1e-3)

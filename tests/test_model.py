@@ -50,7 +50,7 @@ def some_ids(config: Config, rows: int = 3, time: int = 40, seed: int = 0) -> Te
 def theirs(model: Llama) -> LlamaForCausalLM:
     config = LlamaConfig.from_dict(model.config.to_hf("float32"))
     other = LlamaForCausalLM(config).eval()
-    missing = other.load_state_dict(dict(model.hf_state(torch.float32)), strict=True)
+    missing = other.load_state_dict({name: later.make() for name, later in model.hf_state(torch.float32)}, strict=True)
     assert not missing.missing_keys
     return other
 

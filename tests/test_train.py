@@ -2,11 +2,12 @@
 
 import json
 import math
+import os
 import shutil
 import signal
 from collections.abc import Callable, Iterator
+from contextlib import suppress
 from fractions import Fraction
-from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -21,22 +22,28 @@ from llamactl.artifacts.manifest import Run
 from llamactl.artifacts.records import Shard
 from llamactl.artifacts.shards import Shards, Writer
 from llamactl.cli import app
-from llamactl.errors import Fault
+from llamactl.errors import Fault, Interrupted
 from llamactl.model import device
 from llamactl.model.config import Config
 from llamactl.model.llama import Llama
-from llamactl.train import loop, optim
+from llamactl.train import loop, optim, schedule
+from llamactl.train import step as stepping
 from llamactl.train.batches import Mix, shares
 from llamactl.train.loop import Step, Training
+from llamactl.train.optim import AdamW
+from llamactl.train.parallel import Job, joined
 from llamactl.train.schedule import Cosine, Plan
 from llamactl.train.step import Loss, Outcome, next_token_loss, take
 
 torch.set_num_threads(1)  # faster for small tensors, on a machine that others use as well
 
 CPU = torch.device("cpu")
+ALONE = Job(None, CPU)
 SMALL = Config(dim=32, layers=2, heads=4, kv_heads=2, ffn=48, vocab=61, context=24)
 GOLDEN = [4.10494, 4.10121, 3.8994, 3.72575, 3.58035, 3.48782, 3.4442, 3.39337, 3.38178, 3.39243]
-FIELDS = {"step", "tokens", "loss", "lr", "grad_norm", "tokens_per_second", "mfu", "memory_bytes", "refused"}
+FIELDS = {
+    "step", "tokens", "loss", "lr", "grad_norm", "tokens_per_second", "mfu", "memory_bytes", "refused", "save_seconds",
+}  # fmt: skip
 
 
 @pytest.fixture(autouse=True)
@@ -66,18 +73,19 @@ def fresh(dtype: torch.dtype = torch.float32) -> Llama:
 
 
 def plan(steps: int, batch_size: int = 8, micro_batch: int = 4, save_every: int = 1000, peak: float = 1e-2) -> Plan:
-    schedule = Cosine(peak, steps // 5, steps)
-    return Plan(schedule, batch_size, batch_size * SMALL.context, micro_batch, save_every, keep=2)
+    return Plan(
+        Cosine(peak, steps // 5, steps), batch_size, batch_size * SMALL.context, micro_batch, save_every, keep=2
+    )
 
 
-def training(directory: Path, model: Llama | None = None) -> Training:
+def training(directory: Path, how: Plan, model: Llama | None = None, job: Job = ALONE) -> Training:
     directory.mkdir(exist_ok=True)
     model = model or fresh()
-    return Training(model, optim.adamw(model), Run("test", {}, {}, directory), directory)
+    return Training(model, AdamW(model, how.schedule), Run("test", {}, {}, directory), directory, job, how.keep)
 
 
 def trained(directory: Path, how: Plan, loss_of: Loss = next_token_loss, data: Any = batch) -> tuple[Llama, list[Step]]:
-    here = training(directory)
+    here = training(directory, how)
     return here.model, list(loop.steps(here, data, loss_of, how))
 
 
@@ -96,11 +104,26 @@ def weights(model: Llama) -> dict[str, Tensor]:
     return {name: parameter.detach().clone() for name, parameter in model.named_parameters()}
 
 
-def step_on(
-    model: Llama, micro_batch: int, lr: float = 1e-3, clip: float = 1.0, rows: int = 8, loss_of: Loss = next_token_loss
+def adamw(model: Llama, lr: float = 1e-3) -> AdamW:
+    """AdamW at one learning rate."""
+    return AdamW(model, Cosine(lr, 0, 100, floor=1.0))
+
+
+def stepped(
+    model: Llama,
+    optimizer: AdamW,
+    ids: Tensor,
+    micro_batch: int = 8,
+    loss_of: Loss = next_token_loss,
+    targets: int | None = None,
+    before_update: Callable[[], None] = lambda: None,
 ) -> Outcome:
-    ids = batch(0, rows)
-    return take(model, optim.adamw(model), loss_of, ids, rows * SMALL.context, micro_batch, lr, clip)
+    targets = targets or len(ids) * SMALL.context
+    return Outcome.read(take(model, optimizer, loss_of, ids, targets, micro_batch, ALONE, before_update=before_update))
+
+
+def step_on(model: Llama, micro_batch: int, rows: int = 8, loss_of: Loss = next_token_loss) -> Outcome:
+    return stepped(model, adamw(model), batch(0, rows), micro_batch, loss_of)
 
 
 # -- the schedule
@@ -132,39 +155,46 @@ def test_warm_up_is_linear_and_the_middle_of_the_cosine_is_half_way() -> None:
 
 
 def test_adamw_has_the_papers_numbers() -> None:
-    optimizer = optim.adamw(fresh())
-    assert [group["weight_decay"] for group in optimizer.param_groups] == [0.1, 0.0]
-    for group in optimizer.param_groups:
-        assert (group["betas"], group["eps"]) == ((0.9, 0.95), 1e-5)
-    assert (optim.CLIP, optim.WARMUP, Cosine(1, 0, 1).floor) == (1.0, 2000, 0.1)
+    assert (optim.BETAS, optim.EPS, optim.WEIGHT_DECAY) == ((0.9, 0.95), 1e-5, 0.1)
+    assert (optim.CLIP, schedule.WARMUP, Cosine(1, 0, 1).floor) == (1.0, 2000, 0.1)
 
 
-def test_every_parameter_is_in_one_group_and_only_matrices_decay() -> None:
+def test_every_parameter_has_its_decay_and_only_matrices_decay() -> None:
     model = fresh()
-    matrices, vectors = (group["params"] for group in optim.adamw(model, 0.3).param_groups)
-    names = {id(parameter): name for name, parameter in model.named_parameters()}
-    assert sorted(names[id(parameter)] for parameter in chain(matrices, vectors)) == sorted(names.values())
-    assert all(names[id(parameter)].endswith("norm.weight") for parameter in vectors)
-    assert not any(names[id(parameter)].endswith("norm.weight") for parameter in matrices)
+    optimizer = AdamW(model, Cosine(1, 0, 1), 0.3)
+    names = {name for name, _ in model.named_parameters()}
+    assert optimizer.decay.keys() == optimizer.moments.keys() == names
+    assert {name for name, decay in optimizer.decay.items() if decay == 0} == {
+        name for name in names if name.endswith("norm.weight")
+    }
+    assert set(optimizer.decay.values()) == {0.0, 0.3}
 
 
-def test_an_update_is_adamws_by_hand() -> None:
-    model, lr = fresh(), 1e-2
-    before = weights(model)
-    moments = {name: (torch.zeros_like(p), torch.zeros_like(p)) for name, p in before.items()}
-    optimizer = optim.adamw(model)
-    for step in (1, 2, 3):
-        take(model, optimizer, next_token_loss, batch(step, 4), 4 * SMALL.context, 4, lr, 1e9)
+@pytest.mark.parametrize("clip", [1e9, 0.05])
+def test_an_update_is_adamws_by_hand(monkeypatch: pytest.MonkeyPatch, clip: float) -> None:
+    monkeypatch.setattr(stepping, "CLIP", clip)
+    model, rates = fresh(), Cosine(1e-2, 2, 5)
+    wanted = weights(model)
+    moments = {name: (torch.zeros_like(p), torch.zeros_like(p)) for name, p in wanted.items()}
+    optimizer = AdamW(model, rates)
+    gradients: dict[str, Tensor] = {}
+
+    def keep() -> None:
+        gradients.update({name: p.grad.clone() for name, p in model.named_parameters() if p.grad is not None})
+
+    for step, lr in enumerate(map(rates.at, range(5)), 1):
+        outcome = stepped(model, optimizer, batch(step, 4), before_update=keep)
+        assert (outcome.grad_norm > clip) == (clip < 1)
         for name, parameter in model.named_parameters():
-            assert parameter.grad is not None
             m, v = moments[name]
-            m.mul_(0.9).add_(0.1 * parameter.grad)
-            v.mul_(0.95).add_(0.05 * parameter.grad**2)
+            gradient = gradients[name] * min(1.0, clip / outcome.grad_norm)
+            m.mul_(0.9).add_(0.1 * gradient)
+            v.mul_(0.95).add_(0.05 * gradient**2)
             decay = 0.1 if parameter.dim() > 1 else 0.0
             change = (m / (1 - 0.9**step)) / ((v / (1 - 0.95**step)).sqrt() + 1e-5)
-            before[name] = before[name] * (1 - lr * decay) - lr * change
+            wanted[name] = wanted[name] * (1 - lr * decay) - lr * change
     for name, parameter in model.named_parameters():
-        assert torch.allclose(parameter, before[name], atol=1e-5), name
+        assert torch.allclose(parameter, wanted[name], atol=1e-5), name
 
 
 # -- one step
@@ -196,8 +226,7 @@ def test_accumulation_weighs_tokens_not_micro_batches() -> None:
     losses = []
     for micro_batch in (8, 1):
         model = fresh()
-        targets = odd * SMALL.context
-        losses.append(take(model, optim.adamw(model), only_some, ids, targets, micro_batch, 1e-3, 1.0).loss)
+        losses.append(stepped(model, adamw(model), ids, micro_batch, only_some, odd * SMALL.context).loss)
     model = fresh()
     wanted = next_token_loss(model, ids[ids[:, 0] % 2 == 1]).item() / (odd * SMALL.context)
     assert losses == pytest.approx([wanted, wanted], rel=1e-6)
@@ -232,17 +261,20 @@ def test_a_bf16_step_is_close_to_an_fp32_one_and_its_gradients_are_fp32() -> Non
             assert not torch.equal(b.grad, b.grad.bfloat16().float()), name
 
 
-def test_gradients_are_clipped_once_on_their_global_norm() -> None:
-    """With plain gradient descent the length of the whole update is lr x clip, whatever the micro-batches."""
-    for micro_batch in (8, 2, 1):
-        model = fresh()
-        before = weights(model)
-        optimizer = torch.optim.SGD(model.parameters(), lr=0.0)
-        ids, targets = batch(0, 8), 8 * SMALL.context
-        outcome = take(model, optimizer, next_token_loss, ids, targets, micro_batch, 0.5, 0.01)
-        moved = torch.cat([(p - before[name]).flatten() for name, p in model.named_parameters()])
-        assert outcome.grad_norm > 0.1
-        assert moved.norm().item() == pytest.approx(0.5 * 0.01, rel=1e-4)
+def first_moments(optimizer: AdamW) -> float:
+    """The length of all first moments: after one step, a tenth of that of the gradient that was applied."""
+    return torch.cat([first.flatten() for first, _ in optimizer.moments.values()]).norm().item()
+
+
+@pytest.mark.parametrize("micro_batch", [8, 2, 1])
+def test_gradients_are_clipped_once_on_their_global_norm(monkeypatch: pytest.MonkeyPatch, micro_batch: int) -> None:
+    """The length of the gradient that is applied is that of the clip, whatever the micro-batches."""
+    monkeypatch.setattr(stepping, "CLIP", 0.01)
+    model = fresh()
+    optimizer = adamw(model)
+    outcome = stepped(model, optimizer, batch(0, 8), micro_batch)
+    assert outcome.grad_norm > 0.1
+    assert first_moments(optimizer) == pytest.approx(0.1 * 0.01, rel=1e-4)
 
     model = fresh()
     (next_token_loss(model, batch(0, 8)) / (8 * SMALL.context)).backward()
@@ -250,13 +282,20 @@ def test_gradients_are_clipped_once_on_their_global_norm() -> None:
     assert outcome.grad_norm == pytest.approx(torch.stack(norms).norm().item(), rel=1e-5)
 
 
-def test_a_small_gradient_is_not_clipped() -> None:
+def test_a_small_gradient_is_not_clipped(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(stepping, "CLIP", 1e6)
     model = fresh()
-    before = weights(model)
-    optimizer = torch.optim.SGD(model.parameters(), lr=0.0)
-    outcome = take(model, optimizer, next_token_loss, batch(0, 8), 8 * SMALL.context, 8, 0.5, 1e6)
-    moved = torch.cat([(p - before[name]).flatten() for name, p in model.named_parameters()])
-    assert moved.norm().item() == pytest.approx(0.5 * outcome.grad_norm, rel=1e-4)
+    optimizer = adamw(model)
+    outcome = stepped(model, optimizer, batch(0, 8))
+    assert first_moments(optimizer) == pytest.approx(0.1 * outcome.grad_norm, rel=1e-4)
+
+
+def test_what_is_told_is_counted(tmp_path: Path) -> None:
+    model = fresh()
+    asked = take(
+        model, adamw(model), next_token_loss, batch(0, 2), 48, 1, ALONE, tells=lambda: (True, False, True)
+    )  # fmt: skip
+    assert Outcome.read(asked).told == (1, 0, 1)
 
 
 # -- what is not finite
@@ -273,25 +312,26 @@ def infinite_gradient(model: Llama, ids: Tensor) -> Tensor:
     ids=["nan", "inf", "gradient"],
 )
 def test_a_step_that_is_not_finite_changes_nothing(loss_of: Loss) -> None:
-    model = fresh()
-    optimizer = optim.adamw(model)
-    how = (8 * SMALL.context, 2, 1e-2, 1.0)
-    take(model, optimizer, next_token_loss, batch(0, 8), *how)
-    before = weights(model)
-    moments = [{k: v.clone() for k, v in optimizer.state[p].items()} for p in model.parameters()]
-    outcome = take(model, optimizer, loss_of, batch(8, 8), *how)
+    """Parameters, moments and the count of updates: the next update is that of a run that never met the batch."""
+    model, spared = fresh(), fresh()
+    optimizer, other = adamw(model, 1e-2), adamw(spared, 1e-2)
+    stepped(model, optimizer, batch(0, 8), 2)
+    stepped(spared, other, batch(0, 8), 2)
+    outcome = stepped(model, optimizer, batch(8, 8), 2, loss_of)
     assert not outcome.applied
-    assert all(torch.equal(parameter, before[name]) for name, parameter in model.named_parameters())
-    for parameter, kept in zip(model.parameters(), moments, strict=True):
-        assert all(torch.equal(value, kept[key]) for key, value in optimizer.state[parameter].items())
-    assert take(model, optimizer, next_token_loss, batch(8, 8), *how).applied
+    for _ in range(2):
+        assert all(torch.equal(a, b) for a, b in zip(model.parameters(), spared.parameters(), strict=True))
+        for name, pair in optimizer.moments.items():
+            assert all(torch.equal(a, b) for a, b in zip(pair, other.moments[name], strict=True)), name
+        assert stepped(model, optimizer, batch(8, 8), 2).applied
+        stepped(spared, other, batch(8, 8), 2)
 
 
 def test_refused_batches_are_passed_over_and_all_updates_are_made(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     """Each step has two micro-batches; one of batch 2 and one of batch 5 are bad."""
-    here = training(tmp_path / "a")
+    here = training(tmp_path / "a", plan(10))
     taken = list(loop.steps(here, batch, poisoned(lambda n: n in (5, 10)), plan(10)))
     assert [step.step for step in taken] == list(range(1, 11))
     assert [step.refused for step in taken] == [0, 0, 1, 1, 2, 2, 2, 2, 2, 2]
@@ -305,18 +345,20 @@ def test_refused_batches_are_passed_over_and_all_updates_are_made(
 
 
 def test_ten_refused_steps_in_a_row_end_the_run_with_the_state_saved(tmp_path: Path) -> None:
-    here = training(tmp_path)
+    here = training(tmp_path, plan(20))
     seen = []
     with pytest.raises(Fault, match=r"10 steps in a row.*step 3") as stopped:
         seen.extend(step.step for step in loop.steps(here, batch, poisoned(lambda n: n >= 6), plan(20)))
     assert "--no-resume" in stopped.value.remedy
-    saved = state.load(tmp_path / "state")
+    saved = state.newest(tmp_path / "state")
     assert saved is not None
     assert (saved.facts["step"], saved.facts["refused"]) == (3, 10)
     for name, parameter in here.model.named_parameters():
-        assert torch.equal(saved.tensors[f"parameter/{name}"], parameter)
+        found = torch.empty_like(parameter.detach())
+        saved.read(f"parameter/{name}", (0,) * found.dim(), found)
+        assert torch.equal(found, parameter)
 
-    again = training(tmp_path)
+    again = training(tmp_path, plan(20))
     assert again.resume()
     rest = list(loop.steps(again, batch, next_token_loss, plan(20)))
     assert [step.step for step in rest] == list(range(4, 21))
@@ -370,15 +412,16 @@ def test_a_run_depends_on_its_seed_alone(tmp_path: Path) -> None:
 @pytest.mark.parametrize("stop", [0, 1, 3, 7])
 def test_a_resumed_training_is_the_same_to_the_bit(tmp_path: Path, stop: int, dtype: torch.dtype) -> None:
     how = plan(8, save_every=100)
-    whole = training(tmp_path / "whole", fresh(dtype))
+    whole = training(tmp_path / "whole", how, fresh(dtype))
     losses = [step.loss for step in loop.steps(whole, batch, next_token_loss, how)]
-    first = training(tmp_path / "parts", fresh(dtype))
+    first = training(tmp_path / "parts", how, fresh(dtype))
     steps = loop.steps(first, batch, next_token_loss, how)
     found = [next(steps).loss for _ in range(stop)]
     steps.close()
-    first.save(keep=2)
+    first.save()
+    first.finish_saving()
     model = Llama.create(SMALL, dtype, CPU, 77)  # other weights, which the state replaces
-    second = training(tmp_path / "parts", model)
+    second = training(tmp_path / "parts", how, model)
     assert second.resume()
     found += [step.loss for step in loop.steps(second, batch, next_token_loss, how)]
     assert found == losses
@@ -386,17 +429,104 @@ def test_a_resumed_training_is_the_same_to_the_bit(tmp_path: Path, stop: int, dt
 
 
 def test_states_are_saved_as_often_as_asked_and_pruned(tmp_path: Path) -> None:
-    here = training(tmp_path)
+    """In the background: a state has its name two steps later at the latest."""
+    here = training(tmp_path, how := plan(9, save_every=2))
     seen = [
-        "".join(sorted(place.name[-1] for place in (tmp_path / "state").glob("*")))
-        for _ in loop.steps(here, batch, next_token_loss, plan(9, save_every=2))
+        "".join(sorted(place.name[-1] for place in (tmp_path / "state").glob("step-*")))
+        for _ in loop.steps(here, batch, next_token_loss, how)
     ]
-    assert seen == ["", "", "2", "2", "24", "24", "46", "46", "68"]
+    assert seen[:3] == ["", "", ""]
+    for step, found in enumerate(seen[3:], 4):
+        early, late = ("".join(str(n) for n in range(2, last + 1, 2))[-2:] for last in (step - 3, step - 1))
+        assert found in (early, late), (step, seen)
+    assert [place.name[-1] for place in sorted((tmp_path / "state").iterdir())] == ["8", "9"]
 
 
-def test_signals_mean_what_they_meant_after_the_loop(tmp_path: Path) -> None:
+# -- outcomes that are read late, as on a GPU
+
+
+def told(step: Step) -> tuple[object, ...]:
+    """All of a step but what the clock says."""
+    return step.step, step.tokens, step.loss, step.lr, step.grad_norm, step.refused
+
+
+def states_of(directory: Path) -> dict[str, dict[str, Any]]:
+    """What was saved, to the bit, but for the clock."""
+    return {
+        place.name: {
+            key: value for key, value in state.State(place).facts.items() if key not in ("device_seconds", "sha256")
+        }
+        for place in sorted((directory / "state").glob("step-*"))
+    }
+
+
+@pytest.fixture(params=[1, 2])
+def late(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Callable[[], None]:
+    """Outcomes are read so many steps late from when this is called."""
+    return lambda: monkeypatch.setitem(loop.LAG, "cpu", request.param)
+
+
+@pytest.mark.parametrize(
+    "bad", [(), (5, 10), (4, 6, 8, 11), (0, 2, 5, 21)], ids=lambda bad: ",".join(map(str, bad)) or "none"
+)
+def test_what_is_read_late_is_the_same(
+    tmp_path: Path, late: Callable[[], None], capsys: pytest.CaptureFixture[str], bad: tuple[int, ...]
+) -> None:
+    """Losses, refusals and what is said of them, states and final weights, to the bit. Two micro-batches a step."""
+    seen = []
+    how = plan(11, save_every=3)._replace(keep=9)
+    for name in ("prompt", "late"):
+        if name == "late":
+            late()
+        here = training(tmp_path / name, how)
+        taken = [told(step) for step in loop.steps(here, batch, poisoned(lambda n: n in bad), how)]
+        said = capsys.readouterr().err
+        seen.append((taken, states_of(tmp_path / name), weights(here.model), said, here.refused))
+    assert seen[0][:2] == seen[1][:2]
+    assert seen[0][3:] == seen[1][3:]
+    assert all(torch.equal(a, b) for a, b in zip(seen[0][2].values(), seen[1][2].values(), strict=True))
+    assert list(seen[0][1]) == [f"step-{n:08d}" for n in (3, 6, 9, 11)]
+
+
+def test_ten_refused_steps_read_late_end_the_run_in_the_same_state(tmp_path: Path, late: Callable[[], None]) -> None:
+    for name in ("prompt", "late"):
+        if name == "late":
+            late()
+        here = training(tmp_path / name, plan(20))
+        with pytest.raises(Fault, match=r"10 steps in a row.*step 3"):
+            list(loop.steps(here, batch, poisoned(lambda n: n >= 6), plan(20)))
+    assert states_of(tmp_path / "prompt") == states_of(tmp_path / "late")
+
+
+@pytest.mark.parametrize("step", [1, 6, 7])
+def test_a_run_stopped_late_goes_on_to_the_same_bits(tmp_path: Path, late: Callable[[], None], step: int) -> None:
+    how = plan(18, save_every=4)
+    model, wanted = trained(tmp_path / "whole", how)
+    late()
+    taken = []
+    with pytest.raises(Interrupted, match="stopped by SIGUSR1 after step"), joined(CPU, how.batch_size) as job:
+        for one in loop.steps(training(tmp_path / "parts", how, job=job), batch, next_token_loss, how):
+            taken.append(told(one))
+            if one.step == step:
+                os.kill(os.getpid(), signal.SIGUSR1)
+    assert step < len(taken) <= step + 1 + 2 * loop.LAG["cpu"]  # launched before it, and before it was read
+    second = training(tmp_path / "parts", how, Llama.create(SMALL, torch.float32, CPU, 77))
+    assert second.resume()
+    assert second.step == len(taken)
+    taken += [told(one) for one in loop.steps(second, batch, next_token_loss, how)]
+    assert taken == [told(one) for one in wanted]
+    assert all(torch.equal(a, b) for a, b in zip(model.parameters(), second.model.parameters(), strict=True))
+
+
+@pytest.mark.parametrize("ending", [None, Fault("x", "y"), KeyboardInterrupt()], ids=str)
+def test_signals_mean_what_they_meant_after_a_job(ending: BaseException | None) -> None:
     before = [signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGUSR1)]
-    trained(tmp_path, plan(2))
+    with suppress(Fault, KeyboardInterrupt), joined(CPU, 8) as job:
+        for number in (signal.SIGUSR1, signal.SIGTERM):
+            os.kill(os.getpid(), number)
+        assert job.caught == [signal.SIGUSR1, signal.SIGTERM]
+        if ending:
+            raise ending
     assert [signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGUSR1)] == before
 
 
@@ -435,6 +565,8 @@ def test_metrics_and_manifest_of_a_run(base_model: Path, shards_dir: Path) -> No
 
     run = json.loads((base_model / "run.json").read_text())
     assert (run["stage"], run["seed"], run["devices"]) == ("pretrain", 0, 1)
+    assert run["job"] == {"processes": 1, "replicas": 1, "shards": 1, "tensor": 1}
+    assert 0 < run["save_seconds"] < 60
     assert run["done"] == {"tokens": 4096, "samples": 32}
     assert run["skipped"] == {}
     settings = run["settings"]
@@ -463,6 +595,28 @@ def test_a_stored_model_is_in_the_precision_of_the_run(little: list[object], tmp
     pretrain(*little, "--steps", 2, "--precision", "bf16")
     assert json.loads((tmp_path / "out" / "config.json").read_text())["torch_dtype"] == "bfloat16"
     assert Llama.load(tmp_path / "out", CPU).dtype == torch.bfloat16
+
+
+@pytest.mark.parametrize("lag", [0, 1])
+@pytest.mark.parametrize("precision", ["fp32", "bf16"])
+def test_verify_resume_says_that_it_is_exact_and_leaves_nothing(
+    little: list[object], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, lag: int, precision: str
+) -> None:
+    """Also where outcomes are read late, as on a GPU."""
+    monkeypatch.setitem(loop.LAG, "cpu", lag)
+    done = pretrain(*little, "--steps", 7, "--precision", precision, "--verify-resume")
+    assert "resume is exact: 3 + 3 steps equal 6 in every bit" in done.stderr
+    assert (done.stdout, list(tmp_path.iterdir())) == ("", [])
+
+
+def test_verify_resume_finds_what_is_not_exact(
+    little: list[object], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(AdamW, "counted", lambda optimizer, updates: None)
+    done = pretrain(*little, "--steps", 8, "--verify-resume", status=1)
+    assert "4 + 4 steps differ from 8" in done.stderr
+    assert "differs in " in done.stderr
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_tokens_are_another_way_to_say_steps(little: list[object], tmp_path: Path) -> None:

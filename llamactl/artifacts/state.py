@@ -13,6 +13,7 @@ import math
 import shutil
 import threading
 from collections.abc import Callable, Iterator, Mapping
+from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -79,7 +80,10 @@ class Saver:
         except BaseException as error:  # told to the training by written() and wait()
             if isinstance(error, OSError):
                 error.filename = error.filename or str(partial)
-            shutil.rmtree(partial, ignore_errors=True)
+            with suppress(OSError):  # room for others; what other processes write is theirs
+                for own in partial.glob(f"{name}.*"):
+                    own.unlink()
+                partial.rmdir()
             self._error = error
 
     def written(self) -> bool:

@@ -40,6 +40,7 @@ LOST = ("gloo", "nccl", "connection", "socket", "peer", "store")  # words of an 
 # What selective checkpointing keeps: the results of matrix products and of attention; the rest is computed again.
 _aten = torch.ops.aten
 KEPT = {
+    torch.ops.llamactl.causal_attention.default,
     _aten.mm.default,
     _aten.bmm.default,
     _aten.addmm.default,

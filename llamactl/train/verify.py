@@ -25,7 +25,8 @@ def resume_is_exact(begin: Callable[[Path], Training], batch: Batch, loss_of: Lo
     half = min(HALF, plan.schedule.steps // 2)
     if half < 1:
         raise Fault("--verify-resume", "a run of one step cannot be interrupted", "give more --steps")
-    plan = plan._replace(schedule=plan.schedule._replace(steps=2 * half), save_every=2 * half)
+    # states at the half way too, so that on a GPU no step has been launched beyond it when it is saved
+    plan = plan._replace(schedule=plan.schedule._replace(steps=2 * half), save_every=half)
     undisturbed, interrupted = scratch / "undisturbed", scratch / "interrupted"
     try:
         training = begin(undisturbed)
