@@ -91,10 +91,10 @@ def saved(config: Config, layout: Layout) -> list[Saved]:
     """What ``Block.forward`` saves, in its order; tests/test_planning.py counts it."""
     width = WIDTHS[layout.precision]
     d, f, kv = width * config.dim, width * config.ffn, width * config.kv_heads * config.head_dim
-    cut, cpu = layout.tensor_parallel > 1, layout.on_cpu
-    sums = 4 * config.heads  # attention's log-sum-exp, fp32
+    cut = layout.tensor_parallel > 1
     blocks = min(8, math.ceil(layout.context / 64))  # of CPU attention, which keep the lower triangle of probabilities
     triangle = width * config.heads * layout.context * (blocks + 1) // (2 * blocks) * (layout.context <= CPU_KEPT)
+    beside = triangle if layout.on_cpu else 4 * config.heads
     return [
         Saved("the block's input", d, d, d),
         Saved("fp32 and scaled copies in the norms, if they are cut", 8 * config.dim if cut else 0, 0, 0),
@@ -102,8 +102,8 @@ def saved(config: Config, layout: Layout) -> list[Saved]:
         Saved("queries and keys, projected", 0, d + kv, 0),
         Saved("queries and keys, rotated", d + kv, 0, 0),
         Saved("values", kv, kv, 0),
-        Saved("attention's output", d, 0 if cpu else d, 0),
-        Saved("its log-sum-exp, or probabilities", triangle if cpu else sums, 0 if cpu else sums, 0),
+        Saved("attention's output", d, d, 0),
+        Saved("its log-sum-exp, or probabilities", beside, beside, 0),
         Saved("wo's output", 0, d, 0),
         Saved("the sum of that and the input", d, 0, 0),
         Saved("ffn_norm's output", d, 0, 0, gathered=True),
@@ -151,9 +151,10 @@ def memory(config: Config, layout: Layout) -> Memory:
             activations=inputs + again,
             working=max(passing, at_start),
         ),
-        state._replace(
-            activations=kept + again, working=max(passing, at_end)
-        ),  # that of the first: all gradients are there
+        state._replace(  # that of the first: all gradients are there
+            activations=kept + again,
+            working=max(passing, at_end),
+        ),
     )
     fullest = max(moments, key=lambda moment: moment.total)
     return fullest._replace(lost=HOLES * fullest.total if layout.on_cpu else 0.0)
@@ -260,10 +261,11 @@ def rows(
     fault, room = misfit(config, layout), ROOM * device.memory
     if fault and fault.subject != "--batch-size":
         raise fault
-    need, over = memory(config, layout), f"{layout.ranks // layout.replicas:,} x {layout.tensor_parallel}"
+    need, shards = memory(config, layout), layout.ranks // layout.replicas
+    mesh = f"replicas {layout.replicas:,} x shards {shards:,} x tensor parallel {layout.tensor_parallel}"
     said = [
         ("FLOPs a token", f"{ui.count(config.flops_per_token)}: 6 a parameter"),
-        ("devices", f"{layout.devices:,} x {title}: {layout.replicas:,} x the model over {over} (sharded x tensor)"),
+        ("devices", f"{layout.devices:,} x {title}: {mesh}"),
         ("micro-batches", f"{layout.micro_batches:,} a step, of {layout.sequences:,} x {layout.context:,} tokens"),
         ("memory a device", f"{ui.size(need.total)} at the fullest moment, checkpointing {layout.checkpointing}"),
         *((f"  {name}", ui.size(size)) for name, size in need._asdict().items() if size),
