@@ -138,6 +138,7 @@ def memory(config: Config, layout: Layout) -> Memory:
         at_start = at_end = matrix * ((4 if adding_up else 0) + narrow)
     state = Memory(4 * parameters / shards, 8 * parameters / shards, gradients, compute, 0.0, 0.0, 0.0)
     inputs = config.layers * kept
+    passing = tokens / tensor * width * (2 * config.ffn + config.dim)  # gradients of activations, at SwiGLU
     moments = (
         state._replace(  # the head: the gradient of its logits is kept, that of its weights adds up in fp32
             gradients=gradients if adding_up else 0.0,
@@ -148,9 +149,11 @@ def memory(config: Config, layout: Layout) -> Memory:
         state._replace(  # the last block's backward pass, which computes again what was not kept
             gradients=gradients if adding_up else 0.0,
             activations=inputs + again,
-            working=at_start,
+            working=max(passing, at_start),
         ),
-        state._replace(activations=kept + again, working=at_end),  # that of the first: all gradients are there
+        state._replace(
+            activations=kept + again, working=max(passing, at_end)
+        ),  # that of the first: all gradients are there
     )
     fullest = max(moments, key=lambda moment: moment.total)
     return fullest._replace(lost=HOLES * fullest.total if layout.on_cpu else 0.0)
