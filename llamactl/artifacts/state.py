@@ -60,7 +60,6 @@ class Saver:
         """
         assert not self.busy
         self._place, self._facts = self.directory / f"step-{step:08d}", {**facts, "step": step}
-        files.partial(self._place).mkdir(parents=True, exist_ok=True)
         held = {name: piece._replace(elements=piece.elements.cpu()) for name, piece in pieces.items()}
         self._thread = threading.Thread(target=self._write, args=(files.partial(self._place), held), daemon=True)
         self._thread.start()
@@ -69,6 +68,7 @@ class Saver:
         name = f"rank-{self.rank:05d}"
         try:
             held = {key: piece.elements for key, piece in pieces.items()}
+            partial.mkdir(parents=True, exist_ok=True)  # here, for another process may have failed and removed it
             written = tensors.write(partial / f"{name}.safetensors", held)
             chunks = {
                 key: {"whole": piece.whole, "offset": piece.offset, "shape": list(piece.elements.shape)}
