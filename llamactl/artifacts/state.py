@@ -60,6 +60,7 @@ class Saver:
         """
         assert not self.busy
         self._place, self._facts = self.directory / f"step-{step:08d}", {**facts, "step": step}
+        files.partial(self._place).mkdir(parents=True, exist_ok=True)
         held = {name: piece._replace(elements=piece.elements.cpu()) for name, piece in pieces.items()}
         self._thread = threading.Thread(target=self._write, args=(files.partial(self._place), held), daemon=True)
         self._thread.start()
@@ -68,7 +69,6 @@ class Saver:
         name = f"rank-{self.rank:05d}"
         try:
             held = {key: piece.elements for key, piece in pieces.items()}
-            partial.mkdir(parents=True, exist_ok=True)  # here, for another process may have failed and removed it
             written = tensors.write(partial / f"{name}.safetensors", held)
             chunks = {
                 key: {"whole": piece.whole, "offset": piece.offset, "shape": list(piece.elements.shape)}
@@ -80,10 +80,9 @@ class Saver:
         except BaseException as error:  # told to the training by written() and wait()
             if isinstance(error, OSError):
                 error.filename = error.filename or str(partial)
-            with suppress(OSError):  # room for others; what other processes write is theirs
+            with suppress(OSError):  # gives the room back; the directory is for other processes, too
                 for own in partial.glob(f"{name}.*"):
                     own.unlink()
-                partial.rmdir()
             self._error = error
 
     def written(self) -> bool:
