@@ -42,8 +42,8 @@ def alarm(text: str) -> None:
 
 
 def speaker() -> str:
-    """Who speaks, where it is not the first process: ``rank 3: ``."""
-    return "" if first_rank() else f"rank {os.environ['RANK']}: "
+    """Who speaks, where there are many processes: ``rank 3: ``."""
+    return f"rank {os.environ.get('RANK')}: " if os.environ.get("WORLD_SIZE", "1") != "1" else ""
 
 
 def note(text: str) -> None:

@@ -195,9 +195,10 @@ def newest(
         try:
             found = State(place)
             found.check(part, parts)
-        except Fault as fault:
+        except (Fault, OSError) as error:
             found = None
-            ui.alarm(f"state refused: {fault.subject}: {fault.problem}")
+            what = f"{error.subject}: {error.problem}" if isinstance(error, Fault) else f"{place}: {error}"
+            ui.alarm(f"state refused: {what}")
         if agreed(found is not None):
             return found
     if places:

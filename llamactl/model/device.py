@@ -17,9 +17,13 @@ _PROBE = 2048  # side of the largest matrices multiplied to learn the rate of a 
 
 
 def chosen(name: str | None) -> torch.device:
-    """The device that was asked for, or a GPU where there is one; raises Fault where it is not there."""
+    """The device that was asked for, or a GPU where there is one; raises Fault where it is not there.
+
+    Each process of a node has a GPU of its own, unless one is named.
+    """
     try:
-        device = torch.device(name or ("cuda" if torch.cuda.is_available() else "cpu"))
+        own = f"cuda:{os.environ.get('LOCAL_RANK', '0')}"
+        device = torch.device(own if name == "cuda" or (not name and torch.cuda.is_available()) else name or "cpu")
         torch.empty(0, device=device)
     except (RuntimeError, AssertionError) as error:
         raise Fault("--device", f"{name} cannot be used ({str(error).splitlines()[0]})", "try --device cpu") from None

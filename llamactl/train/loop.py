@@ -149,7 +149,8 @@ class Training:
 
 
 def _shape(job: Mapping[str, int]) -> str:
-    return f"{job['processes']} processes ({job['replicas']} x {job['shards']} x {job['tensor']})"
+    number = job["processes"]
+    return f"{number} process{'es' * (number > 1)} ({job['replicas']} x {job['shards']} x {job['tensor']})"
 
 
 def _prefetched(batch: Batch, first: int, plan: Plan, job: Job) -> Generator[Tensor, None, None]:

@@ -30,7 +30,7 @@ class AdamW:
         device = next(iter(self.moments.values()))[0].device
         self._counts = {name: torch.zeros((), device=device) for name in self.parameters}
         rates = [schedule.at(step) for step in range(schedule.steps)]
-        self._rates = torch.tensor(rates, dtype=torch.float64, device=device)
+        self._rates = torch.tensor(rates, device=device)
 
     def counted(self, updates: int) -> None:
         """Set how many updates have been made."""
@@ -42,7 +42,7 @@ class AdamW:
         """Update with the gradients over ``divisor``, or not at all where ``refused`` is true."""
         clipped = divisor.device.type != "cpu" or divisor.item() != 1.0  # a CPU saves writing the gradients back
         count = next(iter(self._counts.values()))
-        rate = self._rates[count.long().clamp_max(len(self._rates) - 1)]
+        rate = torch.take(self._rates, count.long().clamp_max(len(self._rates) - 1))  # an index would be waited for
         for decay in sorted(set(self.decay.values())):
             names = [name for name in self.parameters if self.decay[name] == decay]
             gradients = [self.parameters[name].grad for name in names]

@@ -35,7 +35,14 @@ from llamactl.model.llama import Llama
 from llamactl.train import vocabulary
 
 WHOLE_GRADIENTS = 8 << 30  # bytes of fp32 gradients up to which they stay unsharded between micro-batches
-LOST = ("gloo", "nccl", "connection", "socket", "peer", "store")  # words of an error that another process caused
+LOST = (
+    "gloo",
+    "nccl",
+    "connection closed",
+    "connection reset",
+    "broken pipe",
+    "tcpstore",
+)  # words of an error that another process caused
 
 # What selective checkpointing keeps: the results of matrix products and of attention; the rest is computed again.
 _aten = torch.ops.aten
@@ -205,10 +212,8 @@ def joined(device: torch.device, batch_size: int, tensor: int = 1, replicas: int
         if isinstance(error, NotImplementedError) or not any(word in str(error).lower() for word in LOST):
             raise
         first = str(error).strip().splitlines()[0][:120]
-        problem = f"another process of the job has left, or cannot be reached ({first})"
-        raise Fault(
-            f"rank {job.rank} of {world}", problem, "its own line says why; run the same command again"
-        ) from None
+        problem = f"another of its {world} processes has left, or cannot be reached ({first})"
+        raise Fault("the job", problem, "its own line says why; run the same command again") from None
     dist.barrier()
     dist.destroy_process_group()
 
