@@ -633,7 +633,7 @@ def test_killed_at_touches_of_the_disk_and_gone_on_with(two: Together, another: 
         assert statuses[rank] == -signal.SIGKILL, (attempt, another.said(0), another.said(1))
         assert statuses[1 - rank] == 1
         line = another.said(1 - rank).splitlines()[-1]
-        assert f"rank {1 - rank} of 2: another process of the job has left" in line
+        assert f"rank {1 - rank}: the job: another of its 2 processes has left" in line
         assert not (another.out / "run.json").exists()
     assert kills >= 3
     if not (another.out / "run.json").exists():
@@ -674,9 +674,9 @@ def test_a_full_disk_of_one_process_ends_the_job_with_its_rank(two: Together, an
     statuses = another.together(2, trouble={rank: Trouble(file_limit=20_000)})
     assert statuses == [1, 1]
     line = another.said(rank).splitlines()[-1]
-    assert line.startswith("llamactl: rank 1: " if rank else f"llamactl: {another.out}")
+    assert line.startswith(f"llamactl: rank {rank}: ")
     assert ".step-00000003.partial" in line and "File too large; mend that and run the same command again" in line
-    assert f"rank {1 - rank} of 2: another process of the job has left" in another.said(1 - rank)
+    assert f"rank {1 - rank}: the job: another of its 2 processes has left" in another.said(1 - rank)
     assert another.states() == []
     assert another.together(2) == [0, 0]
     assert another.result() == two.result()
@@ -688,9 +688,9 @@ def test_a_bug_in_one_process_ends_the_job_with_its_rank(another: Together, rank
     assert statuses == [1, 1]
     said = another.said(rank)
     assert "Traceback" in said and said.endswith("ValueError: a bug\n")
-    assert said.count("rank 1: failed:") == rank
+    assert said.count(f"rank {rank}: failed:") == 1
     assert "Traceback" not in another.said(1 - rank)
-    assert f"rank {1 - rank} of 2: another process of the job has left" in another.said(1 - rank)
+    assert f"rank {1 - rank}: the job: another of its 2 processes has left" in another.said(1 - rank)
 
 
 def test_a_directory_that_another_run_writes_to_is_refused(another: Together) -> None:
@@ -704,7 +704,7 @@ def test_a_directory_that_another_run_writes_to_is_refused(another: Together) ->
         second.streams = (another.out.with_suffix(".stdout2"), another.out.with_suffix(".stderr2"))
         assert second.together(2, steps=10**6) == [1, 1]
         assert "another run is writing here" in second.said(0)
-        assert "rank 1 of 2: another process of the job has left" in second.said(1)
+        assert "rank 1: the job: another of its 2 processes has left" in second.said(1)
     finally:
         first.kill()
         first.join()
@@ -797,7 +797,7 @@ def test_torchrun_ends_when_a_process_is_killed_and_goes_on_to_the_same_bits(
     status, stdout, stderr = running.end(60)
     assert time.monotonic() - began < 30
     assert status != 0 and stdout == ""
-    assert f"rank {1 - rank} of 2: another process of the job has left, or cannot be reached" in stderr
+    assert f"rank {1 - rank}: the job: another of its 2 processes has left, or cannot be reached" in stderr
     assert not (pretraining.out / "run.json").exists()
     assert pretraining.states()
     if rank:  # on one process, equal to rounding
