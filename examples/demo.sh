@@ -3,7 +3,7 @@
 #
 #   examples/demo.sh [DIR]
 #
-# A few million parameters, under 8 minutes on two cores. Stopped half-way, the same command goes on; run again, it makes
+# A few million parameters, 4 minutes on two cores with bf16 instructions, 13 without. Stopped half-way, the same command goes on; run again, it makes
 # nothing twice.
 set -euo pipefail
 here=$(cd "$(dirname "$0")" && pwd)
