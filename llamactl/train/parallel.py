@@ -33,8 +33,8 @@ from llamactl.errors import Fault
 from llamactl.model.config import Config
 from llamactl.model.llama import Llama
 from llamactl.train import vocabulary
+from llamactl.train.planning import WHOLE_GRADIENTS
 
-WHOLE_GRADIENTS = 8 << 30  # bytes of fp32 gradients up to which they stay unsharded between micro-batches
 LOST = (
     "gloo",
     "nccl",
