@@ -94,7 +94,7 @@ def main() -> None:
     # OpenMP threads that wait for each other by spinning make a busy machine 4 to 15 times slower than a quiet one;
     # sleeping costs nothing that can be measured. Read when torch is loaded, so it is set before.
     os.environ.setdefault("OMP_WAIT_POLICY", "passive")
-    if int(os.environ.get("WORLD_SIZE", "1")) == 1:
+    if ui.world_size() == 1:
         app()
         return
     # One process of many leaves at once: gloo's destructors abort now and then, and after a fault they can wait for

@@ -30,6 +30,11 @@ def first_rank() -> bool:
     return os.environ.get("RANK", "0") == "0"
 
 
+def world_size() -> int:
+    """Processes of this job, as torchrun says."""
+    return int(os.environ.get("WORLD_SIZE", "1"))
+
+
 def warn(text: str) -> None:
     """One line that even ``--quiet`` does not silence: something was skipped, refused or lost."""
     if first_rank():
@@ -43,7 +48,7 @@ def alarm(text: str) -> None:
 
 def speaker() -> str:
     """Who speaks, where there are many processes: ``rank 3: ``."""
-    return f"rank {os.environ.get('RANK')}: " if os.environ.get("WORLD_SIZE", "1") != "1" else ""
+    return f"rank {os.environ.get('RANK')}: " if world_size() > 1 else ""
 
 
 def note(text: str) -> None:

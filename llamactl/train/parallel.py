@@ -29,6 +29,7 @@ from torch.distributed.tensor.parallel import (
 )
 from torch.utils.checkpoint import CheckpointPolicy, checkpoint, create_selective_checkpoint_contexts
 
+from llamactl import ui
 from llamactl.errors import Fault
 from llamactl.model.config import Config
 from llamactl.model.llama import Llama
@@ -172,11 +173,6 @@ def _context(checkpointing: str) -> dict[str, Any]:
     return {"context_fn": partial(create_selective_checkpoint_contexts, policy)}
 
 
-def world_size() -> int:
-    """Processes of this job, as torchrun says."""
-    return int(os.environ.get("WORLD_SIZE", "1"))
-
-
 @contextmanager
 def joined(device: torch.device, batch_size: int, tensor: int = 1, replicas: int = 1) -> Iterator[Job]:
     """This process among those that torchrun has started; by itself where it has not.
@@ -184,7 +180,7 @@ def joined(device: torch.device, batch_size: int, tensor: int = 1, replicas: int
     SIGTERM and SIGUSR1 are noted meanwhile in ``Job.caught``.
     Raises Fault where the numbers do not go together, and where another process leaves early.
     """
-    world = world_size()
+    world = ui.world_size()
     data, rest = divmod(world, tensor)
     if rest:
         raise Fault("--tensor-parallel", f"{tensor} does not divide the {world} processes", "choose a divisor")
