@@ -77,14 +77,17 @@ class Job:
                 found[int(place.name)] = int(rank) if rank else None
         return found
 
-    def kill(self, rank: int | None = None) -> None:
-        """SIGKILL one rank, or, where none is named, everything."""
+    def kill(self, rank: int | None = None) -> int:
+        """SIGKILL one rank, or, where none is named, everything; how many processes were there to be hit."""
+        hit = 0
         for pid, its_rank in self.alive().items():
             if rank is None or rank == its_rank:
                 try:
                     os.kill(pid, signal.SIGKILL)
                 except ProcessLookupError:
                     continue
+                hit += 1
+        return hit
 
     def wait(self, patience: float) -> float | None:
         """Seconds until all of it is gone; None, and everything killed, where it takes longer than ``patience``."""

@@ -10,8 +10,8 @@ the same training (same global batch, so the same updates) by
 Tokens a second are those of metrics.jsonl, without the first steps of a run. Speed-up is over one process with one
 thread, efficiency that by the number of cores in use.
 
-    a save costs        the time between two lines of metrics.jsonl, as they appear, less that of the step between them,
-                        in a run that saves after every step; less the same in one that saves only at its end
+    a save costs        the time of a step in a run that saves after every step, less that in one that saves only at
+                        its end; of which the training waited (the rest is writing that took the cores from it)
     to the first step   seconds from the command's start until the first line of metrics.jsonl is there: of a fresh run,
                         and of one that goes on after everything was killed. The difference is what resuming costs more
                         than drawing fresh weights
@@ -31,7 +31,6 @@ import shutil
 import statistics
 import tempfile
 import time
-from itertools import pairwise
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -62,7 +61,8 @@ class Seen(NamedTuple):
 
     rates: list[float]  # tokens/s of each step
     peak: int  # bytes, of one process
-    stalls: list[float]  # seconds of each save
+    slowed: list[float]  # seconds of each step that a save went with, over the median of those without
+    waited: list[float]  # seconds of each save that the training stood still
     state: int  # bytes of one
     fresh: float  # seconds to the first step
     resumed: float
@@ -78,16 +78,9 @@ def first_step(job: Job, run: Path, before: list[dict[str, Any]]) -> float:
     return job.seconds()
 
 
-def gaps(job: Job, run: Path, tokens: int) -> list[float]:
-    """Seconds between the steps of a run, as its metrics appear, until it ends."""
-    seen: list[tuple[float, dict[str, Any]]] = []
-    while job.process.poll() is None:
-        time.sleep(POLL)
-        now, lines = time.perf_counter(), metrics(run)
-        seen += [(now, line) for line in lines[len(seen) :]]
-    job.finish()
-    pairs = pairwise(seen[1:])
-    return [later - earlier - tokens / line["tokens_per_second"] for (earlier, _), (later, line) in pairs]
+def seconds(lines: list[dict[str, Any]], tokens: int) -> list[float]:
+    """Of each step but the first, cold ones."""
+    return [tokens / line["tokens_per_second"] for line in lines[COLD:]]
 
 
 def one_round(way: Way, arguments: list[Any], directory: Path, steps: int, tokens: int) -> Seen:
@@ -99,8 +92,10 @@ def one_round(way: Way, arguments: list[Any], directory: Path, steps: int, token
 
     rare, often, broken = (directory / name for name in ("rare", "often", "broken"))
     fresh = first_step(job := start(rare, steps), rare, [])
-    idle = statistics.median(gaps(job, rare, tokens))
-    stalls = [gap - idle for gap in gaps(start(often, 1), often, tokens)]
+    job.finish()
+    start(often, 1).finish()
+    alone = statistics.median(seconds(metrics(rare), tokens))
+    saving = metrics(often)
     job = start(broken, 1)
     while len(saved_steps(broken)) < 2 and job.process.poll() is None:
         time.sleep(POLL)
@@ -111,7 +106,8 @@ def one_round(way: Way, arguments: list[Any], directory: Path, steps: int, token
     lines = metrics(rare)
     newest = rare / "state" / f"step-{saved_steps(rare)[-1]:08d}"
     seen = Seen(
-        [line["tokens_per_second"] for line in lines[COLD:]], max(line["memory_bytes"] for line in lines), stalls,
+        [line["tokens_per_second"] for line in lines[COLD:]], max(line["memory_bytes"] for line in lines),
+        [step - alone for step in seconds(saving, tokens)], [line["save_seconds"] for line in saving[COLD:]],
         sum(file.stat().st_size for file in newest.iterdir()), fresh, resumed,
     )  # fmt: skip
     for run in (rare, often, broken):
@@ -128,21 +124,34 @@ def report(seen: dict[Way, list[Seen]], tokens: int, title: str, others: float, 
         cores = way.processes * way.threads
         peak, state = max(one.peak for one in rounds), rounds[0].state
         step = tokens / speed[way].median
-        stall = Spread.of([one for round_ in rounds for one in round_.stalls])
+        slowed, waited = (
+            Spread.of([one for round_ in rounds for one in getattr(round_, name)]) for name in ("slowed", "waited")
+        )
         fresh, resumed = (Spread.of([getattr(one, name) for one in rounds]) for name in ("fresh", "resumed"))
         rows.append([str(way), speed[way].show(0), f"{up:.2f}", f"{up / cores:.0%}", f"{peak / 2**20:,.0f}"])
         costs.append([
-            str(way), f"{step:.3f}", stall.show(3), f"{stall.median / step:.0%}", f"{state / 1e6:,.1f}", fresh.show(1),
-            resumed.show(1), f"{resumed.median - fresh.median:+.1f}",
+            str(way), f"{step:.2f}", slowed.show(2), f"{waited.median:.2f}", f"{slowed.median / step:.0%}",
+            f"{state / 1e6:,.1f}", fresh.show(1), resumed.show(1), f"{resumed.median - fresh.median:+.1f}",
         ])  # fmt: skip
         append_json(out, {
             "benchmark": "scaling", "title": title, "processes": way.processes, "threads": way.threads,
             "tokens_per_second": speed[way]._asdict(), "speed_up": up, "efficiency": up / cores, "peak_bytes": peak,
-            "step_seconds": step, "save_seconds": stall._asdict(), "state_bytes": state,
+            "step_seconds": step, "save_seconds": slowed._asdict(),
+            "waited_seconds": waited._asdict(), "state_bytes": state,
             "first_step_seconds": fresh._asdict(), "resumed_seconds": resumed._asdict(), "others": others,
         })  # fmt: skip
     table(title, ["", "tokens/s", "speed-up", "efficiency", "peak MiB of one"], rows, others)
-    head = ["", "step, s", "a save costs, s", "of a step", "state, MB", "to the first step, s", "resumed, s", "more, s"]
+    head = [
+        "",
+        "step, s",
+        "a save costs, s",
+        "it waits, s",
+        "of a step",
+        "state, MB",
+        "to the first step, s",
+        "resumed, s",
+        "more, s",
+    ]
     table(f"{title}: saving and resuming", head, costs, others)
 
 

@@ -102,13 +102,16 @@ def pretrain(
     said = [("parameters", f"{config.parameters:,}"), *plan.rows(), *mix.rows(samples)]
     if tokenizer is None:
         said.append(("data", f"{', '.join(data)} is not there: planned without, for {vocab:,} ids"))
+    layout = planning.Layout(
+        plan.batch_size, config.context, plan.micro_batch, precision, activation_checkpointing, tensor_parallel,
+        replicas, devices or ui.world_size(),
+    )  # fmt: skip
     if dry_run:
         name, kind, on_cpu = planning.target(device)
-        layout = planning.Layout(
-            plan.batch_size, config.context, plan.micro_batch, precision, activation_checkpointing, tensor_parallel,
-            replicas, devices or 1, on_cpu,
-        )  # fmt: skip
+        layout = layout._replace(on_cpu=on_cpu)
         said += planning.rows(config, layout, samples * config.context, name, kind, mfu or planning.MFU)
+    elif fault := planning.misfit(config, layout):
+        raise fault
     ui.table(f"pretrain {size} -> {out}", said)
     if dry_run or tokenizer is None:
         return
@@ -123,6 +126,7 @@ def pretrain(
     from llamactl.text import dialogue
     from llamactl.train import loop, optim, parallel
     from llamactl.train.step import next_token_loss
+    from llamactl.train.training import Training
     from llamactl.train.verify import resume_is_exact
 
     run = manifest.Run("pretrain", settings, {"data": [path for path, _ in places]}, out, verify)
@@ -131,14 +135,14 @@ def pretrain(
     target = machine.chosen(device)
     run.device = machine.title(target)
     machine.keep_freed_memory()
-    with parallel.joined(target, plan.batch_size, tensor_parallel, replicas) as job:
+    with parallel.joined(target, tensor_parallel, replicas) as job:
         run.devices = job.world
 
-        def begin(directory: Path) -> loop.Training:
+        def begin(directory: Path) -> Training:
             arrange = partial(job.arrange, checkpointing=activation_checkpointing, compiled=compile)
             model = Llama.create(config, machine.PRECISIONS[precision], target, seed, arrange)
             optimizer = optim.AdamW(model, plan.schedule, weight_decay)
-            return loop.Training(model, optimizer, run, directory, job, plan.keep)
+            return Training(model, optimizer, run, directory, job, plan.keep)
 
         if verify_resume:
             resume_is_exact(begin, mix.batch, next_token_loss, plan, files.partial(out))

@@ -17,7 +17,6 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator
-from dataclasses import replace
 from functools import partial
 from multiprocessing.process import BaseProcess
 from pathlib import Path
@@ -33,17 +32,16 @@ from torch import Tensor
 
 from llamactl.artifacts.manifest import Run
 from llamactl.artifacts.state import Saver, State
-from llamactl.errors import Fault
 from llamactl.model import device, sharded
 from llamactl.model.config import Config
 from llamactl.model.llama import Llama
 from llamactl.train import loop, parallel
 from llamactl.train import step as stepping
-from llamactl.train.loop import Training
 from llamactl.train.optim import AdamW
 from llamactl.train.parallel import Job
 from llamactl.train.schedule import Cosine, Plan
 from llamactl.train.step import Loss, Outcome, next_token_loss, take
+from llamactl.train.training import Training
 
 torch.set_num_threads(1)
 
@@ -225,7 +223,7 @@ def process(rank: int, world: int, ports: list[int], directory: Path) -> None:
     try:
         for port, (name, case) in zip(ports, [*CASES[world].items(), *LEGS[world].items()], strict=True):
             os.environ |= environment(rank, world, port)
-            with parallel.joined(CPU, BATCH, case.tensor, case.replicas) as job:
+            with parallel.joined(CPU, case.tensor, case.replicas) as job:
                 if isinstance(case, Case):
                     found[name] = results(job, case, directory / f"{world} {name}.safetensors")
                 else:
@@ -456,53 +454,6 @@ def test_a_state_is_in_as_many_files_as_processes_and_says_so(
         assert len(facts["files"]) == world
         job = {"processes": world, "replicas": leg.replicas, "shards": world // leg.replicas // leg.tensor}
         assert facts["job"] == job | {"tensor": leg.tensor}
-
-
-# -- numbers that do not go together
-
-
-@pytest.mark.parametrize(
-    ("world", "batch_size", "tensor", "replicas", "said"),
-    [
-        (2, 5, 1, 1, "--batch-size: 5 sequences cannot be shared out evenly to 2 data-parallel processes"),
-        (4, 6, 1, 1, "--batch-size: 6 sequences cannot be shared out evenly to 4 data-parallel processes"),
-        (8, 6, 2, 1, "--batch-size: 6 sequences cannot be shared out evenly to 4 data-parallel processes"),
-        (4, 8, 3, 1, "--tensor-parallel: 3 does not divide the 4 processes"),
-        (1, 8, 2, 1, "--tensor-parallel: 2 does not divide the 1 processes"),
-        (4, 8, 1, 3, "--replicas: 3 do not divide the 4 data-parallel processes"),
-        (4, 8, 2, 4, "--replicas: 4 do not divide the 2 data-parallel processes"),
-        (1, 8, 1, 2, "--replicas: 2 do not divide the 1 data-parallel processes"),
-    ],
-)
-def test_numbers_that_do_not_go_together_are_refused(
-    monkeypatch: pytest.MonkeyPatch, world: int, batch_size: int, tensor: int, replicas: int, said: str
-) -> None:
-    """Before a process waits for another."""
-    monkeypatch.setenv("WORLD_SIZE", str(world))
-    with pytest.raises(Fault) as fault, parallel.joined(CPU, batch_size, tensor, replicas):
-        pass
-    assert str(fault.value).startswith(said)
-    assert fault.value.remedy
-
-
-@pytest.mark.parametrize(
-    ("changed", "what"),
-    [
-        ({"heads": 5, "kv_heads": 5}, "heads, 5"),
-        ({"kv_heads": 1}, "key/value heads, 1"),
-        ({"ffn": 7}, "feed-forward, 7"),
-        ({"vocab": 61}, "vocabulary, 61"),
-        ({"context": 23}, "context, 23"),
-    ],
-)
-def test_a_shape_that_cannot_be_cut_is_refused(changed: dict[str, int], what: str) -> None:
-    job = Job(None, CPU)
-    job.tensor = 2
-    with torch.device("meta"):
-        model = Llama(SHAPE)
-    model.config = replace(SHAPE, **changed)
-    with pytest.raises(Fault, match=f"--tensor-parallel: 2 does not divide the {what}; choose a divisor"):
-        job.arrange(model, "none", False)
 
 
 # -- the command, on two processes

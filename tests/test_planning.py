@@ -242,6 +242,48 @@ def test_a_layout_that_cannot_be_is_refused(how: dict[str, int], flag: str) -> N
         planning.rows(size("7b").config, layout("7b", **how), 1e9, "t4", hardware.named("t4"), 0.4)
 
 
+SMALL = Config(dim=40, layers=2, heads=4, kv_heads=2, ffn=6, vocab=62, context=24)
+
+
+@pytest.mark.parametrize(
+    ("world", "batch_size", "tensor", "replicas", "said"),
+    [
+        (2, 5, 1, 1, "--batch-size: 5 sequences cannot be shared out evenly to 2 data-parallel processes"),
+        (4, 6, 1, 1, "--batch-size: 6 sequences cannot be shared out evenly to 4 data-parallel processes"),
+        (8, 6, 2, 1, "--batch-size: 6 sequences cannot be shared out evenly to 4 data-parallel processes"),
+        (4, 8, 3, 1, "--tensor-parallel: 3 does not divide the 4 processes"),
+        (1, 8, 2, 1, "--tensor-parallel: 2 does not divide the 1 processes"),
+        (4, 8, 1, 3, "--replicas: 3 do not divide the 4 data-parallel processes"),
+        (4, 8, 2, 4, "--replicas: 4 do not divide the 2 data-parallel processes"),
+        (1, 8, 1, 2, "--replicas: 2 do not divide the 1 data-parallel processes"),
+    ],
+)
+def test_numbers_that_do_not_go_together_are_refused(
+    world: int, batch_size: int, tensor: int, replicas: int, said: str
+) -> None:
+    small = Layout(batch_size, SMALL.context, tensor_parallel=tensor, replicas=replicas, devices=world)
+    fault = planning.misfit(SMALL, small)
+    assert str(fault).startswith(said)
+    assert fault is not None
+    assert fault.remedy
+
+
+@pytest.mark.parametrize(
+    ("changed", "what"),
+    [
+        ({"heads": 5, "kv_heads": 5}, "5 heads"),
+        ({"kv_heads": 1}, "1 key/value heads"),
+        ({"ffn": 7}, "7 feed-forward"),
+        ({"vocab": 61}, "61 ids"),
+        ({"context": 23}, "23 tokens"),
+    ],
+)
+def test_a_shape_that_cannot_be_cut_is_refused(changed: dict[str, int], what: str) -> None:
+    shape = replace(SMALL, **changed)
+    fault = planning.misfit(shape, Layout(8, shape.context, tensor_parallel=2, devices=2))
+    assert str(fault) == f"--tensor-parallel: 2 does not divide the {what}; choose a divisor"
+
+
 # -- the command
 
 

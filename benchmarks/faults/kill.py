@@ -91,13 +91,14 @@ class Drill:
         return made
 
     def strike(self, job: Job) -> bool:
-        """Kill it at a moment; whether it was still there to be killed."""
+        """Kill it at a moment; whether it was there to be killed: not over, and the rank that is meant begun."""
         moment = self.dice.choice(MOMENTS)
         rank = self.dice.choice([None, self.dice.randrange(job.processes)]) if job.processes > 1 else None
         if not self.await_moment(job, moment) or job.process.poll() is not None or (self.run / "run.json").exists():
             return False
         reached, while_saving = last_step(self.run), is_saving(self.run)
-        job.kill(rank)
+        if not job.kill(rank):
+            return False
         left = job.wait(self.asked.patience)
         kept = max(saved_steps(self.run), default=0)
         lost = max(0, reached - kept)

@@ -22,7 +22,9 @@ class AdamW:
 
     def __init__(self, model: nn.Module, schedule: Cosine, weight_decay: float = WEIGHT_DECAY) -> None:
         self.parameters = dict(model.named_parameters())
-        self.decay = {name: weight_decay if p.dim() > 1 else 0.0 for name, p in self.parameters.items()}
+        self.groups: dict[float, list[str]] = {}  # names of parameters by their decay
+        for name, parameter in self.parameters.items():
+            self.groups.setdefault(weight_decay if parameter.dim() > 1 else 0.0, []).append(name)
         self.moments = {
             name: (torch.zeros_like(sharded.local(p)), torch.zeros_like(sharded.local(p)))
             for name, p in self.parameters.items()
@@ -43,8 +45,7 @@ class AdamW:
         clipped = divisor.device.type != "cpu" or divisor.item() != 1.0  # a CPU saves writing the gradients back
         count = next(iter(self._counts.values()))
         rate = torch.take(self._rates, count.long().clamp_max(len(self._rates) - 1))  # an index would be waited for
-        for decay in sorted(set(self.decay.values())):
-            names = [name for name in self.parameters if self.decay[name] == decay]
+        for decay, names in self.groups.items():
             gradients = [self.parameters[name].grad for name in names]
             adamw(
                 [sharded.local(self.parameters[name]) for name in names],

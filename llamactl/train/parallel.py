@@ -31,7 +31,6 @@ from torch.utils.checkpoint import CheckpointPolicy, checkpoint, create_selectiv
 
 from llamactl import ui
 from llamactl.errors import Fault
-from llamactl.model.config import Config
 from llamactl.model.llama import Llama
 from llamactl.train import vocabulary
 from llamactl.train.planning import WHOLE_GRADIENTS
@@ -116,7 +115,6 @@ class Job:
             register_fsdp_forward_method(model, "nll")
 
     def _cut(self, model: Llama) -> None:
-        _check_divisible(model.config, self.tensor)
         assert self.mesh is not None
         mesh = self.mesh["tensor"]
         between = Shard(1)  # between the matrix products, activations [B, T, D] are cut over T
@@ -156,13 +154,6 @@ def _whole_for_the_head(module: object, given: object, hidden: DTensor) -> Tenso
     return hidden.redistribute(placements=[Replicate()]).to_local(grad_placements=[Partial()])
 
 
-def _check_divisible(config: Config, tensor: int) -> None:
-    numbers = {"heads": config.heads, "key/value heads": config.kv_heads, "feed-forward": config.ffn}
-    for name, number in {**numbers, "vocabulary": config.vocab, "context": config.context}.items():
-        if number % tensor:
-            raise Fault("--tensor-parallel", f"{tensor} does not divide the {name}, {number}", "choose a divisor")
-
-
 def _context(checkpointing: str) -> dict[str, Any]:
     if checkpointing == "full":
         return {}
@@ -174,21 +165,13 @@ def _context(checkpointing: str) -> dict[str, Any]:
 
 
 @contextmanager
-def joined(device: torch.device, batch_size: int, tensor: int = 1, replicas: int = 1) -> Iterator[Job]:
+def joined(device: torch.device, tensor: int = 1, replicas: int = 1) -> Iterator[Job]:
     """This process among those that torchrun has started; by itself where it has not.
 
-    SIGTERM and SIGUSR1 are noted meanwhile in ``Job.caught``.
-    Raises Fault where the numbers do not go together, and where another process leaves early.
+    The numbers go together, as ``planning.misfit`` says. SIGTERM and SIGUSR1 are noted meanwhile in ``Job.caught``.
+    Raises Fault where another process leaves early.
     """
     world = ui.world_size()
-    data, rest = divmod(world, tensor)
-    if rest:
-        raise Fault("--tensor-parallel", f"{tensor} does not divide the {world} processes", "choose a divisor")
-    if data % replicas:
-        raise Fault("--replicas", f"{replicas} do not divide the {data} data-parallel processes", "choose a divisor")
-    if batch_size % data:
-        problem = f"{batch_size} sequences cannot be shared out evenly to {data} data-parallel processes"
-        raise Fault("--batch-size", problem, f"give a multiple of {data}, or start another number of processes")
     if world == 1:
         job = Job(None, device)
         with _signals_noted(job.caught):
@@ -197,9 +180,8 @@ def joined(device: torch.device, batch_size: int, tensor: int = 1, replicas: int
     _set_threads(device)
     logging.getLogger("torch.distributed.tensor._redistribute").setLevel(logging.ERROR)  # "suboptimal", at the export
     dist.init_process_group("cpu:gloo,cuda:nccl" if device.type == "cuda" else "gloo", device_id=_bound(device))
-    mesh = init_device_mesh(
-        device.type, (replicas, data // replicas, tensor), mesh_dim_names=("replicas", "shards", "tensor")
-    )
+    shape = (replicas, world // tensor // replicas, tensor)
+    mesh = init_device_mesh(device.type, shape, mesh_dim_names=("replicas", "shards", "tensor"))
     job = Job(mesh, device)
     try:
         with _signals_noted(job.caught):

@@ -161,16 +161,18 @@ def memory(config: Config, layout: Layout) -> Memory:
 
 
 def misfit(config: Config, layout: Layout) -> Fault | None:
-    """What keeps the layout from being, as ``train/parallel.py`` insists on it; None where nothing does."""
+    """What keeps the layout from being: numbers that do not go together; None where nothing does."""
     tensor, ranks = layout.tensor_parallel, layout.devices // layout.tensor_parallel
-    cut = {"heads": config.heads, "key/value heads": config.kv_heads, "feed-forward": config.ffn}
-    for what, n in {**cut, "ids": config.vocab, "tokens": layout.context, "devices": layout.devices}.items():
+    cut = {"processes": layout.devices, "heads": config.heads, "key/value heads": config.kv_heads}
+    for what, n in {**cut, "feed-forward": config.ffn, "ids": config.vocab, "tokens": layout.context}.items():
         if n % tensor:
             return Fault("--tensor-parallel", f"{tensor} does not divide the {n:,} {what}", "choose a divisor")
     if ranks % layout.replicas:
-        return Fault("--replicas", f"{layout.replicas:,} do not divide {ranks:,} ranks", "choose a divisor")
+        problem = f"{layout.replicas:,} do not divide the {ranks:,} data-parallel processes"
+        return Fault("--replicas", problem, "choose a divisor")
     if layout.batch_size % ranks:
-        return Fault("--batch-size", f"{layout.batch_size:,} sequences cannot be shared out to {ranks:,} ranks")
+        problem = f"{layout.batch_size:,} sequences cannot be shared out evenly to {ranks:,} data-parallel processes"
+        return Fault("--batch-size", problem, f"give a multiple of {ranks:,}, or another number of processes")
     return None
 
 

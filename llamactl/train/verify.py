@@ -10,9 +10,10 @@ from llamactl.artifacts import files, state
 from llamactl.errors import Fault
 from llamactl.model import sharded
 from llamactl.train import loop
-from llamactl.train.loop import Batch, Step, Training
+from llamactl.train.loop import Batch, Step
 from llamactl.train.schedule import Plan
 from llamactl.train.step import Loss
+from llamactl.train.training import STATE, Training
 
 HALF = 10  # steps before the interruption, and after; fewer in a shorter run
 
@@ -39,7 +40,7 @@ def resume_is_exact(begin: Callable[[Path], Training], batch: Batch, loss_of: Lo
         again = begin(interrupted)
         again.resume()
         found += _train(again, batch, loss_of, plan, 2 * half)
-        whole = state.newest(undisturbed / loop.STATE)
+        whole = state.newest(undisturbed / STATE)
         assert whole is not None
         differing = [step for step, a, b in zip(range(1, 2 * half + 1), wanted, found, strict=True) if a != b]
         names = 0

@@ -1,0 +1,118 @@
+"""A training as it stands: a model, its optimizer, how many steps they have made; saved to and resumed from disk."""
+
+import time
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+
+from torch import Tensor
+
+from llamactl import ui
+from llamactl.artifacts import files, state
+from llamactl.artifacts.manifest import Run
+from llamactl.errors import Fault
+from llamactl.model import sharded
+from llamactl.model.llama import Llama
+from llamactl.train.optim import AdamW
+from llamactl.train.parallel import Job
+
+STATE = "state"
+REFUSED = "refused steps"
+MOMENTS = ("exp_avg", "exp_avg_sq")
+
+
+class Training:
+    """A model, its optimizer and where they are in a run; saved to and resumed from ``directory/state``."""
+
+    def __init__(self, model: Llama, optimizer: AdamW, run: Run, directory: Path, job: Job, keep: int) -> None:
+        self.model, self.optimizer, self.run, self.directory, self.job = model, optimizer, run, directory, job
+        self.step = self.refused = 0
+        self.saver = state.Saver(directory / STATE, job.rank, keep)
+        self.stalled = 0.0  # seconds spent waiting for states to be saved
+
+    @property
+    def attempts(self) -> int:
+        """Batches used: for updates, and refused."""
+        return self.step + self.refused
+
+    def save(self) -> None:
+        """Begin to save the state of this moment; the one before is finished first."""
+        self.finish_saving()
+        with self._stall():
+            asked = {"stage": self.run.stage, "settings": self.run.settings, "inputs": self.run.inputs}
+            facts = {"refused": self.refused, "device_seconds": self.run.device_seconds(), "job": self.job.facts()}
+            pieces = {
+                name: state.Piece(tensor, sharded.box(parameter).offset, tuple(parameter.shape))
+                for name, parameter, tensor in self.tensors()
+                if sharded.first_copy(parameter) and tensor.numel()
+            }
+            self.saver.begin(self.step, pieces, {**facts, "asked": asked})
+
+    def finish_saving(self) -> None:
+        """Wait until all processes have saved what they have begun to save."""
+        if self.saver.busy:
+            with self._stall():
+                self.saver.wait()
+                self.job.agreed(True)
+            self.commit()
+            self.job.agreed(True)
+
+    def commit(self) -> None:
+        """Have the state that all have written count, if it does not yet."""
+        if self.saver.busy:
+            with self._stall():
+                self.saver.commit()
+
+    def before_update(self) -> None:
+        """What is being saved from the memory of a CPU must not change: wait until it is written."""
+        if self.saver.busy and self.job.device.type == "cpu":
+            with self._stall():
+                self.saver.wait()
+
+    @contextmanager
+    def _stall(self) -> Iterator[None]:
+        began = time.perf_counter()
+        yield
+        self.stalled += time.perf_counter() - began
+
+    def resume(self) -> bool:
+        """Take up the newest state, of however many processes; whether there was one.
+
+        One of a run that was asked for otherwise is overwritten if that was asked for, else a Fault is raised.
+        """
+        found = state.newest(self.directory / STATE, self.job.rank, self.job.world, self.job.agreed)
+        if found is None:
+            return False
+        if difference := self.run.difference(found.facts["asked"]):
+            if not self.run.overwrite:
+                problem = f"was begun otherwise ({difference})"
+                raise Fault(self.directory, problem, "ask for the same, or --no-resume to start over")
+            self.job.agreed(True)  # all have read what the first now removes
+            if self.job.rank == 0:
+                files.clear(self.directory)
+            return False
+        self.step, self.refused = found.facts["step"], found.facts["refused"]
+        self.run.earlier = found.facts["device_seconds"]
+        self.run.skipped.update({REFUSED: self.refused} if self.refused else {})
+        if (then := found.facts["job"]) != self.job.facts():
+            ui.note(f"{found.place}: saved by {_shape(then)}, goes on as {_shape(self.job.facts())}: equal to rounding")
+        wanted = set()
+        for name, parameter, tensor in self.tensors():
+            found.read(name, sharded.box(parameter).offset, tensor)
+            wanted.add(name)
+        if more := sorted(found.facts["tensors"].keys() - wanted):
+            raise Fault(found.place, f"holds a tensor that this model has not: {more[0]}", "--no-resume to start over")
+        self.optimizer.counted(self.step)
+        return True
+
+    def tensors(self) -> Iterator[tuple[str, Tensor, Tensor]]:
+        """All that makes up the state: its name, the parameter it belongs to, what this process holds of it."""
+        for name, parameter in self.optimizer.parameters.items():
+            yield f"parameter/{name}", parameter, sharded.local(parameter)
+            for moment, tensor in zip(MOMENTS, self.optimizer.moments[name], strict=True):
+                yield f"{moment}/{name}", parameter, tensor
+
+
+def _shape(job: Mapping[str, int]) -> str:
+    number = job["processes"]
+    return f"{number} process{'es' * (number > 1)} ({job['replicas']} x {job['shards']} x {job['tensor']})"
