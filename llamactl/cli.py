@@ -12,6 +12,7 @@ import typer
 
 from llamactl import __version__, ui
 from llamactl.errors import Fault, Interrupted, ReaderGone
+from stages.convert import convert
 from stages.eval import perplexity
 from stages.generate import generate
 from stages.pretrain import pretrain
@@ -81,6 +82,7 @@ def _stage(name: str, command: Callable[..., None], group: typer.Typer = app) ->
 
 measures = typer.Typer(no_args_is_help=True, rich_markup_mode=None, help="Measure a model: Scores on stdout.")
 
+_stage("convert", convert)
 _stage("train-tokenizer", train_tokenizer)
 _stage("tokenize", tokenize)
 _stage("pretrain", pretrain)

@@ -50,7 +50,7 @@ def generate(
     from llamactl.model import device as devices
     from llamactl.model import generate as sampler
     from llamactl.model.llama import Llama
-    from llamactl.text import asking
+    from llamactl.text import asking, dialogue
     from llamactl.text.tokenizer import Tokenizer
 
     if text is not None and prompts:
@@ -80,6 +80,8 @@ def generate(
             asked.append(asking.asked(found, tokenizer, config.context, allow_tags))
         except Fault as fault:
             run.refuse(fault)
+    if any(one.text is None for one in asked) and (problem := dialogue.stranger(model)):
+        ui.warn(f"{model}: {problem}")
     requests = [sampler.Request(one.ids, index) for one in asked for index in range(k)]
 
     if text is not None and k == 1 and out is None and sys.stdout and sys.stdout.isatty():

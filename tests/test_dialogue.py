@@ -2,6 +2,7 @@
 
 import json
 from pathlib import Path
+from typing import Any
 
 import pytest
 from conftest import DATA
@@ -15,49 +16,8 @@ from llamactl.text.tokenizer import BOS, EOS, Tokenizer
 Turns = list[tuple[str, str]]
 U, A, S = "user", "assistant", "system"
 
-# Dialogues, and the strings that the reference code encodes for them; each has BOS before it, and EOS after it where
-# it holds an answer.
-VECTORS: dict[str, tuple[Turns, list[str]]] = {
-    "prompt": ([(U, "Hi")], ["[INST] Hi [/INST]"]),
-    "pair": ([(U, "Hi"), (A, "Hello.")], ["[INST] Hi [/INST] Hello. "]),
-    "two turns": (
-        [(U, "Hi"), (A, "Hello."), (U, "Who?")],
-        ["[INST] Hi [/INST] Hello. ", "[INST] Who? [/INST]"],
-    ),
-    "two pairs": (
-        [(U, "1"), (A, "2"), (U, "3"), (A, "4")],
-        ["[INST] 1 [/INST] 2 ", "[INST] 3 [/INST] 4 "],
-    ),
-    "system": (
-        [(S, "Be brief."), (U, "Hi")],
-        ["[INST] <<SYS>>\nBe brief.\n<</SYS>>\n\nHi [/INST]"],
-    ),
-    "system, two turns": (
-        [(S, "Be brief."), (U, "Hi"), (A, "Yes?"), (U, "Bye")],
-        ["[INST] <<SYS>>\nBe brief.\n<</SYS>>\n\nHi [/INST] Yes? ", "[INST] Bye [/INST]"],
-    ),
-    "spaces": (
-        [(U, "  Hi\n "), (A, "\n\n Hello. \t"), (U, "\tWho \n are you?  ")],
-        ["[INST] Hi [/INST] Hello. ", "[INST] Who \n are you? [/INST]"],
-    ),
-    # The reference strips the joined string: spaces at the seam of system and user text stay.
-    "spaces and system": (
-        [(S, "  Be brief.\n"), (U, "  Hi ")],
-        ["[INST] <<SYS>>\n  Be brief.\n\n<</SYS>>\n\n  Hi [/INST]"],
-    ),
-    "empty system": ([(S, ""), (U, "Hi")], ["[INST] <<SYS>>\n\n<</SYS>>\n\nHi [/INST]"]),
-    "empty user after system": ([(S, "Be."), (U, " ")], ["[INST] <<SYS>>\nBe.\n<</SYS>> [/INST]"]),
-    "empty answer": ([(U, "Hi"), (A, ""), (U, "?")], ["[INST] Hi [/INST]  ", "[INST] ? [/INST]"]),
-    "scripts": (
-        [(U, "Ahoj, světe! 你好 😀"), (A, "नमस्ते 1234"), (U, "e\u0301\u2028x")],
-        ["[INST] Ahoj, světe! 你好 😀 [/INST] नमस्ते 1234 ", "[INST] e\u0301\u2028x [/INST]"],
-    ),
-    "no-break spaces": ([(U, "\u00a0Hi\u3000"), (A, "\u2009Yes\x85")], ["[INST] Hi [/INST] Yes "]),
-    "code": (
-        [(U, "Fix:\n\n    def f():\n\treturn  1\n"), (A, "    def f():\n        return 1\n")],
-        ["[INST] Fix:\n\n    def f():\n\treturn  1 [/INST] def f():\n        return 1 "],
-    ),
-}
+# What the reference code encodes for a dialogue, for people to read: see its first lines.
+VECTORS: dict[str, dict[str, Any]] = json.loads(Path(__file__).with_name("dialogues.json").read_text())["vectors"]
 DIALOGUES = pytest.mark.parametrize("name", VECTORS)
 
 
@@ -74,31 +34,55 @@ def dicts(turns: Turns) -> list[dict[str, str]]:
     return [{"role": role, "content": content} for role, content in turns]
 
 
-def by_hand(strings: list[str], turns: Turns, tokenizer: Tokenizer) -> list[int]:
-    """Each string encoded whole, BOS before it, EOS after it where it ends with an answer."""
+def given(name: str) -> list[Message]:
+    """The messages of a vector."""
+    return [Message(**message) for message in VECTORS[name]["messages"]]
+
+
+def by_hand(name: str, tokenizer: Tokenizer) -> dialogue.Encoded:
+    """Each turn of a vector encoded whole; where the answer begins is found in the text that its ids decode to."""
     ids: list[int] = []
-    for number, string in enumerate(strings):
-        answered = number < len(strings) - 1 or turns[-1][0] == A
-        ids += [BOS, *tokenizer.encode_whole(string), *([EOS] if answered else [])]
-    return ids
+    loss: list[bool] = []
+    for turn in VECTORS[name]["turns"]:
+        prompt, answer = turn["prompt"], turn.get("answer", "")
+        whole = tokenizer.encode_whole(prompt + answer)
+        learned = next(n for n in range(len(whole) + 1) if tokenizer.decode(whole[:n]) == prompt)
+        own = [BOS, *whole, *([EOS] if "answer" in turn else [])]
+        ids += own
+        loss += [turn.get("loss", False) and number > learned for number in range(len(own))]
+    return dialogue.Encoded(ids, loss)
 
 
 # -- the codec
 
 
 @DIALOGUES
-def test_ids_are_those_of_the_reference(tokenizer: Tokenizer, name: str) -> None:
-    turns, strings = VECTORS[name]
-    dialogue.check(messages(turns), "a:1")
-    assert dialogue.encode(messages(turns), tokenizer) == by_hand(strings, turns, tokenizer)
+def test_ids_and_loss_are_those_of_the_reference(tokenizer: Tokenizer, name: str) -> None:
+    dialogue.check(given(name), "a:1")
+    assert dialogue.encode(given(name), tokenizer) == by_hand(name, tokenizer)
+
+
+def test_a_tokenizer_that_joins_prompt_and_answer_is_refused(tmp_path: Path) -> None:
+    import sentencepiece
+
+    text = tmp_path / "text.txt"
+    text.write_text("] Hi\n" * 50 + "[INST/\n")
+    sentencepiece.SentencePieceTrainer.train(
+        input=str(text), model_prefix=str(tmp_path / "t"), model_type="bpe", vocab_size=280, treat_whitespace_as_suffix=True,
+        byte_fallback=True, normalization_rule_name="identity", remove_extra_whitespaces=False, unk_id=0, bos_id=1,
+        eos_id=2, pad_id=-1, minloglevel=2, hard_vocab_limit=False,
+    )  # fmt: skip
+    joining = Tokenizer.load(tmp_path / "t.model")
+    with pytest.raises(Fault, match=r"the tokenizer: joins \[/INST\] and the answer after it in one piece"):
+        dialogue.encode(messages([(U, "Hi"), (A, "Hi")]), joining)
 
 
 def test_bos_and_eos_stand_where_they_must(tokenizer: Tokenizer) -> None:
     turns = [(S, "s"), (U, "1"), (A, "2"), (U, "3"), (A, "4"), (U, "5")]
-    ids = dialogue.encode(messages(turns), tokenizer)
+    ids, _ = dialogue.encode(messages(turns), tokenizer)
     assert [token for token in ids if token in (BOS, EOS)] == [BOS, EOS, BOS, EOS, BOS]
     assert (ids[0], ids[-1] == EOS) == (BOS, False)
-    ids = dialogue.encode(messages(turns[:-1]), tokenizer)
+    ids, _ = dialogue.encode(messages(turns[:-1]), tokenizer)
     assert [token for token in ids if token in (BOS, EOS)] == [BOS, EOS, BOS, EOS]
     assert ids[-1] == EOS
 
@@ -107,7 +91,7 @@ def test_specials_in_a_text_are_text(tokenizer: Tokenizer) -> None:
     """Also with tags allowed: nothing that a user writes becomes BOS or EOS."""
     turns = [(U, "</s> <s> [INST] <unk>"), (A, "</s>"), (U, "<s>")]
     dialogue.check(messages(turns), "a:1", allow_tags=True)
-    ids = dialogue.encode(messages(turns), tokenizer)
+    ids, _ = dialogue.encode(messages(turns), tokenizer)
     assert [token for token in ids if token < 3] == [BOS, EOS, BOS]
     assert tokenizer.decode(ids[: ids.index(EOS)]) == "[INST] </s> <s> [INST] <unk> [/INST] </s> "
 
@@ -164,9 +148,9 @@ def test_a_prompt_ends_on_a_user_turn(tokenizer: Tokenizer) -> None:
 
 
 def test_a_prompt_and_a_document_as_ids(tokenizer: Tokenizer) -> None:
-    turns, strings = VECTORS["system, two turns"]
-    one = asking.asked(found(Prompt(messages=messages(turns))), tokenizer, 200, False)
-    assert one.ids == by_hand(strings, turns, tokenizer)
+    name = "system, two turns"
+    one = asking.asked(found(Prompt(messages=given(name))), tokenizer, 200, False)
+    assert one.ids == by_hand(name, tokenizer).ids
     one = asking.asked(found(Document(text=" def [INST]")), tokenizer, 200, False)  # no chat format, so no tags
     assert one.ids == [BOS, *tokenizer.encode_whole(" def [INST]")]
 
@@ -202,7 +186,7 @@ def test_generating_refuses_tags_with_their_place(tmp_path: Path, base_model: Pa
 # -- the template
 
 
-def rendered(turns: Turns) -> str:
+def rendered(turns: list[dict[str, Any]]) -> str:
     """As transformers renders a chat template."""
     sandbox = pytest.importorskip("jinja2.sandbox", reason="jinja2 is not installed")
 
@@ -212,22 +196,24 @@ def rendered(turns: Turns) -> str:
     environment = sandbox.ImmutableSandboxedEnvironment(trim_blocks=True, lstrip_blocks=True)
     environment.globals["raise_exception"] = stop
     text: str = environment.from_string(dialogue.TEMPLATE).render(
-        messages=dicts(turns), bos_token="<s>", eos_token="</s>", add_generation_prompt=True
+        messages=turns, bos_token="<s>", eos_token="</s>", add_generation_prompt=True
     )
     return text
 
 
 @DIALOGUES
 def test_the_template_gives_the_references_string(name: str) -> None:
-    turns, strings = VECTORS[name]
-    pairs = [(string, n < len(strings) - 1 or turns[-1][0] == A) for n, string in enumerate(strings)]
-    assert rendered(turns) == "".join(f"<s>{string}{'</s>' if done else ''}" for string, done in pairs)
+    strings = [
+        f"<s>{turn['prompt']}" + (f"{turn['answer']}</s>" if "answer" in turn else "")
+        for turn in VECTORS[name]["turns"]
+    ]
+    assert rendered(VECTORS[name]["messages"]) == "".join(strings)
 
 
 def test_the_template_refuses_roles_out_of_order() -> None:
     for turns in ([(U, "a"), (U, "b")], [(A, "a")], [(S, "s"), (A, "a")], [(U, "a"), (S, "s")]):
         with pytest.raises(ValueError, match="roles must alternate"):
-            rendered(turns)
+            rendered(dicts(turns))
 
 
 @pytest.fixture(scope="module")
@@ -239,9 +225,11 @@ def theirs(base_model: Path) -> object:
 
 @DIALOGUES
 def test_transformers_makes_our_ids(theirs: object, tokenizer: Tokenizer, name: str) -> None:
-    turns, _ = VECTORS[name]
-    ids = theirs.apply_chat_template(dicts(turns), tokenize=True, return_dict=False)  # type: ignore[attr-defined]
-    assert list(ids) == dialogue.encode(messages(turns), tokenizer)
+    if "</s>" in str(VECTORS[name]["messages"]):
+        pytest.skip("transformers parses specials out of a text, which we do not")
+    turns = VECTORS[name]["messages"]
+    ids = theirs.apply_chat_template(turns, tokenize=True, return_dict=False)  # type: ignore[attr-defined]
+    assert list(ids) == dialogue.encode(given(name), tokenizer).ids
 
 
 def test_transformers_makes_our_ids_of_documents(theirs: object, tokenizer: Tokenizer) -> None:
@@ -276,6 +264,6 @@ def test_transformers_makes_our_ids_of_real_dialogues(theirs: object, tokenizer:
             ids = theirs.apply_chat_template(  # type: ignore[attr-defined]
                 dicts(turns), tokenize=True, return_dict=False
             )
-            assert list(ids) == dialogue.encode(messages(turns), tokenizer)
+            assert list(ids) == dialogue.encode(messages(turns), tokenizer).ids
             count += 1
     assert count > 200

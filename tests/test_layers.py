@@ -37,6 +37,7 @@ MAY_IMPORT = {
         "llamactl.train",
     },
     "llamactl.evals": {"llamactl.model", "llamactl.text", "llamactl.artifacts.records", "llamactl.evals"},
+    "llamactl.formats": {"llamactl.errors", "llamactl.artifacts", "llamactl.formats"},
     "llamactl.cli": {"llamactl", "llamactl.ui", "llamactl.errors", "stages"},
     "stages": {"llamactl"},
 }

@@ -12,6 +12,7 @@ import sys
 import zlib
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
+from itertools import chain
 from pathlib import Path
 from typing import Any, BinaryIO, Generic, NamedTuple, NoReturn, cast
 
@@ -51,6 +52,12 @@ class Input(NamedTuple):
 
     stream: BinaryIO
     tell: Callable[[], int]
+
+    def beginning(self) -> tuple[bytes, "Input"]:
+        """Its first ``BLOCK`` bytes, and the same file with nothing read yet."""
+        head = self.stream.read(BLOCK)
+        whole = _Stream(chain([head], iter(lambda: self.stream.read(BLOCK), b"")))
+        return head, Input(io.BufferedReader(whole, BLOCK), self.tell)
 
 
 class _Stream(io.RawIOBase):
@@ -140,30 +147,35 @@ def blocks(paths: Iterable[str], max_line: int = MAX_LINE) -> Iterator[Block]:
 
 
 def _blocks_of(path: str, number: int, max_line: int) -> Iterator[Block]:
+    with open_input(path) as given:
+        yield from blocks_in(given, path, number, max_line)
+
+
+def blocks_in(given: Input, path: str, number: int = 0, max_line: int = MAX_LINE) -> Iterator[Block]:
+    """The lines of one open file in blocks; ``number`` is that of its first line."""
     line, disk = 1, 0
     rest: list[bytes] = []  # of a line whose end has not come yet
     length, skipping = 0, False  # of the rest; skipping: inside a line over the limit
-    with open_input(path) as (file, tell):
-        while chunk := file.read(BLOCK):
-            if line == 1 and not rest:
-                chunk = chunk.removeprefix(b"\xef\xbb\xbf")
+    while chunk := given.stream.read(BLOCK):
+        if line == 1 and not rest:
+            chunk = chunk.removeprefix(b"\xef\xbb\xbf")
+        end = chunk.rfind(b"\n") + 1
+        if end and skipping:
+            yield Block(path, line, number, b"", oversized=True)
+            line, number, skipping = line + 1, number + 1, False
+            chunk = chunk[chunk.find(b"\n") + 1 :]
             end = chunk.rfind(b"\n") + 1
-            if end and skipping:
-                yield Block(path, line, number, b"", oversized=True)
-                line, number, skipping = line + 1, number + 1, False
-                chunk = chunk[chunk.find(b"\n") + 1 :]
-                end = chunk.rfind(b"\n") + 1
-            if end:
-                data = b"".join((*rest, chunk[:end]))
-                yield Block(path, line, number, data, disk=tell() - disk)
-                disk, lines = tell(), data.count(b"\n")
-                line, number = line + lines, number + lines
-                rest, length, chunk = [], 0, chunk[end:]
-            if chunk and not skipping:
-                rest.append(chunk)
-                length += len(chunk)
-                if length > max_line:
-                    rest, length, skipping = [], 0, True
+        if end:
+            data = b"".join((*rest, chunk[:end]))
+            yield Block(path, line, number, data, disk=given.tell() - disk)
+            disk, lines = given.tell(), data.count(b"\n")
+            line, number = line + lines, number + lines
+            rest, length, chunk = [], 0, chunk[end:]
+        if chunk and not skipping:
+            rest.append(chunk)
+            length += len(chunk)
+            if length > max_line:
+                rest, length, skipping = [], 0, True
     if skipping:
         yield Block(path, line, number, b"", oversized=True)
     elif rest:

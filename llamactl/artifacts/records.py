@@ -4,7 +4,7 @@ A record is checked when it is read; fields that a stage does not know stay in t
 """
 
 from dataclasses import dataclass
-from typing import Any, ClassVar, Literal, TypeVar
+from typing import Annotated, Any, ClassVar, Literal, TypeVar
 
 import msgspec
 
@@ -29,7 +29,7 @@ class Document(Record):
     source: str | None = None
 
 
-class Message(msgspec.Struct, kw_only=True):
+class Message(msgspec.Struct, kw_only=True, omit_defaults=True):
     """One turn. ``weight`` 0 takes an assistant turn out of the loss."""
 
     role: Literal["system", "user", "assistant"]
@@ -44,10 +44,34 @@ class Dialogue(Record):
     messages: list[Message]
 
 
-class Prompt(Dialogue):
+class Prompt(Dialogue, kw_only=True):
     """A dialogue that ends on a user turn; ``safety`` tags one that is likely to elicit unsafe answers."""
 
     safety: bool = False
+
+
+class Sample(Prompt, kw_only=True):
+    """A prompt and a model's answer to it."""
+
+    key = "response"
+    response: str
+
+
+Rating = Literal["significantly_better", "better", "slightly_better", "negligibly_better"]
+SafetyLabel = Literal["chosen_safe", "both_safe", "both_unsafe"]  # a chosen answer less safe than the other: none such
+Answer = Annotated[list[Message], msgspec.Meta(min_length=1, max_length=1)]
+
+
+class Comparison(Record):
+    """Two answers to one prompt, of which one was preferred (paper, section 3.2.1)."""
+
+    key = "chosen"
+    prompt: list[Message]
+    chosen: Answer
+    rejected: Answer
+    rating: Rating | None = None
+    safety_label: SafetyLabel | None = None
+    source: str | None = None
 
 
 class Score(msgspec.Struct, kw_only=True):

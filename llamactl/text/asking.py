@@ -43,13 +43,8 @@ def asked(found: Found[Any], tokenizer: Tokenizer, context: int, allow_tags: boo
     if isinstance(record, Document):
         one = Asked(found.raw, [BOS, *tokenizer.encode(record.text)], record.text)
     else:
-        dialogue.check(record.messages, found.where, allow_tags)
-        if record.messages[-1].role != "user":
-            last = len(record.messages) - 1
-            raise Fault(
-                f"{found.where}: messages[{last}].role", "is assistant: a prompt ends on a user turn", "leave it off"
-            )
-        one = Asked(found.raw, dialogue.encode(record.messages, tokenizer), None)
+        dialogue.check_prompt(record.messages, found.where, allow_tags)
+        one = Asked(found.raw, dialogue.encode(record.messages, tokenizer).ids, None)
     if len(one.ids) >= context:
         problem = f"is {len(one.ids):,} tokens long, the model's context {context:,}: no room for an answer"
         raise Fault(found.where, problem, "shorten it")

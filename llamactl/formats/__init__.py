@@ -1,0 +1,1 @@
+"""Other people's files as they are, and our records made of them: ``llamactl convert``."""

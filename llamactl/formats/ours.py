@@ -1,0 +1,113 @@
+"""Our own records, which are also OpenAI's messages and TRL's conversational preferences."""
+
+from collections.abc import Iterator
+from typing import Any, Literal, Self
+
+import msgspec
+
+from llamactl.artifacts.records import Message, Rating, SafetyLabel
+from llamactl.formats.items import Item
+from llamactl.formats.rules import Format, Pair, Talk, Tally, assistant, compared, user
+
+
+class Part(msgspec.Struct):
+    """A piece of a message's content, as OpenAI's interface takes it."""
+
+    type: Literal["text"]
+    text: str
+
+
+class Spoken(msgspec.Struct):
+    """A message of a chat interface."""
+
+    role: Literal["system", "developer", "user", "assistant"]
+    content: str | list[Part]
+    weight: Literal[0, 1] = 1
+
+    def ours(self) -> Message:
+        """As a turn of ours: ``developer`` is another word for ``system``."""
+        parts = self.content if isinstance(self.content, list) else [Part("text", self.content)]
+        text = "\n\n".join(part.text for part in parts)
+        return Message(role="system" if self.role == "developer" else self.role, content=text, weight=self.weight)
+
+
+class Messages(Format, kw_only=True):
+    """Dialogues or Prompts of ours; OpenAI's messages; TRL's conversational form.
+
+    Fields beside ``messages`` pass through.
+    """
+
+    name = "messages"
+    messages: list[Spoken]
+    rest: dict[str, Any] = msgspec.field(default_factory=dict)
+
+    @classmethod
+    def of(cls, item: Item) -> Self:
+        one = msgspec.convert(item.value, cls)
+        one.rest = {name: value for name, value in item.value.items() if name not in ("messages", "response")}
+        return one
+
+    def talks(self, tally: Tally) -> Iterator[Talk]:
+        yield Talk([turn.ours() for turn in self.messages], rest=self.rest)
+
+
+class Samples(Messages, kw_only=True):
+    """Samples of ours: the response is the last answer."""
+
+    name = "samples"
+    response: str
+
+    def talks(self, tally: Tally) -> Iterator[Talk]:
+        for talk in super().talks(tally):
+            yield talk._replace(turns=[*talk.turns, assistant(self.response)])
+
+
+class Comparisons(Format):
+    """Comparisons of ours; TRL's conversational preferences, the prompt apart or in both sides.
+
+    The prompt is what both sides begin with; fields beside it pass through.
+    """
+
+    name = "comparisons"
+    chosen: list[Spoken]
+    rejected: list[Spoken]
+    prompt: list[Spoken] | str = msgspec.field(default_factory=list)
+    rating: Rating | None = None
+    safety_label: SafetyLabel | None = None
+    rest: dict[str, Any] = msgspec.field(default_factory=dict)
+
+    @classmethod
+    def of(cls, item: Item) -> Self:
+        one = msgspec.convert(item.value, cls)
+        one.rest = {name: value for name, value in item.value.items() if name not in cls.__struct_fields__}
+        return one
+
+    def pairs(self, tally: Tally) -> Iterator[Pair]:
+        chosen, rejected = self._whole(self.chosen), self._whole(self.rejected)
+        for pair in compared(chosen, rejected, tally):
+            yield pair._replace(rating=self.rating, safety_label=self.safety_label, rest=self.rest)
+
+    def _whole(self, side: list[Spoken]) -> list[Message]:
+        turns = [turn.ours() for turn in side]
+        if turns and turns[0].role != "assistant":
+            return turns
+        before = [user(self.prompt)] if isinstance(self.prompt, str) else [turn.ours() for turn in self.prompt]
+        return [*before, *turns]
+
+
+class Texts(Format):
+    """Documents of ours: ``text``, and what passes through."""
+
+    name = "texts"
+    answers = False
+    text: str
+    rest: dict[str, Any] = msgspec.field(default_factory=dict)
+
+    @classmethod
+    def of(cls, item: Item) -> Self:
+        one = msgspec.convert(item.value, cls)
+        one.rest = {name: value for name, value in item.value.items() if name != "text"}
+        return one
+
+    def texts(self, tally: Tally) -> Iterator[Talk]:
+        yield Talk([user(self.text)], rest=self.rest)
