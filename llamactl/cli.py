@@ -18,6 +18,7 @@ from stages.generate import generate
 from stages.pretrain import pretrain
 from stages.tokenize import tokenize
 from stages.train_tokenizer import train_tokenizer
+from stages.validate import validate
 
 app = typer.Typer(
     add_completion=False,
@@ -83,6 +84,7 @@ def _stage(name: str, command: Callable[..., None], group: typer.Typer = app) ->
 measures = typer.Typer(no_args_is_help=True, rich_markup_mode=None, help="Measure a model: Scores on stdout.")
 
 _stage("convert", convert)
+_stage("validate", validate)
 _stage("train-tokenizer", train_tokenizer)
 _stage("tokenize", tokenize)
 _stage("pretrain", pretrain)

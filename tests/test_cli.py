@@ -94,7 +94,7 @@ print(*sorted(set(sys.modules)), file=sys.stderr)
 def test_help_lists_the_stages_in_the_recipes_order(llamactl: Command) -> None:
     shown = llamactl("--help", status=0).stdout
     listed = [line.split()[0] for line in shown.partition("Commands:")[2].splitlines() if line[2:3].strip()]
-    assert listed == ["convert", "train-tokenizer", "tokenize", "pretrain", "generate", "eval"]
+    assert listed == ["convert", "validate", "train-tokenizer", "tokenize", "pretrain", "generate", "eval"]
 
 
 def test_every_command_shows_an_example_that_it_accepts() -> None:
@@ -130,6 +130,7 @@ FLAGS = {
         "--allow-tags --formats --from --max-line --out/-o --overwrite --quiet/-q --safety --shard --skip-bad --source "
         "--to",
     ),
+    "validate": ("files", "--allow-tags --context --held-out --json --max-line --quiet/-q --tokenizer"),
     "train-tokenizer": (
         "corpus",
         "--encoding --max-line --out/-o --overwrite --quiet/-q --sample --seed --skip-bad --vocab-size",

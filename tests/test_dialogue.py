@@ -68,9 +68,9 @@ def test_a_tokenizer_that_joins_prompt_and_answer_is_refused(tmp_path: Path) -> 
     text = tmp_path / "text.txt"
     text.write_text("] Hi\n" * 50 + "[INST/\n")
     sentencepiece.SentencePieceTrainer.train(
-        input=str(text), model_prefix=str(tmp_path / "t"), model_type="bpe", vocab_size=280, user_defined_symbols=["]▁Hi"],
-        byte_fallback=True, normalization_rule_name="identity", remove_extra_whitespaces=False, unk_id=0, bos_id=1,
-        eos_id=2, pad_id=-1, minloglevel=2, hard_vocab_limit=False,
+        input=str(text), model_prefix=str(tmp_path / "t"), model_type="bpe", vocab_size=280, byte_fallback=True,
+        user_defined_symbols=["]▁Hi"], normalization_rule_name="identity", remove_extra_whitespaces=False,
+        unk_id=0, bos_id=1, eos_id=2, pad_id=-1, minloglevel=2, hard_vocab_limit=False,
     )  # fmt: skip
     joining = Tokenizer.load(tmp_path / "t.model")
     with pytest.raises(Fault, match=r"the tokenizer: joins \[/INST\] and the answer after it in one piece"):

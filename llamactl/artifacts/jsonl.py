@@ -19,7 +19,7 @@ from typing import Any, BinaryIO, Generic, NamedTuple, NoReturn, cast
 import orjson
 import zstandard
 
-from llamactl.artifacts.records import R, Shard, checked
+from llamactl.artifacts.records import R, Shard, checked, converting
 from llamactl.errors import Fault, ReaderGone
 
 BLOCK = 1 << 20  # bytes of whole lines handed on at once
@@ -253,7 +253,14 @@ def read(
                 raw = parsed(line)
                 yield Found(checked(raw, kinds, line.where), raw, line.where)
             except Fault as fault:
-                refuse(fault)
+                refuse(_foreign(fault, line, kinds))
+
+
+def _foreign(fault: Fault, line: Line | Fault, kinds: Iterable[type[R]]) -> Fault:
+    """A Fault, with what to do where it is of a file's first line and that is no object: an array, or CSV."""
+    if fault.remedy or isinstance(line, Fault) or not line.where.endswith(":1") or line.data.lstrip()[:1] == b"{":
+        return fault
+    return Fault(fault.subject, fault.problem, converting(line.where, kinds))
 
 
 @contextmanager

@@ -3,6 +3,7 @@
 A record is checked when it is read; fields that a stage does not know stay in the raw object and pass through.
 """
 
+from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Annotated, Any, ClassVar, Literal, TypeVar
 
@@ -12,9 +13,13 @@ from llamactl.errors import Fault
 
 
 class Record(msgspec.Struct, kw_only=True):
-    """What all records share: ``key``, the field by which a record is told from others, and an optional ``id``."""
+    """What all records share: ``key``, the field by which a record is told from others, and an optional ``id``.
+
+    ``plural`` is what ``llamactl convert --to`` calls them.
+    """
 
     key: ClassVar[str]
+    plural: ClassVar[str]
     id: str | int | None = None
 
 
@@ -25,6 +30,7 @@ class Document(Record):
     """A text to learn from, or to continue as it is."""
 
     key = "text"
+    plural = "documents"
     text: str
     source: str | None = None
 
@@ -41,12 +47,14 @@ class Dialogue(Record):
     """Turns of user and assistant, a system message first if there is one."""
 
     key = "messages"
+    plural = "dialogues"
     messages: list[Message]
 
 
 class Prompt(Dialogue, kw_only=True):
     """A dialogue that ends on a user turn; ``safety`` tags one that is likely to elicit unsafe answers."""
 
+    plural = "prompts"
     safety: bool = False
 
 
@@ -66,6 +74,7 @@ class Comparison(Record):
     """Two answers to one prompt, of which one was preferred (paper, section 3.2.1)."""
 
     key = "chosen"
+    plural = "comparisons"
     prompt: list[Message]
     chosen: Answer
     rejected: Answer
@@ -118,7 +127,13 @@ def checked(raw: Any, kinds: tuple[type[R], ...], where: str) -> R:
                 raise Fault(where, in_words(error)) from None
     keys = " or ".join(kind.key for kind in kinds)
     has = ", ".join(sorted(raw)[:6]) or "nothing"
-    raise Fault(where, f"{keys}: missing (the record has: {has})")
+    raise Fault(where, f"{keys}: missing (the record has: {has})", converting(where, kinds))
+
+
+def converting(where: str, kinds: Iterable[type[Record]]) -> str:
+    """What to do with a ``FILE:LINE`` that may be in somebody else's format."""
+    targets = "|".join(dict.fromkeys(kind.plural for kind in kinds))
+    return f"llamactl convert {where.rpartition(':')[0]} --to {targets} makes ours of other people's files"
 
 
 def in_words(error: msgspec.ValidationError) -> str:
