@@ -60,7 +60,9 @@ Corpus = Annotated[
     list[str], typer.Argument(help=".txt (one document a file), .jsonl of Documents, a directory of either, or -.")
 ]
 Model = Annotated[Path, typer.Argument(help="A model directory in Hugging Face layout.")]
-Tokenizer = Annotated[Path, _option("--tokenizer", text="A tokenizer.model.")]
+_TOKENIZER = "A tokenizer.model, or a directory that holds one."
+Tokenizer = Annotated[Path, _option("--tokenizer", text=_TOKENIZER)]
+OptionalTokenizer = Annotated[Path | None, _option("--tokenizer", text=_TOKENIZER, show_default="lengths in bytes")]
 Encoding = Annotated[
     str | None,
     _option("--encoding", text="Read what is not UTF-8 in this encoding (latin-1, ...).", callback=_encoding),

@@ -7,7 +7,7 @@ silences both, but never a count of what was skipped nor an error.
 import os
 import sys
 import time
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Self
 
@@ -140,11 +140,11 @@ class Working:
         return self
 
     def advance(self, n: float = 1, **facts: object) -> None:
-        """Count ``n`` more as done; ``facts`` replace the ones shown."""
+        """Count ``n`` more as done; ``facts`` replace the ones shown, numbers as ``count`` writes them."""
         self.done += n
         self._facts.update(facts)
         if self._bar is not None and self._task is not None:
-            shown = "  ".join(f"{k} {v}" for k, v in self._facts.items())
+            shown = "  ".join(f"{k} {v}" for k, v in self._written())
             self._bar.update(self._task, completed=self.done, done=self._progress(), facts=shown)
         elif not _quiet and time.monotonic() - self._spoke >= LINE_EVERY:
             self._spoke = time.monotonic()
@@ -154,9 +154,13 @@ class Working:
         shown = size if self.unit == "B" else count
         return shown(self.done) + (f"/{shown(self.total)}" if self.total is not None else "")
 
+    def _written(self) -> Iterator[tuple[str, str]]:
+        for name, value in self._facts.items():
+            yield name, count(value) if isinstance(value, int) else str(value)
+
     def _line(self) -> None:
         pairs = {f"{self.unit or 'done'}": self._progress().replace(" ", "")}
-        pairs |= {k: str(v).replace(" ", "") for k, v in self._facts.items()}
+        pairs |= {name: value.replace(" ", "") for name, value in self._written()}
         spent = time.monotonic() - self._began
         if self.total and self.done > self._first:
             left = spent * (self.total - self.done) / (self.done - self._first)

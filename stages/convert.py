@@ -82,7 +82,7 @@ def convert(
                         continue
                     writer.write(made.record | given)
                     run.done["records"] += 1
-                    bar.advance(file.tell() - read, records=ui.count(run.done["records"]))
+                    bar.advance(file.tell() - read, records=run.done["records"])
                     read = file.tell()
             run.done["items"] += conversion.items
             run.skipped.update(+conversion.tally.skipped)

@@ -97,4 +97,4 @@ def generate(
                 "sampling": how, "model": str(model), "finish": "stop" if answer.stopped else "length",
             })  # fmt: skip
             run.done.update(samples=1, tokens=len(answer.ids))
-            bar.advance(1, tokens=ui.count(run.done["tokens"]))
+            bar.advance(1, tokens=run.done["tokens"])

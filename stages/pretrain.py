@@ -160,7 +160,7 @@ def pretrain(
                     bar.advance(
                         1,
                         loss=f"{step.loss:.3f}",
-                        tokens=ui.count(step.tokens),
+                        tokens=step.tokens,
                         **{"tok/s": ui.count(step.tokens_per_second)},
                     )
             samples += training.refused * plan.batch_size

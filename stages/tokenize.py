@@ -62,7 +62,7 @@ def tokenize(
             writer.add(encoded.ids, encoded.lengths)
             run.done.update(encoded.done)
             run.noted.update(encoded.noted)
-            bar.advance(encoded.disk, documents=ui.count(run.done["documents"]), tokens=ui.count(run.done["tokens"]))
+            bar.advance(encoded.disk, documents=run.done["documents"], tokens=run.done["tokens"])
         if not run.done["documents"] and not mark:
             raise Fault(", ".join(corpus), "holds no document that can be used", "look at what was skipped")
         outputs += writer.close()

@@ -3,7 +3,6 @@
 In: any records of ours. Out: a table, or JSON lines; exit status 1 where something would be refused.
 """
 
-from pathlib import Path
 from typing import Annotated
 
 import typer
@@ -13,11 +12,8 @@ from llamactl import options
 
 def validate(
     files: Annotated[list[str] | None, typer.Argument(help="Record files; stdin if none.")] = None,
-    tokenizer: Annotated[
-        Path | None,
-        typer.Option(help="A tokenizer.model or a model directory: lengths in its tokens, instead of bytes."),
-    ] = None,
-    context: Annotated[int, typer.Option(help="Longest record, in tokens of --tokenizer.", min=1)] = 4096,
+    tokenizer: options.OptionalTokenizer = None,
+    context: Annotated[int, typer.Option(help="Tokens a record may have, of --tokenizer.", min=1)] = 4096,
     held_out: Annotated[
         list[str], typer.Option(help="Another file: count the prompts that are in both; repeatable.")
     ] = [],  # noqa: B006

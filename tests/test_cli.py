@@ -169,8 +169,8 @@ def test_the_flags_of_all_commands() -> None:
 
 def test_a_flag_means_the_same_everywhere() -> None:
     """The same words of help, wherever it is not a stage's own."""
-    # of a tokenizer or a model; a file or a directory; stored or not; to plan for or not
-    own = {"--vocab-size", "--out/-o", "--precision", "--device"}
+    # of a tokenizer or a model; a file or a directory; stored or not; to plan for or not; of a batch or a record
+    own = {"--vocab-size", "--out/-o", "--precision", "--device", "--context"}
     meanings: dict[str, set[str]] = {}
     for _, sub in commands():
         for parameter in sub.params:

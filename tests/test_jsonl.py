@@ -255,8 +255,9 @@ def test_records_of_two_kinds_are_told_apart_by_their_key(tmp_path: Path) -> Non
     both = b'{"text":"a"}\n{"messages":[{"role":"user","content":"b"}],"safety":true}\n'
     found = list(jsonl.read([str(written(tmp_path / "a", both))], Prompt, Document))
     assert [type(f.record) for f in found] == [Document, Prompt]
-    assert refused(written(tmp_path / "b", b"{}"), Prompt, Document).endswith("messages or text: missing "
-                                                                              "(the record has: nothing)")  # fmt: skip
+    path = written(tmp_path / "b", b"{}")
+    convert = f"llamactl convert {path} --to prompts|documents makes ours of other people's files"
+    assert refused(path, Prompt, Document).endswith(f"messages or text: missing (the record has: nothing); {convert}")
 
 
 @pytest.mark.parametrize("deep", [b"[" * 100_000, b'{"text":' + b"[" * 50_000 + b"]" * 50_000 + b"}",
@@ -407,7 +408,7 @@ COPY = """
 import sys
 from llamactl.artifacts import jsonl
 from llamactl.artifacts.records import Document
-writer = jsonl.Writer(jsonl.stdout())
+writer = jsonl.Writer(jsonl.stdout(), eager=True)
 for found in jsonl.read(["-"], Document): writer.write(found.raw)
 """
 
@@ -438,7 +439,7 @@ def test_each_record_is_handed_on_at_once() -> None:
     """The next program in the pipe need not wait until a buffer is full."""
     code = (
         "import sys\nfrom llamactl.artifacts import jsonl\n"
-        "jsonl.Writer(jsonl.stdout()).write({'a': 1})\nsys.stdin.read()"
+        "jsonl.Writer(jsonl.stdout(), eager=True).write({'a': 1})\nsys.stdin.read()"
     )
     with subprocess.Popen([sys.executable, "-c", code], stdin=subprocess.PIPE, stdout=subprocess.PIPE) as process:
         assert process.stdout is not None

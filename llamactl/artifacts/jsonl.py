@@ -282,16 +282,20 @@ def stdout() -> BinaryIO:
 
 
 class Writer:
-    """Records out, one JSON line each, to an open binary stream."""
+    """Records out, one JSON line each, to an open binary stream; ``eager`` hands each to the next program in a pipe."""
 
-    def __init__(self, stream: BinaryIO) -> None:
-        self._stream = stream
+    def __init__(self, stream: BinaryIO, eager: bool = False) -> None:
+        self._stream, self._eager = stream, eager
 
     def write(self, record: Any) -> None:
-        """Write one record and let the next program in the pipe have it; raises ReaderGone where it has left."""
-        with reader_may_leave():
-            self._stream.write(orjson.dumps(record, default=_plain, option=orjson.OPT_APPEND_NEWLINE))
-            self._stream.flush()
+        """Write one record; raises ReaderGone where the next program has left."""
+        line = orjson.dumps(record, default=_plain, option=orjson.OPT_APPEND_NEWLINE)
+        if self._eager:
+            with reader_may_leave():
+                self._stream.write(line)
+                self._stream.flush()
+        else:
+            self._stream.write(line)
 
 
 def _plain(value: object) -> object:

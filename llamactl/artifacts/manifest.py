@@ -277,7 +277,7 @@ class Run:
     def records(self) -> Iterator[Writer]:
         """Where records go: ``out``, with a manifest, or stdout, without."""
         if self.out is None:
-            yield Writer(stdout())
+            yield Writer(stdout(), eager=True)
             self._report(announce=False)
         else:
             with self.file(announce=False) as stream, compressed(stream, self.out.name) as packed:
