@@ -16,6 +16,7 @@ from stages.convert import convert
 from stages.eval import perplexity
 from stages.generate import generate
 from stages.pretrain import pretrain
+from stages.sft import sft
 from stages.tokenize import tokenize
 from stages.train_tokenizer import train_tokenizer
 from stages.validate import validate
@@ -88,6 +89,7 @@ _stage("validate", validate)
 _stage("train-tokenizer", train_tokenizer)
 _stage("tokenize", tokenize)
 _stage("pretrain", pretrain)
+_stage("sft", sft)
 _stage("generate", generate)
 app.add_typer(measures, name="eval", short_help="Measure a model: perplexity.")
 _stage("perplexity", perplexity, measures)

@@ -106,12 +106,7 @@ def pretrain(
         plan.batch_size, config.context, plan.micro_batch, precision, activation_checkpointing, tensor_parallel,
         replicas, devices or ui.world_size(),
     )  # fmt: skip
-    if dry_run:
-        name, kind, on_cpu = planning.target(device)
-        layout = layout._replace(on_cpu=on_cpu)
-        said += planning.rows(config, layout, samples * config.context, name, kind, mfu or planning.MFU)
-    elif fault := planning.misfit(config, layout):
-        raise fault
+    said += planning.asked(config, layout, samples * config.context, device, mfu, dry_run)
     ui.table(f"pretrain {size} -> {out}", said)
     if dry_run or tokenizer is None:
         return

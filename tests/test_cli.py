@@ -94,7 +94,7 @@ print(*sorted(set(sys.modules)), file=sys.stderr)
 def test_help_lists_the_stages_in_the_recipes_order(llamactl: Command) -> None:
     shown = llamactl("--help", status=0).stdout
     listed = [line.split()[0] for line in shown.partition("Commands:")[2].splitlines() if line[2:3].strip()]
-    assert listed == ["convert", "validate", "train-tokenizer", "tokenize", "pretrain", "generate", "eval"]
+    assert listed == ["convert", "validate", "train-tokenizer", "tokenize", "pretrain", "sft", "generate", "eval"]
 
 
 def test_every_command_shows_an_example_that_it_accepts() -> None:
@@ -145,6 +145,14 @@ FLAGS = {
         "--epochs --ffn --heads --keep --kv-heads --layers --log-every --lr --mfu --micro-batch --out/-o --overwrite "
         "--precision --quiet/-q --replicas --resume/--no-resume --save-every --seed --size --steps --tensor-parallel "
         "--tokens --verify-resume --verify/--no-verify --vocab-size --warmup --weight-decay",
+    ),
+    "sft": (
+        "model dialogues",
+        "--activation-checkpointing --allow-tags --batch-size --compile --context --device --devices "
+        "--document-mask/--no-document-mask --dry-run --epochs --eval --eval-every --keep --log-every --loss --lr "
+        "--max-line --mfu --micro-batch --out/-o --overwrite --precision --quiet/-q --replicas --resume/--no-resume "
+        "--save-every --seed --skip-bad --steps --tensor-parallel --truncate --verify/--no-verify --warmup "
+        "--weight-decay",
     ),
     "generate": (
         "model prompts",

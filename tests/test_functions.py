@@ -118,13 +118,49 @@ def test_what_the_compiler_is_told_of_attention_is_so(
     given = [randn(batch, time, n, width, dtype=dtype, seed=n) for n in (heads, groups, groups)]
 
     def layouts(q: Tensor, k: Tensor, v: Tensor) -> list[tuple[tuple[int, ...], tuple[int, ...]]]:
-        out, kept = torch.ops.llamactl.causal_attention(q, k, v, True)
-        gradients = torch.ops.llamactl.causal_attention_backward(q, k, v, kept, torch.ones_like(out))
+        out, kept = torch.ops.llamactl.causal_attention(q, k, v, functions._kept_size(batch, heads, time), None)
+        gradients = torch.ops.llamactl.causal_attention_backward(q, k, v, kept, torch.ones_like(out), None)
         return [(tuple(one.shape), one.stride()) for one in (out, kept, *gradients)]
 
     with FakeTensorMode() as mode:
         told = layouts(*map(mode.from_tensor, given))
     assert told == layouts(*given)
+
+
+DOCUMENTS = ([5, 130, 1, 64], [200], [1] * 100 + [100])  # lengths in each row of 200
+
+
+@pytest.mark.parametrize("dtype", TOLERANCE)
+@pytest.mark.parametrize("kept", [0, 10**6], ids=["computed again", "kept"])
+def test_documents_do_not_see_each_other(
+    kept: int, dtype: torch.dtype, products: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Attention of packed documents is that of each by itself, forward and backward."""
+    monkeypatch.setattr(functions, "KEPT", kept)
+    documents = functions.Documents.of(DOCUMENTS, torch.device("cpu"))
+    given = [randn(3, 200, n, 16, dtype=dtype, seed=n) for n in (4, 2, 1)]
+    given[2] = given[2].expand(-1, -1, 2, -1)
+
+    def apart(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+        rows = []
+        for row, lengths in enumerate(DOCUMENTS):
+            parts = [x[row : row + 1].split(list(lengths), 1) for x in (q, k, v)]
+            rows.append(torch.cat([functions.causal_attention(*part) for part in zip(*parts, strict=True)], 1))
+        return torch.cat(rows)
+
+    agree(lambda q, k, v: functions.causal_attention(q, k, v, documents), apart, given, dtype)
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_documents_do_not_see_each_other_on_a_gpu(dtype: torch.dtype) -> None:
+    """By the kernel for documents, and by the mask that takes its place in fp32."""
+    given = [randn(3, 200, n, 16, dtype=dtype, seed=n) for n in (4, 2, 2)]
+    wanted = functions.causal_attention(*given, functions.Documents.of(DOCUMENTS, torch.device("cpu")))
+    there = functions.Documents.of(DOCUMENTS, torch.device("cuda"))
+    found = functions.causal_attention(*(x.cuda() for x in given), there).cpu()
+    torch.testing.assert_close(found, wanted, rtol=2e-2, atol=2e-2)
 
 
 def curve(loss_of: Callable[[Llama, Tensor], Tensor], dtype: torch.dtype, compiled: bool = False) -> list[float]:
@@ -142,7 +178,7 @@ def curve(loss_of: Callable[[Llama, Tensor], Tensor], dtype: torch.dtype, compil
 
 def test_every_path_takes_the_steps_of_plain_formulas(products: None, monkeypatch: pytest.MonkeyPatch) -> None:
     ours, narrow = curve(next_token_loss, torch.float32), curve(next_token_loss, torch.bfloat16)
-    monkeypatch.setattr(functions, "causal_attention", lambda q, k, v: functions.attention(q, k, v, None))
+    monkeypatch.setattr(functions, "causal_attention", lambda q, k, v, _: functions.attention(q, k, v, None))
     monkeypatch.setattr(functions, "linear", lambda x, w: F.linear(x, w))
     monkeypatch.setattr(functions, "swiglu", lambda a, b: F.silu(a) * b)
     monkeypatch.setattr(functions, "rms_norm", lambda x, w, eps: F.rms_norm(x, w.shape, w, eps))

@@ -5,7 +5,9 @@ Letters as in ``llama.py``; N is tokens, G = H / K query heads that share a key/
 """
 
 import math
-from typing import Any, cast
+from collections.abc import Iterator, Sequence
+from itertools import pairwise
+from typing import Any, NamedTuple, Self, cast
 
 import torch
 import torch.nn.functional as F  # noqa: N812
@@ -123,41 +125,87 @@ def _probabilities(q: Tensor, k: Tensor, first: int) -> Tensor:
     return scores.softmax(-1)
 
 
-def _causal_attention(q: Tensor, k: Tensor, v: Tensor, keep: bool) -> tuple[Tensor, Tensor]:
+class Documents(NamedTuple):
+    """Several documents in the rows of a batch, none of which attends to another."""
+
+    positions: Tensor  # [B, T], from 0 in each document
+    ends: Tensor  # int32 [n + 1]: 0, and where each ends in the rows laid one after the other
+    lengths: tuple[int, ...]  # the same, for Python to know without asking the device
+
+    @classmethod
+    def of(cls, lengths: Sequence[Sequence[int]], device: torch.device) -> Self:
+        """Of documents so long in each row."""
+        every = [length for row in lengths for length in row]
+        positions = torch.cat([torch.arange(length) for length in every]).view(len(lengths), -1)
+        ends = torch.tensor(every, dtype=torch.int32).cumsum(0, dtype=torch.int32)
+        ends = torch.cat([ends.new_zeros(1), ends])
+        return cls(positions.to(device, non_blocking=True), ends.to(device, non_blocking=True), tuple(every))
+
+
+def _alone(ends: Tensor | None, *tensors: Tensor) -> Iterator[tuple[Tensor, ...]]:
+    """Views of each document ``[1, n, ...]`` of tensors ``[B, T, ...]``; of all rows at once where each is one."""
+    if ends is None:
+        yield tensors
+        return
+    flat = [tensor.flatten(0, 1)[None] for tensor in tensors]
+    for start, end in pairwise(ends.tolist()):
+        yield tuple(tensor[:, start:end] for tensor in flat)
+
+
+def _causal_attention(q: Tensor, k: Tensor, v: Tensor, keep: int, ends: Tensor | None) -> tuple[Tensor, Tensor]:
     """Causal attention in blocks of rows, each a few plain products with the keys that it may attend to.
 
     The blocks leave out most of the upper triangle. Query heads of a group are rows of one product, so that keys and
-    values are never repeated. With ``keep`` the probabilities of all blocks come along, in the dtype of q, one after
-    the other; else an empty tensor. (An operator to the compiler, which takes minutes to fuse what is in here.)
+    values are never repeated. With ``keep``, their number, the probabilities of all blocks come along, in the dtype of
+    q, one after the other; else an empty tensor. ``ends`` are those of ``Documents``. (An operator to the compiler,
+    which takes minutes to fuse what is in here.)
     """
     out = torch.empty_like(q, memory_format=torch.contiguous_format)
+    kept, used = q.new_empty(keep), 0
+    for document in _alone(ends, q.contiguous(), k.contiguous(), v.contiguous(), out):
+        used += _attend(kept[used:], *document)
+    return out, kept
+
+
+def _attend(kept: Tensor, q: Tensor, k: Tensor, v: Tensor, out: Tensor) -> int:
+    """Fill ``out``, and ``kept`` if there is any; how much of it was used."""
     keys, values = _by_head(k), _by_head(v)
     queries, slots = _by_group(q * q.shape[-1] ** -0.5, k), _by_group(out, k)
-    kept = q.new_empty(_kept_size(q) if keep else 0)
     used = 0
     for start, end in _blocks(q.shape[1]):
         p = _probabilities(queries[:, :, :, start:end].to(keys.dtype).flatten(0, 1), keys[:, :end], start)
         slot = slots[:, :, :, start:end]
         slot.copy_(torch.bmm(p, values[:, :end]).view(slot.shape))
-        if keep:
+        if len(kept):
             kept[used : used + p.numel()].view(p.shape).copy_(p)
             used += p.numel()
-    return out, kept
+    return used
 
 
-def _shape_of_attention(q: Tensor, k: Tensor, v: Tensor, keep: bool) -> tuple[Tensor, Tensor]:
-    return torch.empty_like(q, memory_format=torch.contiguous_format), q.new_empty(_kept_size(q) if keep else 0)
+def _shape_of_attention(q: Tensor, k: Tensor, v: Tensor, keep: int, ends: Tensor | None) -> tuple[Tensor, Tensor]:
+    return torch.empty_like(q, memory_format=torch.contiguous_format), q.new_empty(keep)
 
 
 def _causal_attention_backward(
-    q: Tensor, k: Tensor, v: Tensor, kept: Tensor, grad: Tensor
+    q: Tensor, k: Tensor, v: Tensor, kept: Tensor, grad: Tensor, ends: Tensor | None
 ) -> tuple[Tensor, Tensor, Tensor]:
-    of_q = torch.empty_like(q, memory_format=torch.contiguous_format)
+    of_q, of_k, of_v = (torch.empty_like(x, memory_format=torch.contiguous_format) for x in (q, k, v))
+    used = 0
+    given = (x.contiguous() for x in (q, k, v, grad))
+    for document in _alone(ends, *given, of_q, of_k, of_v):
+        used += _attend_backward(kept[used:], *document)
+    return of_q, of_k, of_v
+
+
+def _attend_backward(
+    kept: Tensor, q: Tensor, k: Tensor, v: Tensor, grad: Tensor, of_q: Tensor, of_k: Tensor, of_v: Tensor
+) -> int:
+    """Fill the gradients; how much of ``kept`` was used."""
     keys, values = _by_head(k), _by_head(v)
     scale = q.shape[-1] ** -0.5
     queries, grads, slots = _by_group(q * scale, k), _by_group(grad, k), _by_group(of_q, k)
     wide = torch.promote_types(keys.dtype, torch.float32)  # in which blocks add up
-    of_k, of_v = torch.zeros_like(keys, dtype=wide), torch.zeros_like(values, dtype=wide)
+    sum_k, sum_v = torch.zeros_like(keys, dtype=wide), torch.zeros_like(values, dtype=wide)
     used = 0
     for start, end in _blocks(q.shape[1]):
         some = queries[:, :, :, start:end].to(keys.dtype).flatten(0, 1)
@@ -168,43 +216,44 @@ def _causal_attention_backward(
         else:
             p = _probabilities(some, keys[:, :end], start)
         g = grads[:, :, :, start:end].to(keys.dtype).reshape(*shape[:2], -1)
-        of_v[:, :end] += torch.bmm(p.mT, g)
+        sum_v[:, :end] += torch.bmm(p.mT, g)
         of_p = torch.bmm(g, values[:, :end].mT)
         of_scores = torch.ops.aten._softmax_backward_data(of_p, p, -1, p.dtype)
-        of_k[:, :end] += torch.bmm(of_scores.mT, some.reshape(*shape[:2], -1))
+        sum_k[:, :end] += torch.bmm(of_scores.mT, some.reshape(*shape[:2], -1))
         slot = slots[:, :, :, start:end]
         slot.copy_(torch.bmm(of_scores, keys[:, :end]).view(slot.shape))
+    of_q.mul_(scale)
     batch, time, heads, width = k.shape
-    of_k, of_v = (
-        torch.empty_like(k, memory_format=torch.contiguous_format).copy_(
-            x.view(batch, heads, time, width).transpose(1, 2)
-        )
-        for x in (of_k, of_v)
-    )
-    return of_q.mul_(scale), of_k, of_v
+    for of, total in ((of_k, sum_k), (of_v, sum_v)):
+        of.copy_(total.view(batch, heads, time, width).transpose(1, 2))
+    return used
 
 
 def _shape_of_attention_backward(
-    q: Tensor, k: Tensor, v: Tensor, kept: Tensor, grad: Tensor
+    q: Tensor, k: Tensor, v: Tensor, kept: Tensor, grad: Tensor, ends: Tensor | None
 ) -> tuple[Tensor, Tensor, Tensor]:
     of_q, of_k, of_v = (torch.empty_like(x, memory_format=torch.contiguous_format) for x in (q, k, v))
     return of_q, of_k, of_v
 
 
-def _keep_for_backward(ctx: Any, inputs: tuple[Tensor, Tensor, Tensor, bool], output: tuple[Tensor, Tensor]) -> None:
-    ctx.save_for_backward(*inputs[:3], output[1])
+def _keep_for_backward(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor]) -> None:
+    q, k, v, _, ends = inputs
+    ctx.save_for_backward(q, k, v, output[1], *([] if ends is None else [ends]))
     ctx.set_materialize_grads(False)
 
 
 def _backward(ctx: Any, grad: Tensor, _: None) -> tuple[Tensor | None, ...]:
-    return *torch.ops.llamactl.causal_attention_backward(*ctx.saved_tensors, grad), None
+    q, k, v, kept, *ends = ctx.saved_tensors
+    gradients = torch.ops.llamactl.causal_attention_backward(q, k, v, kept, grad, ends[0] if ends else None)
+    return *gradients, None, None
 
 
 # By hand, not by custom_op, whose first call imports the compiler: two seconds.
 _LIBRARY: Any = torch.library.Library("llamactl", "DEF")  # type: ignore[no-untyped-call]
-_LIBRARY.define("causal_attention(Tensor q, Tensor k, Tensor v, bool keep) -> (Tensor, Tensor)")
+_LIBRARY.define("causal_attention(Tensor q, Tensor k, Tensor v, SymInt keep, Tensor? ends) -> (Tensor, Tensor)")
 _LIBRARY.define(
-    "causal_attention_backward(Tensor q, Tensor k, Tensor v, Tensor kept, Tensor grad) -> (Tensor, Tensor, Tensor)"
+    "causal_attention_backward(Tensor q, Tensor k, Tensor v, Tensor kept, Tensor grad, Tensor? ends) "
+    "-> (Tensor, Tensor, Tensor)"
 )
 for _name, _function, _shape in (
     ("causal_attention", _causal_attention, _shape_of_attention),
@@ -215,9 +264,9 @@ for _name, _function, _shape in (
 torch.library.register_autograd("llamactl::causal_attention", _backward, setup_context=_keep_for_backward, lib=_LIBRARY)
 
 
-def _kept_size(q: Tensor) -> int:
-    """Probabilities of all blocks of ``q [B, T, H, E]``."""
-    return q.shape[0] * q.shape[2] * sum((end - start) * end for start, end in _blocks(q.shape[1]))
+def _kept_size(batch: int, heads: int, time: int) -> int:
+    """Probabilities of all blocks."""
+    return batch * heads * sum((end - start) * end for start, end in _blocks(time))
 
 
 def _by_group(x: Tensor, k: Tensor) -> Tensor:
@@ -231,12 +280,35 @@ def _by_head(k: Tensor) -> Tensor:
     return k.to(product_dtype(k)).transpose(1, 2).flatten(0, 1)
 
 
-def causal_attention(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
-    """Attention of each token to itself and those before: ``[B, T, H, E]`` of q, and of k and v ``[B, T, K, E]``."""
+def causal_attention(q: Tensor, k: Tensor, v: Tensor, documents: Documents | None = None) -> Tensor:
+    """Attention of each token to itself and those before, in its document: ``[B, T, H, E]``, k and v ``[B, T, K, E]``.
+
+    The work is that of the documents, each by itself (on a GPU in fp32, where there is no kernel for it, a mask).
+    """
+    batch, time, heads, _ = q.shape
     if q.device.type == "cpu":
-        out: Tensor = torch.ops.llamactl.causal_attention(q, k, v, q.requires_grad and q.shape[1] <= KEPT)[0]
+        lengths = (time,) if documents is None else documents.lengths
+        keep = 0
+        if q.requires_grad and max(lengths) <= KEPT:
+            rows = batch if documents is None else 1
+            keep = sum(_kept_size(rows, heads, length) for length in lengths)
+        out: Tensor = torch.ops.llamactl.causal_attention(q, k, v, keep, documents and documents.ends)[0]
         return out
-    return attention(q, k, v, None)
+    if documents is None:
+        return attention(q, k, v, None)
+    if q.dtype == torch.float32:
+        number = (documents.positions == 0).cumsum(1)
+        future = torch.ones(time, time, dtype=torch.bool, device=q.device).triu(1)
+        return attention(q, k, v, ((number[:, :, None] == number[:, None, :]) & ~future)[:, None])
+    from torch.nn.attention.varlen import varlen_attn
+
+    ends, longest = documents.ends, max(documents.lengths)
+    q_flat, k_flat, v_flat = (x.flatten(0, 1) for x in (q, k, v))
+    grouped = heads > k.shape[2]
+    mixed = varlen_attn(
+        q_flat, k_flat, v_flat, ends, ends, longest, longest, window_size=(-1, 0), enable_gqa=grouped
+    )  # fmt: skip
+    return cast(Tensor, mixed).view(q.shape)
 
 
 def attention(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None) -> Tensor:

@@ -22,6 +22,7 @@ from llamactl.artifacts.tensors import Later
 from llamactl.model import functions, sharded
 from llamactl.model.config import Config
 from llamactl.model.device import PRECISIONS
+from llamactl.model.functions import Documents
 
 INIT_STD = 0.02  # the paper does not state an initialisation; this and its scaling by depth are GPT-2's
 
@@ -133,12 +134,20 @@ class Attention(nn.Module):
         self.wv = Linear(config.dim, config.kv_heads * config.head_dim)
         self.wo = Linear(config.heads * config.head_dim, config.dim)
 
-    def forward(self, x: Tensor, cos: Tensor, sin: Tensor, cache: Cache | None, mask: Tensor | None) -> Tensor:
+    def forward(
+        self,
+        x: Tensor,
+        cos: Tensor,
+        sin: Tensor,
+        cache: Cache | None,
+        mask: Tensor | None,
+        documents: Documents | None,
+    ) -> Tensor:
         batch, time, _ = x.shape
         q, k, v = (w(x).view(batch, time, -1, self.head_dim) for w in (self.wq, self.wk, self.wv))
         q, k = rotate(q, cos, sin), rotate(k, cos, sin)
         if cache is None:
-            mixed = functions.causal_attention(q, k, v)
+            mixed = functions.causal_attention(q, k, v, documents)
         else:
             mixed = functions.attention(q, *cache.extend(self.layer, k, v), mask)
         return cast(Tensor, self.wo(mixed.reshape(batch, time, -1)))
@@ -167,8 +176,16 @@ class Block(nn.Module):
         self.ffn_norm = RMSNorm(config.dim, config.norm_eps)
         self.feed_forward = FeedForward(config)
 
-    def forward(self, x: Tensor, cos: Tensor, sin: Tensor, cache: Cache | None, mask: Tensor | None) -> Tensor:
-        x = x + self.attention(self.attention_norm(x), cos, sin, cache, mask)
+    def forward(
+        self,
+        x: Tensor,
+        cos: Tensor,
+        sin: Tensor,
+        cache: Cache | None,
+        mask: Tensor | None,
+        documents: Documents | None,
+    ) -> Tensor:
+        x = x + self.attention(self.attention_norm(x), cos, sin, cache, mask, documents)
         return cast(Tensor, x + self.feed_forward(self.ffn_norm(x)))
 
 
@@ -183,17 +200,22 @@ class Llama(nn.Module):
         self.norm = RMSNorm(config.dim, config.norm_eps)
         self.output = Head(config.dim, config.vocab)
 
-    def forward(self, tokens: Tensor, cache: Cache | None = None) -> Tensor:
-        """Hidden states ``[B, T, D]`` of tokens ``[B, T]``; with a cache, of the tokens that follow those in it."""
-        time = tokens.shape[1]
-        if cache is None:
-            positions, mask = torch.arange(time, device=tokens.device), None
-        else:
+    def forward(self, tokens: Tensor, cache: Cache | None = None, documents: Documents | None = None) -> Tensor:
+        """Hidden states ``[B, T, D]`` of tokens ``[B, T]``; with a cache, of the tokens that follow those in it.
+
+        Each row is one document, or several that do not see each other.
+        """
+        time, mask = tokens.shape[1], None
+        if cache is not None:
             positions, mask = cache.positions(time), cache.mask(time)
+        elif documents is not None:
+            positions = documents.positions
+        else:
+            positions = torch.arange(time, device=tokens.device)
         cos, sin = rotary(positions, self.config.head_dim, self.config.rope_theta)
         x = self.tok_embeddings(tokens).to(self.dtype)
         for block in self.layers:
-            x = block(x, cos, sin, cache, mask)
+            x = block(x, cos, sin, cache, mask, documents)
         if cache is not None:
             cache.length += time
         return cast(Tensor, self.norm(x))
@@ -202,9 +224,15 @@ class Llama(nn.Module):
         """Scores of the next token, fp32 ``[..., V]``."""
         return cast(Tensor, self.output(hidden)).float()
 
-    def nll(self, tokens: Tensor, targets: Tensor) -> Tensor:
-        """-log p(target), fp32 ``[B, T]``, where ``targets [B, T]`` are what should follow each of ``tokens``."""
-        return self.output.nll(self.forward(tokens), targets)
+    def nll(
+        self, tokens: Tensor, targets: Tensor, documents: Documents | None = None, learned: Tensor | None = None
+    ) -> Tensor:
+        """-log p(target), fp32 ``[B, T]``, where ``targets [B, T]`` are what should follow each of ``tokens [B, T]``.
+
+        ``learned [M]`` are the only places, in rows laid one after the other, that count; targets are then ``[M]``.
+        """
+        hidden = self.forward(tokens, documents=documents)
+        return self.output.nll(hidden if learned is None else hidden.flatten(0, 1)[learned], targets)
 
     def fresh(self, seed: int) -> Iterator[tuple[str, Tensor]]:
         """Fresh weights, whole, by name; each depends on (seed, its name) alone, wherever and by whom it is made."""
@@ -233,6 +261,22 @@ class Llama(nn.Module):
         arrange(model)
         model.to_empty(device=device)
         sharded.fill(model, model.fresh(seed))
+        return model
+
+    @classmethod
+    def trainable(
+        cls, path: Path, dtype: torch.dtype, device: torch.device, arrange: Callable[[Self], None] = lambda model: None
+    ) -> Self:
+        """A model directory to train on: fp32 weights, computing in ``dtype``, sharded by ``arrange``."""
+        config, _ = cls.described(path)
+        with torch.device("meta"):
+            model = cls(config, dtype)
+        names = {checkpoint.hf_name(name): name for name, _ in model.named_parameters()}
+        wanted = {checkpoint.hf_name(name): tuple(p.shape) for name, p in model.named_parameters()}
+        arrange(model)
+        model.to_empty(device=device)
+        stored = checkpoint.tensors(path, wanted, torch.float32, torch.device("cpu"))
+        sharded.fill(model, ((names[name], tensor) for name, tensor in stored))
         return model
 
     @classmethod

@@ -12,7 +12,7 @@ from collections.abc import Callable, Generator, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import closing
 from itertools import count
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from torch import Tensor
 
@@ -27,11 +27,12 @@ from llamactl.train.training import REFUSED, Training
 LAG = {"cuda": 1}  # steps that are launched before the outcome of one is read, by device
 PATIENCE = 10  # refused steps in a row that end a run
 
-Batch = Callable[[int, int], Tensor]  # sequences from a global sample index on, and how many
+Batch = Callable[[int, int], Any]  # sequences from a global sample index on, and how many: ids, or Packed
+Count = Callable[[int, int], int]  # of these sequences: how many of their tokens carry loss
 
 
 class Step(NamedTuple):
-    """One line of metrics.jsonl. ``tokens`` are those trained on so far; ``tokens_per_second`` is of this step.
+    """One line of metrics.jsonl. ``tokens`` are the places trained on so far; ``tokens_per_second`` is of this step.
 
     ``save_seconds`` is what training has waited for the saving of states since the step before.
     """
@@ -48,26 +49,33 @@ class Step(NamedTuple):
     save_seconds: float
 
 
-def _prefetched(batch: Batch, first: int, plan: Plan, job: Job) -> Generator[Tensor, None, None]:
-    """This process's part of one batch after the other, the next one read while the last is trained on."""
+def _prefetched(
+    batch: Batch, targets: Count | None, first: int, plan: Plan, job: Job
+) -> Generator[tuple[Any, int], None, None]:
+    """This process's part of one batch after the other, the next one read while the last is trained on.
+
+    With each the number of targets in the whole batch.
+    """
     share = job.share(plan.batch_size)
     with ThreadPoolExecutor(1) as reader:
 
-        def read(number: int) -> Future[Tensor]:
+        def read(number: int) -> Future[Any]:
             return reader.submit(batch, number * plan.batch_size + share.first, share.size)
 
         coming = read(first)
-        for number in count(first + 1):
-            ids, coming = coming.result(), read(number)
+        for number in count(first):
+            part, coming = coming.result(), read(number + 1)
             if job.device.type == "cuda":
-                ids = ids.pin_memory()
-            yield ids.to(job.device, non_blocking=True)
+                part = part.pin_memory()
+            whole = targets(number * plan.batch_size, plan.batch_size) if targets else plan.targets
+            yield part.to(job.device, non_blocking=True), whole
 
 
-def steps(training: Training, batch: Batch, loss_of: Loss, plan: Plan) -> Iterator[Step]:
+def steps(training: Training, batch: Batch, loss_of: Loss, plan: Plan, targets: Count | None = None) -> Iterator[Step]:
     """Train from where ``training`` stands to the last step of the schedule.
 
-    ``batch(start, size)`` gives sequences from a global sample index on. Raises Interrupted after a signal to any
+    ``batch(start, size)`` gives sequences from a global sample index on, ``targets(start, size)`` how many of their
+    tokens carry loss; without it the plan's number. Raises Interrupted after a signal to any
     process, with the state saved, and Fault after ten refused steps in a row.
 
     On a GPU the outcome of a step is read when the next one has been launched, so that the device never waits for
@@ -79,14 +87,15 @@ def steps(training: Training, batch: Batch, loss_of: Loss, plan: Plan) -> Iterat
     total, micro_batch = plan.schedule.steps, min(plan.micro_batch, job.share(plan.batch_size).size)
     row = 0  # refused steps in a row
     launched: deque[Tensor] = deque()
-    with closing(_prefetched(batch, training.attempts, plan, job)) as batches:
+    with closing(_prefetched(batch, targets, training.attempts, plan, job)) as batches:
 
         def launch() -> Tensor:
             def tells() -> tuple[bool, bool]:
                 return bool(job.caught), training.saver.busy and training.saver.written()
 
-            model, optimizer, ids = training.model, training.optimizer, next(batches)
-            return take(model, optimizer, loss_of, ids, plan.targets, micro_batch, job, tells, training.before_update)
+            model, optimizer = training.model, training.optimizer
+            part, whole = next(batches)
+            return take(model, optimizer, loss_of, part, whole, micro_batch, job, tells, training.before_update)
 
         clock, stalled, stopping = time.perf_counter(), training.stalled, False
         while training.step < total:
@@ -114,6 +123,7 @@ def steps(training: Training, batch: Batch, loss_of: Loss, plan: Plan) -> Iterat
                     refused=training.refused,
                     save_seconds=round(stalled - stalled_before, 4),
                 )
+                clock += time.perf_counter() - now  # what the stage has done meanwhile is not training
             else:
                 row, training.refused = row + 1, training.refused + 1
                 what = f"loss {outcome.loss:.4g}, gradient norm {outcome.grad_norm:.4g}"

@@ -242,6 +242,18 @@ def target(name: str | None) -> tuple[str, Device, bool]:
     return title, row._replace(memory=devices.memory(here)), here.type == "cpu"
 
 
+def asked(
+    config: Config, layout: Layout, tokens: float, device: str | None, mfu: float | None, dry_run: bool
+) -> list[tuple[str, str]]:
+    """With ``--dry-run`` all of the plan in words, for the device that is named; else Fault for what cannot be."""
+    if dry_run:
+        name, row, on_cpu = target(device)
+        return rows(config, layout._replace(on_cpu=on_cpu), tokens, name, row, mfu or MFU)
+    if fault := misfit(config, layout):
+        raise fault
+    return []
+
+
 def refuse(device: str | None, devices: int | None, mfu: float | None) -> None:
     """Raise Fault for what says how to plan, where it is to be trained."""
     if device and device.lower() in hardware.DEVICES:

@@ -4,7 +4,7 @@ B sequences of a micro-batch, T tokens of a sequence.
 """
 
 from collections.abc import Callable
-from typing import NamedTuple, Self
+from typing import Any, NamedTuple, Self
 
 import torch
 from torch import Tensor
@@ -13,7 +13,7 @@ from llamactl.model.llama import Llama
 from llamactl.train.optim import CLIP, AdamW
 from llamactl.train.parallel import Job
 
-Loss = Callable[[Llama, Tensor], Tensor]
+Loss = Callable[[Llama, Any], Tensor]  # of a micro-batch: the sum over its targets
 
 
 class Outcome(NamedTuple):
@@ -40,14 +40,14 @@ def take(
     model: Llama,
     optimizer: AdamW,
     loss_of: Loss,
-    batch: Tensor,
+    batch: Any,
     targets: int,
     micro_batch: int,
     job: Job,
     tells: Callable[[], tuple[bool, ...]] = tuple,
     before_update: Callable[[], None] = lambda: None,
 ) -> Tensor:
-    """One step on this process's ``batch`` ``[sequences, T + 1]``; the loss is normalised over all ``targets`` tokens.
+    """One step on this process's ``batch`` of sequences; the loss is normalised over all ``targets`` of all processes.
 
     The sum over micro-batches and processes is divided once, by the targets of the whole batch, so how it is cut
     changes nothing but rounding. A loss or gradient that is not finite is refused: parameters and moments stay as they
@@ -56,7 +56,7 @@ def take(
     """
     optimizer.zero_grad()
     total = torch.zeros((), dtype=torch.float64, device=batch.device)
-    pieces = torch.split(batch, micro_batch)
+    pieces = batch.split(micro_batch)
     for number, piece in enumerate(pieces, 1):
         job.accumulate(model, last=number == len(pieces))
         loss = loss_of(model, piece) / targets

@@ -10,7 +10,7 @@ from llamactl.artifacts import files, state
 from llamactl.errors import Fault
 from llamactl.model import sharded
 from llamactl.train import loop
-from llamactl.train.loop import Batch, Step
+from llamactl.train.loop import Batch, Count, Step
 from llamactl.train.schedule import Plan
 from llamactl.train.step import Loss
 from llamactl.train.training import STATE, Training
@@ -18,7 +18,14 @@ from llamactl.train.training import STATE, Training
 HALF = 10  # steps before the interruption, and after; fewer in a shorter run
 
 
-def resume_is_exact(begin: Callable[[Path], Training], batch: Batch, loss_of: Loss, plan: Plan, scratch: Path) -> None:
+def resume_is_exact(
+    begin: Callable[[Path], Training],
+    batch: Batch,
+    loss_of: Loss,
+    plan: Plan,
+    scratch: Path,
+    targets: Count | None = None,
+) -> None:
     """Train 2N steps, and N + N from a saved state, and compare every bit; raises Fault where one differs.
 
     ``begin`` makes a training from the start, in a directory. ``scratch`` holds the states meanwhile.
@@ -34,12 +41,12 @@ def resume_is_exact(begin: Callable[[Path], Training], batch: Batch, loss_of: Lo
         if ui.first_rank():
             files.remove(scratch)
         training.job.agreed(True)  # what an earlier attempt has left is gone
-        wanted = _train(training, batch, loss_of, plan, 2 * half)
+        wanted = _train(training, batch, loss_of, plan, targets, 2 * half)
         del training
-        found = _train(begin(interrupted), batch, loss_of, plan, half)
+        found = _train(begin(interrupted), batch, loss_of, plan, targets, half)
         again = begin(interrupted)
         again.resume()
-        found += _train(again, batch, loss_of, plan, 2 * half)
+        found += _train(again, batch, loss_of, plan, targets, 2 * half)
         whole = state.newest(undisturbed / STATE)
         assert whole is not None
         differing = [step for step, a, b in zip(range(1, 2 * half + 1), wanted, found, strict=True) if a != b]
@@ -62,10 +69,12 @@ def resume_is_exact(begin: Callable[[Path], Training], batch: Batch, loss_of: Lo
             files.remove(scratch)
 
 
-def _train(training: Training, batch: Batch, loss_of: Loss, plan: Plan, until: int) -> list[tuple[float, float]]:
+def _train(
+    training: Training, batch: Batch, loss_of: Loss, plan: Plan, targets: Count | None, until: int
+) -> list[tuple[float, float]]:
     """Train up to a step and save; losses and gradient norms."""
     taken: list[Step] = []
-    for step in loop.steps(training, batch, loss_of, plan):
+    for step in loop.steps(training, batch, loss_of, plan, targets):
         taken.append(step)
         if training.step == until < plan.schedule.steps:
             training.save()

@@ -1,0 +1,191 @@
+"""Fine-tune a model on dialogues (paper, section 3.1): loss on the answers alone, examples packed into sequences.
+
+In: a model and Dialogues (or Samples: the response is the last answer). Out: a model directory.
+"""
+
+from pathlib import Path
+from typing import Annotated, Literal
+
+import typer
+
+from llamactl import options
+
+
+def sft(
+    model: options.Model,
+    dialogues: Annotated[
+        list[str] | None, typer.Argument(help="JSON lines of Dialogues or Samples; stdin if none.")
+    ] = None,
+    out: options.Out = Path("sft"),
+    loss: Annotated[Literal["all", "last"], typer.Option(help="Learn all answers of a dialogue, or the last.")] = "all",
+    document_mask: Annotated[
+        bool,
+        typer.Option(help="Examples in a sequence do not see each other; without it they do, as in the paper."),
+    ] = True,
+    truncate: Annotated[bool, typer.Option("--truncate", help="Cut what is longer than the context.")] = False,
+    eval: Annotated[
+        Path | None, typer.Option(help="Dialogues to hold out: their loss is measured as training goes on.")
+    ] = None,
+    eval_every: Annotated[
+        int | None, typer.Option(help="Steps between measurements.", show_default="a tenth of the run", min=1)
+    ] = None,
+    lr: options.LearningRate = 2e-5,
+    batch_size: options.BatchSize = 64,
+    micro_batch: options.MicroBatch = None,
+    context: options.Context = None,
+    steps: options.Steps = None,
+    epochs: options.Epochs = None,
+    warmup: Annotated[int, typer.Option(help="Warm-up steps.", min=0)] = 0,
+    weight_decay: Annotated[float, typer.Option(help="Of matrices; norms are not decayed.", min=0.0)] = 0.1,
+    precision: options.Precision = "bf16",
+    activation_checkpointing: options.Checkpointing = "none",
+    tensor_parallel: options.TensorParallel = 1,
+    replicas: options.Replicas = 1,
+    compile: options.Compile = False,
+    device: options.DeviceOrPlanned = None,
+    devices: options.Devices = None,
+    mfu: options.Mfu = None,
+    save_every: options.SaveEvery = None,
+    keep: options.Keep = 2,
+    log_every: options.LogEvery = 1,
+    resume: options.Resume = True,
+    dry_run: options.DryRun = False,
+    verify: options.Verify = True,
+    skip_bad: options.SkipBad = False,
+    allow_tags: options.AllowTags = False,
+    max_line: options.MaxLine = 16 << 20,
+    seed: options.Seed = 0,
+    overwrite: options.Overwrite = False,
+    quiet: options.Quiet = False,
+) -> None:
+    """Fine-tune a model on dialogues: cosine from 2e-5, batches of 64 sequences, 2 epochs, as the paper did.
+
+    Killed at any moment, the same command goes on from the newest state, to the same bits.
+
+    Example: llamactl sft base dialogues.jsonl --eval held-out.jsonl -o chat
+    """
+    from dataclasses import replace
+
+    from llamactl import ui
+    from llamactl.artifacts import jsonl, manifest
+    from llamactl.artifacts.records import Dialogue, Sample
+    from llamactl.errors import Fault
+    from llamactl.model.config import Size
+    from llamactl.model.llama import Llama
+    from llamactl.text.learning import Learning, lesson
+    from llamactl.text.tokenizer import Tokenizer
+    from llamactl.train import packing, planning, schedule
+
+    if not dry_run:
+        planning.refuse(device, devices, mfu)
+    config, _ = Llama.described(model)
+    if context and context > config.context:
+        raise Fault("--context", f"{context:,} is longer than the model's, {config.context:,}", "make it shorter")
+    shape = replace(config, context=context or config.context)
+    tokenizer = Tokenizer.load(model)
+    tokenizer.fitting(config.vocab, model)
+    names = dialogues or [jsonl.STDIN]
+    if ui.world_size() > 1 and jsonl.STDIN in names:
+        raise Fault("stdin", "cannot be read by every process", "write it to a file first")
+    settings = {
+        "loss": loss, "document_mask": document_mask, "truncate": truncate, "allow_tags": allow_tags,
+        "context": shape.context, "weight_decay": weight_decay, "precision": precision, "seed": seed,
+        "overwrite": overwrite, "skip_bad": skip_bad,
+    }  # fmt: skip
+
+    def packed(files: list[str], run: manifest.Run) -> packing.Packs:
+        examples = packing.Examples()
+        how = Learning(shape.context, loss == "last", truncate, allow_tags)
+        with ui.Working(f"read {', '.join(files)}", None, "dialogues") as bar:
+            for found in jsonl.read(files, Sample, Dialogue, refuse=run.refuse, max_line=max_line):
+                try:
+                    ids, learned, cut = lesson(found, tokenizer, how)
+                except Fault as fault:
+                    run.refuse(fault)
+                    continue
+                examples.add(ids, learned)
+                run.noted.update({"dialogues cut": 1, "tokens cut off": cut} if cut else {})
+                bar.advance(tokens=examples.tokens)
+        if not len(examples):
+            raise Fault(", ".join(files), "holds no dialogue to learn from", "look at what was skipped")
+        return packing.Packs(examples, shape.context, seed, document_mask)
+
+    inputs: dict[str, list[str | Path]] = {"model": [model], "dialogues": [*names], "eval": [eval] if eval else []}
+    run = manifest.Run("sft", settings, inputs, out, verify and not dry_run)
+    packs, evaluation = packed(names, run), packed([str(eval)], run) if eval else None
+    plan = schedule.planned(
+        shape.context, Size(shape, 0.0, 2e-5, 64), lr=lr, warmup=warmup, steps=steps, tokens=None,
+        epochs=None if steps and not epochs else epochs or 2.0, epoch=len(packs.packs), batch_size=batch_size,
+        micro_batch=micro_batch, save_every=save_every, keep=keep,
+    )  # fmt: skip
+    run.settings |= plan.settings() | {"overwrite": overwrite}
+    layout = planning.Layout(
+        plan.batch_size, shape.context, plan.micro_batch, precision, activation_checkpointing, tensor_parallel,
+        replicas, devices or ui.world_size(),
+    )  # fmt: skip
+    tokens = plan.schedule.steps * plan.batch_size * shape.context
+    said = planning.asked(config, layout, tokens, device, mfu, dry_run)
+    ui.table(f"sft {model} -> {out}", [*packs.rows(), *plan.rows(), *said])
+    if dry_run or run.already_made():
+        return
+
+    from functools import partial
+
+    from llamactl.artifacts import checkpoint
+    from llamactl.artifacts.card import card
+    from llamactl.artifacts.metrics import Metrics
+    from llamactl.model import device as machine
+    from llamactl.text import dialogue
+    from llamactl.train import loop, optim, parallel
+    from llamactl.train.held_out import HeldOut
+    from llamactl.train.training import Training
+
+    target = machine.chosen(device)
+    run.device = machine.title(target)
+    machine.keep_freed_memory()
+    with (
+        parallel.joined(target, tensor_parallel, replicas) as job,
+        run.in_place(fresh=not resume) as (directory, outputs),
+    ):
+        job.agreed(True)  # the directory is there
+        run.devices = job.world
+        arrange = partial(job.arrange, checkpointing=activation_checkpointing, compiled=compile)
+        network = Llama.trainable(model, machine.PRECISIONS[precision], target, arrange)
+        optimizer = optim.AdamW(network, plan.schedule, weight_decay)
+        training = Training(network, optimizer, run, directory, job, plan.keep)
+        if training.resume():
+            ui.note(f"{out}: going on after step {training.step:,}")
+        metrics = Metrics(directory, training.step)
+        held_out = HeldOut(evaluation, job, plan.micro_batch) if evaluation else None
+        every = eval_every or max(1, plan.schedule.steps // 10)
+        if held_out and training.step == 0:
+            metrics.log({"step": 0, "eval_loss": held_out.measure(network, 0)})
+        with ui.Working("sft", plan.schedule.steps, "steps", start=training.step) as bar:
+            for step in loop.steps(training, packs.batch, packing.answer_loss, plan, packs.targets):
+                seen = step._asdict()
+                last = step.step == plan.schedule.steps
+                if held_out and (last or step.step % every == 0):
+                    seen["eval_loss"] = held_out.measure(network, step.step)
+                    bar.advance(0, eval=f"{seen['eval_loss']:.3f}")
+                if last or step.step % log_every == 0 or "eval_loss" in seen:
+                    metrics.log(seen)
+                bar.advance(1, loss=f"{step.loss:.3f}", **{"tok/s": ui.count(step.tokens_per_second)})
+        samples = (training.step + training.refused) * plan.batch_size
+        epochs_seen = samples / len(packs.packs)
+        run.done.update(tokens=training.step * plan.targets, samples=samples, learned=packs.targets(0, samples))
+        run.facts |= {
+            "job": job.facts(), "save_seconds": round(training.stalled, 3), "epochs": round(epochs_seen, 4),
+            "examples": len(packs.examples), "sequences": len(packs.packs), "fill": round(packs.fill, 4),
+            "held_out": held_out.measured if held_out else [],
+        }  # fmt: skip
+        what = f"a chat model, fine-tuned by llamactl sft from {model.name}"
+        source = {"path": ", ".join(names), "share": 1.0, "epochs": epochs_seen}
+        outputs += checkpoint.save(
+            directory,
+            config.to_hf(machine.STORED[precision]),
+            network.hf_state(machine.PRECISIONS[precision]),
+            tokenizer.proto,
+            dialogue.tokenizer_config(config.context),
+            card(out.name, what, run.settings, [source]),
+        )
+        outputs.append(metrics.close())
