@@ -49,6 +49,6 @@ def lesson(found: Found[Any], tokenizer: Tokenizer, how: Learning) -> Lesson:
         raise Fault(found.where, problem, "shorten it, --truncate, or leave it out with --skip-bad")
     ids, loss = ids[: how.context], loss[: how.context]
     if not any(loss):
-        what = f"its first {how.context:,} tokens hold no answer" if cut else "holds no answer that carries loss"
-        raise Fault(found.where, what, "leave it out with --skip-bad")
+        what = f"its first {how.context:,} tokens hold no answer" if cut else "holds no answer to learn from"
+        raise Fault(f"{found.where}: messages", what, "leave it out with --skip-bad")
     return Lesson(ids, loss, cut)
