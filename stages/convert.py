@@ -65,7 +65,7 @@ def convert(
     names = files or [jsonl.STDIN]
     kind = known.named(from_) if from_ else None
     given = {name: value for name, value in (("source", source), ("safety", safety or None)) if value is not None}
-    run = Run("convert", settings, {"records": names}, out)
+    run = Run("convert", settings, {"files": names}, out)
     if run.already_made(announce=False):
         return
     rows = []

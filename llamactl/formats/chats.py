@@ -116,7 +116,7 @@ class MTBench(Format):
     def prompts(self, tally: Tally) -> Iterator[Talk]:
         turns: list[Message] = []
         for number, question in enumerate(self.turns):
-            if number > len(self.reference):
+            if number and not "".join(self.reference[number - 1 : number]).strip():
                 tally.skipped["later questions without an answer to those before"] += len(self.turns) - number
                 break
             turns += [assistant(self.reference[number - 1])] if number else []

@@ -29,7 +29,8 @@ _DELIMITERS = {"csv": ",", "tsv": "\t"}
 # Up to the next bracket that is in no string; possessive, so that looking on in more data costs no backtracking.
 _TO_BRACKET = re.compile(rb'(?:[^"\[\]{}]++|"(?:[^"\\]++|\\.)*+")*+([\[\]{}])', re.DOTALL)
 _NESTED = re.compile(rb'\s*\{\s*"(?:[^"\\]|\\.)*"\s*:\s*\{', re.DOTALL)  # an object whose first value is an object
-_MEMBER = re.compile(rb'(\s*,?)\s*("(?:[^"\\]|\\.)*")\s*:\s*', re.DOTALL)
+_MEMBER = re.compile(rb'("(?:[^"\\]|\\.)*")\s*:', re.DOTALL)
+_ELEMENT = re.compile(rb'(?:[^",]++|"(?:[^"\\]++|\\.)*+")++', re.DOTALL)  # up to the next comma that is in no string
 
 
 class Item(NamedTuple):
@@ -74,10 +75,14 @@ class File:
             except StopIteration:
                 return
             except csv.Error as error:
+                if not header:  # what follows would be read by the names of another row
+                    raise Fault(where, f"the header is no CSV: {error}", "mend the file") from None
                 yield Fault(where, f"is no CSV: {error}")
                 continue
             if not header:
                 header = row
+                if any(map(_undecoded, header)):
+                    raise Fault(where, "the name of a column is not UTF-8", "convert the file to UTF-8")
                 if twice := next((name for name in header if header.count(name) > 1), None):
                     raise Fault(where, f"two columns are named {twice!r}", "name them apart")
             elif row:
@@ -88,13 +93,18 @@ class File:
         base = 0 if self.shape == "values" else 1
         for number, (line, before, value) in enumerate(self._split(base)):
             where, name = f"{self.path}:{line}", None
-            if self.shape == "members" and (member := _MEMBER.fullmatch(before)):
-                before, name = member[1], orjson.loads(member[2])
-            if base and number and value and b"," not in before:
+            strays = list(_strays(before, line - before.count(b"\n")))
+            if self.shape == "members" and value and strays and (member := _MEMBER.fullmatch(strays[-1][1])):
+                name = member[1]
+                strays.pop()
+            if base and number and value and b"," not in _ELEMENT.sub(b"", before):
                 yield Fault(where, "no comma stands before it")
-            for stray in filter(None, map(bytes.strip, before.split(b","))):
-                yield Fault(where, f"is no object: {stray[:60].decode(errors='replace')}")
-            if value:
+            for own, stray in strays:
+                yield Fault(f"{self.path}:{own}", f"is no object: {_shown(stray)}")
+            if len(value) > self._max_line:
+                problem = f"the item is longer than {self._max_line:,} bytes"
+                yield Fault(where, problem, "allow more with --max-line, or skip it with --skip-bad")
+            elif value:
                 yield _parsed(Line(where, number, value), name)
 
     def _split(self, base: int) -> Iterator[tuple[int, bytes, bytes]]:
@@ -122,20 +132,23 @@ class File:
                 line += before.count(b"\n")
             depth += 1 if opens else -1
             if opens and depth == base:  # the one around all of them
-                start = at
+                line, start = line + data.count(b"\n", start, at), at
             elif not opens and depth == base:
                 yield line, before, data[start:at]
                 line, start = line + data.count(b"\n", start, at), at
             elif depth < base:
-                yield line, data[start : at - 1], b""
-                line, start = line + data.count(b"\n", start, at), at
+                before = data[start : at - 1]
+                yield line + before.count(b"\n"), before, b""
+                line, start = line + data.count(b"\n", start, at), at - (depth < 0)  # one too many is shown
                 break
-        rest = data[start:] + stream.read(jsonl.BLOCK)
+        rest = data[start:]
+        while not rest.strip() and (more := stream.read(jsonl.BLOCK)):
+            line, rest = line + rest.count(b"\n"), more
         if depth >= max(base, 1):
             raise Fault(f"{self.path}:{line}", "is cut short: what begins here has no end", "copy the file again")
         if depth < 0 or rest.strip():
-            shown = rest.strip()[:60].decode(errors="replace")
-            raise Fault(f"{self.path}:{line}", f"is no part of what came before: {shown}", "mend the file")
+            line += rest[: len(rest) - len(rest.lstrip())].count(b"\n")
+            raise Fault(f"{self.path}:{line}", f"is no part of what came before: {_shown(rest)}", "mend the file")
 
 
 @contextmanager
@@ -161,14 +174,12 @@ def shape(head: bytes, path: str) -> Shape:
 
 def _shape_of_objects(head: bytes) -> Shape:
     end = _end_of_object(head)
-    if end is None:  # larger than what was looked at
-        return "members" if _NESTED.match(head) else "values" if b"\n" in head else "lines"
-    if head[end:].strip():
+    if end is not None and head[end:].strip():
         return "values" if b"\n" in head[:end].strip() else "lines"
     try:
         only = orjson.loads(head[:end])
-    except orjson.JSONDecodeError:
-        return "lines"
+    except orjson.JSONDecodeError:  # damaged, or larger than what was looked at
+        return "members" if _NESTED.match(head) else "values" if b"\n" in head else "lines"
     return "members" if only and all(isinstance(value, dict) for value in only.values()) else "values"
 
 
@@ -181,11 +192,23 @@ def _end_of_object(head: bytes) -> int | None:
     return None
 
 
-def _parsed(line: Line | Fault, name: str | None = None) -> Item | Fault:
+def _strays(before: bytes, line: int) -> Iterator[tuple[int, bytes]]:
+    """What stands between the commas of ``before``, which begins in ``line``, each with its line."""
+    for found in _ELEMENT.finditer(before):
+        if stray := found[0].strip():
+            yield line + before.count(b"\n", 0, found.end() - len(found[0].lstrip())), stray
+
+
+def _shown(data: bytes) -> str:
+    """The beginning of it, in one line."""
+    return b" ".join(data.strip()[:60].split()).decode(errors="replace")
+
+
+def _parsed(line: Line | Fault, name: bytes | None = None) -> Item | Fault:
     if isinstance(line, Fault):
         return line
     try:
-        return Item(line.where, jsonl.parsed(line), name)
+        return Item(line.where, jsonl.parsed(line), jsonl.parsed(line._replace(data=name)) if name else None)
     except Fault as fault:
         return fault
 
@@ -203,8 +226,15 @@ def _row(where: str, header: list[str], row: list[str]) -> Item | Fault:
     if len(row) != len(header):
         return Fault(where, f"has {len(row)} cells, the header {len(header)}")
     for name, cell in zip(header, row, strict=True):
-        try:
-            cell.encode()
-        except UnicodeEncodeError:  # a byte that is no UTF-8 was read as a surrogate
+        if _undecoded(cell):
             return Fault(where, f"{name}: is not UTF-8")
     return Item(where, dict(zip(header, row, strict=True)))
+
+
+def _undecoded(cell: str) -> bool:
+    """Whether a byte of it was no UTF-8, and so was read as a surrogate."""
+    try:
+        cell.encode()
+    except UnicodeEncodeError:
+        return True
+    return False

@@ -9,6 +9,9 @@ from llamactl.artifacts.records import Message, Rating, SafetyLabel
 from llamactl.formats.items import Item
 from llamactl.formats.rules import Format, Pair, Talk, Tally, assistant, compared, user
 
+# What passes through: by a name that no file has, so that a field "rest" of a file does too.
+_REST: Any = msgspec.field(default_factory=dict, name="(what passes through)")
+
 
 class Part(msgspec.Struct):
     """A piece of a message's content, as OpenAI's interface takes it."""
@@ -39,7 +42,7 @@ class Messages(Format, kw_only=True):
 
     name = "messages"
     messages: list[Spoken]
-    rest: dict[str, Any] = msgspec.field(default_factory=dict)
+    rest: dict[str, Any] = _REST
 
     @classmethod
     def of(cls, item: Item) -> Self:
@@ -74,12 +77,12 @@ class Comparisons(Format):
     prompt: list[Spoken] | str = msgspec.field(default_factory=list)
     rating: Rating | None = None
     safety_label: SafetyLabel | None = None
-    rest: dict[str, Any] = msgspec.field(default_factory=dict)
+    rest: dict[str, Any] = _REST
 
     @classmethod
     def of(cls, item: Item) -> Self:
         one = msgspec.convert(item.value, cls)
-        one.rest = {name: value for name, value in item.value.items() if name not in cls.__struct_fields__}
+        one.rest = {name: value for name, value in item.value.items() if name not in cls.__struct_encode_fields__}
         return one
 
     def pairs(self, tally: Tally) -> Iterator[Pair]:
@@ -101,7 +104,7 @@ class Texts(Format):
     name = "texts"
     answers = False
     text: str
-    rest: dict[str, Any] = msgspec.field(default_factory=dict)
+    rest: dict[str, Any] = _REST
 
     @classmethod
     def of(cls, item: Item) -> Self:

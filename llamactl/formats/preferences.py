@@ -165,7 +165,8 @@ class AlpacaEval(Format):
         else:
             first, second = [self.output_1, self.output_2][:: 1 if self.preference < 1.5 else -1]
             continuous = self.preference not in (1, 2) or self.annotator.startswith("weighted")
-            rating = _by_probability(0.5 + abs(self.preference - 1.5)) if continuous else None
+            winner = round(0.5 + abs(self.preference - 1.5), 9)  # 1.65 is 0.65, not a little less
+            rating = _by_probability(winner) if continuous else None
             yield Pair([user(self.instruction)], first, second, source=self.dataset, rating=rating)
 
 

@@ -12,7 +12,7 @@ from typing import Any, ClassVar, Literal, NamedTuple, Self, get_args
 
 import msgspec
 
-from llamactl.artifacts.records import Message, Rating, SafetyLabel, in_words
+from llamactl.artifacts.records import Comparison, Dialogue, Document, Message, Rating, SafetyLabel, Sample, in_words
 from llamactl.errors import Fault
 from llamactl.formats.items import Item
 
@@ -33,6 +33,9 @@ TIE = "ties"
 NO_ANSWER = "pairs that do not end on an answer"
 OTHER_PROMPT = "pairs whose sides have different prompts"
 EMPTY_TEXT = "empty texts"
+OTHER_KIND = "fields of another kind of record, left off"
+
+_KEYS = {kind.key for kind in (Document, Dialogue, Sample, Comparison)}  # each says what kind of record it is
 
 
 class Tally(NamedTuple):
@@ -113,8 +116,8 @@ class Format(msgspec.Struct, kw_only=True):
     def texts(self, tally: Tally) -> Iterable[Talk]:
         """Documents, each as the one turn of a talk; here transcripts of its dialogues."""
         for talk in self.talks(tally):
-            if turns := mended(talk.turns, tally.noted):
-                yield talk._replace(turns=[user("\n\n".join(f"{t.role.title()}: {t.content.strip()}" for t in turns))])
+            turns = mended(talk.turns, tally.noted)
+            yield talk._replace(turns=[user("\n\n".join(f"{t.role.title()}: {t.content.strip()}" for t in turns))])
 
     @classmethod
     def targets(cls) -> list[Target]:
@@ -193,7 +196,7 @@ def dialogue(talk: Talk, tally: Tally) -> dict[str, Any] | None:
         noted[UNANSWERED] += 1
         turns.pop()
     tally.noted.update(noted)
-    return _record(talk, messages=turns)
+    return _record(talk, tally, messages=turns)
 
 
 def prompt(talk: Talk, tally: Tally) -> dict[str, Any] | None:
@@ -204,7 +207,7 @@ def prompt(talk: Talk, tally: Tally) -> dict[str, Any] | None:
         tally.skipped[EMPTY_PROMPT] += 1
         return None
     tally.noted.update(noted)
-    return _record(talk, messages=turns, safety=talk.safety or None)
+    return _record(talk, tally, messages=turns, safety=talk.safety or None)
 
 
 def _to_last_question(turns: Sequence[Message]) -> list[Message]:
@@ -215,17 +218,20 @@ def _to_last_question(turns: Sequence[Message]) -> list[Message]:
 
 def comparison(pair: Pair, tally: Tally) -> dict[str, Any] | None:
     """A Comparison; None where its sides are the same, or a turn is empty."""
-    spoken = [turn.content for turn in pair.prompt if turn.role != "system"]
-    if not all(text.strip() for text in (*spoken, pair.chosen, pair.rejected)):  # a cut prompt would be another one
+    noted: Counter[str] = Counter()
+    prompt = mended(pair.prompt, noted)
+    if noted[CUT] or not pair.chosen.strip() or not pair.rejected.strip():  # a cut prompt would be another one
         tally.skipped[EMPTY_SIDE] += 1
-    elif not spoken:
+    elif not any(turn.role != "system" for turn in prompt):
         tally.skipped[EMPTY_PROMPT] += 1
     elif pair.chosen.strip() == pair.rejected.strip():
         tally.skipped[IDENTICAL] += 1
     else:
+        tally.noted.update(noted)
         return _record(
             pair,
-            prompt=mended(pair.prompt, tally.noted),
+            tally,
+            prompt=prompt,
             chosen=[assistant(pair.chosen)],
             rejected=[assistant(pair.rejected)],
             rating=pair.rating, safety_label=pair.safety_label,
@@ -239,10 +245,13 @@ def document(talk: Talk, tally: Tally) -> dict[str, Any] | None:
     if not text.strip():
         tally.skipped[EMPTY_TEXT] += 1
         return None
-    return _record(talk, text=text)
+    return _record(talk, tally, text=text)
 
 
-def _record(one: Talk | Pair, **fields: Any) -> dict[str, Any]:
-    """The fields that have a value, ``id`` first, ``source`` last but what passes through."""
-    every = {"id": one.id, **fields, "source": one.source, **(one.rest or {})}
-    return {name: value for name, value in every.items() if value is not None}
+def _record(one: Talk | Pair, tally: Tally, **fields: Any) -> dict[str, Any]:
+    """The fields that have a value, ``id`` first, ``source`` last but what passes through, which replaces none."""
+    rest = one.rest or {}
+    every = {"id": one.id, **fields, "source": one.source}
+    tally.noted[OTHER_KIND] += len(_KEYS & rest.keys())
+    every |= {name: value for name, value in rest.items() if name not in _KEYS and every.get(name) is None}
+    return {name: value for name, value in every.items() if value is not None or name in rest}
