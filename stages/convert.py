@@ -60,6 +60,7 @@ def convert(
     from llamactl.text import dialogue
 
     settings["from"] = settings.pop("from_")
+    del settings["formats"]  # it only lists them
     if safety and to != "prompts":
         raise Fault("--safety", f"tags prompts, and these are {to}", "leave it out, or --to prompts")
     names = files or [jsonl.STDIN]

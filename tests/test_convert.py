@@ -81,7 +81,7 @@ def test_several_files_of_different_formats_and_what_the_manifest_says_of_them(t
         talk(u("Is it, or\r\nnot?"), a("No"), category="Law"),
     ]
     said_so = ran(tmp_path)
-    empty, unanswered = {"dialogues without an answer": 1}, {"last turns without an answer, left off": 1}
+    empty, unanswered = {"dialogues without an answer to learn from": 1}, {"last turns without an answer, left off": 1}
     common = {"skipped": {}, "noted": {}, "bad": 0}
     assert said_so["files"] == [
         {**common, "path": str(files[0]), "format": "alpaca", "items": 3, "records": 2, "skipped": empty},
@@ -106,7 +106,7 @@ def test_standard_input_and_output(llamactl: Command) -> None:
 def test_counts_are_told_even_quietly(tmp_path: Path, llamactl: Command) -> None:
     path = written(tmp_path / "a.json", [*ALPACA, {"instruction": "Stay.", "output": ""}])
     done = llamactl("convert", path, "--quiet", status=0)
-    assert done.stderr == "convert: skipped 1 dialogues without an answer\n"
+    assert done.stderr == "convert: skipped 1 dialogues without an answer to learn from\n"
 
 
 def test_the_output_is_compressed_by_its_suffix(tmp_path: Path) -> None:
@@ -323,9 +323,9 @@ def test_roles_out_of_order(tmp_path: Path, turns: list[Any], problem: str) -> N
 @pytest.mark.parametrize(
     ("turns", "target", "what"),
     [
-        ([], "dialogues", "dialogues without an answer"),
-        ([u("q"), a(" \n\t")], "dialogues", "dialogues without an answer"),
-        ([u("q")], "dialogues", "dialogues without an answer"),
+        ([], "dialogues", "dialogues without an answer to learn from"),
+        ([u("q"), a(" \n\t")], "dialogues", "dialogues without an answer to learn from"),
+        ([u("q")], "dialogues", "dialogues without an answer to learn from"),
         ([a("r")], "prompts", "empty prompts"),
         ([u("  "), a("r")], "prompts", "empty prompts"),
         ([], "documents", "empty texts"),

@@ -80,7 +80,7 @@ def refused(name: str, value: object, target: Target = "dialogues") -> str:
     return str(caught.value)
 
 
-EMPTY_TALK, EMPTY_PROMPT = "dialogues without an answer", "empty prompts"
+EMPTY_TALK, EMPTY_PROMPT = "dialogues without an answer to learn from", "empty prompts"
 EMPTY_TEXT, EMPTY_SIDE = "empty texts", "pairs with an empty turn"
 JOINED, CUT = "turns joined to the one before, by the same speaker", "dialogues cut before an empty turn"
 UNANSWERED, NO_SYSTEM = "last turns without an answer, left off", "empty system messages, left off"
@@ -118,12 +118,11 @@ GOLDEN["messages"] = Golden(
             [
                 talk(u("q"), a("r"), **KEPT),
                 talk(s("Be\n\nbrief."), u("q"), a("r", 0), u("q2"), a("r2")),
-                talk(u("one\n\ntwo"), a("r\n\nr2", 0), id="joined"),
                 talk(s("s"), u("q"), a("r"), id="cut"),
                 talk(u("q"), a("r"), id="open", safety=True),
             ],
-            {EMPTY_TALK: 4},
-            {NO_SYSTEM: 1, JOINED: 2, CUT: 1, UNANSWERED: 1},
+            {EMPTY_TALK: 5},
+            {CUT: 1, UNANSWERED: 1},
         ),
         "prompts": Out(
             [
@@ -1181,3 +1180,34 @@ def test_an_own_field_is_not_replaced_by_one_that_passes_through() -> None:
     value = {"messages": [u("q"), a("r")], "id": 0, "source": "", "safety": False}
     assert converted("messages", "prompts", [value]).records == [{**value, "messages": [u("q")]}]
     assert list(converted("messages", "prompts", [value]).records[0]) == ["id", "messages", "safety", "source"]
+
+
+# -- what no golden item holds
+
+
+def test_an_answer_that_follows_an_answer_is_compared_with_nothing() -> None:
+    value = {"chosen": hh("H q", "A a", "A b"), "rejected": hh("H q", "A a", "A c")}
+    wanted = Out([], {"pairs whose prompt does not end on a question": 1})
+    assert converted("hh-rlhf", "comparisons", [value]) == wanted
+
+
+def test_fields_of_messages_are_not_lost_in_silence() -> None:
+    named = {"messages": [{**u("q"), "name": "Ann"}, a("r")]}
+    wanted = Out([talk(u("q"), a("r"))], noted={"names of speakers, left off": 1})
+    assert converted("messages", "dialogues", [named]) == wanted
+    called = {"messages": [u("q"), {**a(""), "tool_calls": [{"id": 1}]}]}
+    assert "messages.tool_calls: is not part of the chat format" in refused("messages", called)
+
+
+@pytest.mark.parametrize(("prompt", "count"), [("q ", 0), ("other", 2)])
+def test_a_prompt_beside_whole_dialogues_is_theirs_or_counted(prompt: str, count: int) -> None:
+    value = {"prompt": prompt, "chosen": [u("q"), a("r")], "rejected": [u("q"), a("s")]}
+    noted = {"prompts with which a side does not begin, left off": count} if count else {}
+    assert converted("comparisons", "comparisons", [value]) == Out([pair("q", "r", "s")], noted=noted)
+
+
+def test_a_tree_as_deep_as_json_may_be_is_refused() -> None:
+    deep = helper("0")
+    for depth in range(1, 505):
+        deep = (prompter if depth % 2 else helper)(str(depth), deep)
+    assert refused("oasst", tree("t", prompter("root", deep))).endswith("is nested too deeply")

@@ -83,8 +83,8 @@ class File:
                 header = row
                 if any(map(_undecoded, header)):
                     raise Fault(where, "the name of a column is not UTF-8", "convert the file to UTF-8")
-                if twice := next((name for name in header if header.count(name) > 1), None):
-                    raise Fault(where, f"two columns are named {twice!r}", "name them apart")
+                if twice := [name for name in header if header.count(name) > 1]:
+                    raise Fault(where, f"two columns are named {twice[0]!r}", "name them apart")
             elif row:
                 yield _row(where, header, row)
 

@@ -6,6 +6,7 @@ from typing import Any, Literal, Self
 import msgspec
 
 from llamactl.artifacts.records import Message, Rating, SafetyLabel
+from llamactl.errors import Fault
 from llamactl.formats.items import Item
 from llamactl.formats.rules import Format, Pair, Talk, Tally, assistant, compared, user
 
@@ -26,9 +27,14 @@ class Spoken(msgspec.Struct):
     role: Literal["system", "developer", "user", "assistant"]
     content: str | list[Part]
     weight: Literal[0, 1] = 1
+    name: str | None = None
+    tool_calls: list[Any] | None = None
 
-    def ours(self) -> Message:
-        """As a turn of ours: ``developer`` is another word for ``system``."""
+    def ours(self, tally: Tally) -> Message:
+        """As a turn of ours: ``developer`` is another word for ``system``; who speaks is not kept."""
+        if self.tool_calls:
+            raise Fault("messages.tool_calls", "is not part of the chat format", "leave the record out")
+        tally.noted["names of speakers, left off"] += self.name is not None
         parts = self.content if isinstance(self.content, list) else [Part("text", self.content)]
         text = "\n\n".join(part.text for part in parts)
         return Message(role="system" if self.role == "developer" else self.role, content=text, weight=self.weight)
@@ -51,7 +57,7 @@ class Messages(Format, kw_only=True):
         return one
 
     def talks(self, tally: Tally) -> Iterator[Talk]:
-        yield Talk([turn.ours() for turn in self.messages], rest=self.rest)
+        yield Talk([turn.ours(tally) for turn in self.messages], rest=self.rest)
 
 
 class Samples(Messages, kw_only=True):
@@ -86,15 +92,20 @@ class Comparisons(Format):
         return one
 
     def pairs(self, tally: Tally) -> Iterator[Pair]:
-        chosen, rejected = self._whole(self.chosen), self._whole(self.rejected)
+        chosen, rejected = self._whole(self.chosen, tally), self._whole(self.rejected, tally)
         for pair in compared(chosen, rejected, tally):
             yield pair._replace(rating=self.rating, safety_label=self.safety_label, rest=self.rest)
 
-    def _whole(self, side: list[Spoken]) -> list[Message]:
-        turns = [turn.ours() for turn in side]
+    def _whole(self, side: list[Spoken], tally: Tally) -> list[Message]:
+        """The prompt and a side; a side that begins with a question is a whole dialogue already."""
+        turns, prompt = [turn.ours(tally) for turn in side], self.prompt
+        before = [user(prompt)] if isinstance(prompt, str) else [turn.ours(tally) for turn in prompt]
         if turns and turns[0].role != "assistant":
+            begun = [turn.content.strip() for turn in turns[: len(before)]]
+            tally.noted["prompts with which a side does not begin, left off"] += begun != [
+                turn.content.strip() for turn in before
+            ]
             return turns
-        before = [user(self.prompt)] if isinstance(self.prompt, str) else [turn.ours() for turn in self.prompt]
         return [*before, *turns]
 
 

@@ -57,7 +57,7 @@ class PlainPreference(Format):
     def pairs(self, tally: Tally) -> Iterator[Pair]:
         turns = [user(self.prompt)]
         if self.prompt.startswith("\n\nHuman:"):
-            turns = _transcript(self.prompt.removesuffix("\n\nAssistant:"), tally)
+            turns = _transcript(self.prompt.rstrip().removesuffix("\n\nAssistant:"), tally)
         yield Pair(turns, self.chosen, self.rejected, self.id, self.source)
 
 

@@ -25,12 +25,13 @@ JOINED = "turns joined to the one before, by the same speaker"
 CUT = "dialogues cut before an empty turn"
 UNANSWERED = "last turns without an answer, left off"
 NO_SYSTEM = "empty system messages, left off"
-EMPTY_TALK = "dialogues without an answer"
+EMPTY_TALK = "dialogues without an answer to learn from"
 EMPTY_PROMPT = "empty prompts"
 EMPTY_SIDE = "pairs with an empty turn"
 IDENTICAL = "pairs of identical answers"
 TIE = "ties"
 NO_ANSWER = "pairs that do not end on an answer"
+UNASKED = "pairs whose prompt does not end on a question"
 OTHER_PROMPT = "pairs whose sides have different prompts"
 EMPTY_TEXT = "empty texts"
 OTHER_KIND = "fields of another kind of record, left off"
@@ -159,6 +160,8 @@ def made(kind: type[Format], target: Target, item: Item, tally: Tally) -> Iterat
             yield from filter(None, (document(talk, tally) for talk in one.texts(tally)))
     except msgspec.ValidationError as error:
         raise Fault(item.where, f"is no {kind.name}: {in_words(error)}") from None
+    except RecursionError:
+        raise Fault(item.where, "is nested too deeply") from None
     except Fault as fault:
         raise Fault(f"{item.where}: {fault.subject}", fault.problem, fault.remedy) from None
 
@@ -186,10 +189,10 @@ def mended(turns: Sequence[Message], noted: Counter[str]) -> list[Message]:
 
 
 def dialogue(talk: Talk, tally: Tally) -> dict[str, Any] | None:
-    """A Dialogue, which ends on an answer; None where it has none."""
+    """A Dialogue, which ends on an answer; None where it has none, or none that carries loss."""
     noted: Counter[str] = Counter()
     turns = mended(talk.turns, noted)
-    if not any(turn.role == "assistant" for turn in turns):
+    if not any(turn.role == "assistant" and turn.weight for turn in turns):
         tally.skipped[EMPTY_TALK] += 1
         return None
     if turns[-1].role == "user":
@@ -224,6 +227,8 @@ def comparison(pair: Pair, tally: Tally) -> dict[str, Any] | None:
         tally.skipped[EMPTY_SIDE] += 1
     elif not any(turn.role != "system" for turn in prompt):
         tally.skipped[EMPTY_PROMPT] += 1
+    elif prompt[-1].role != "user":
+        tally.skipped[UNASKED] += 1
     elif pair.chosen.strip() == pair.rejected.strip():
         tally.skipped[IDENTICAL] += 1
     else:
