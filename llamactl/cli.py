@@ -12,6 +12,7 @@ import typer
 
 from llamactl import __version__, ui
 from llamactl.errors import Fault, Interrupted, ReaderGone
+from stages.chat import chat
 from stages.convert import convert
 from stages.eval import perplexity
 from stages.generate import generate
@@ -91,6 +92,7 @@ _stage("tokenize", tokenize)
 _stage("pretrain", pretrain)
 _stage("sft", sft)
 _stage("generate", generate)
+_stage("chat", chat)
 app.add_typer(measures, name="eval", short_help="Measure a model: perplexity.")
 _stage("perplexity", perplexity, measures)
 

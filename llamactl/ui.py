@@ -16,6 +16,9 @@ if TYPE_CHECKING:
 
 LINE_EVERY = 30.0  # seconds between lines where stderr is not a terminal
 
+_SIGNS = {code: 0x2400 + code for code in range(32) if chr(code) not in "\n\t"}  # of C0
+_SIGNS |= dict.fromkeys(range(0x7F, 0xA0), 0xFFFD)  # DEL and C1
+
 _quiet = False
 
 
@@ -55,6 +58,17 @@ def note(text: str) -> None:
     """One line of what is going on."""
     if not _quiet:
         warn(text)
+
+
+def dim(text: str) -> str:
+    """A line that stands back behind a conversation, where stderr is a terminal that can show it."""
+    plain = not sys.stderr.isatty() or os.environ.get("NO_COLOR") or os.environ.get("TERM") == "dumb"
+    return text if plain else f"\x1b[2m{text}\x1b[0m"
+
+
+def harmless(text: str) -> str:
+    """A text for a terminal: control characters, which it would obey, become signs for them."""
+    return text.translate(_SIGNS)
 
 
 def table(title: str, rows: Iterable[Sequence[object]], header: Sequence[str] = ()) -> None:

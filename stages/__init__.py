@@ -1,4 +1,4 @@
 """The recipe's verbs, one file a subcommand, in the paper's order.
 
-train_tokenizer -> tokenize -> pretrain -> generate, eval
+convert, validate; train_tokenizer -> tokenize -> pretrain -> sft -> generate, chat, eval
 """

@@ -94,7 +94,17 @@ print(*sorted(set(sys.modules)), file=sys.stderr)
 def test_help_lists_the_stages_in_the_recipes_order(llamactl: Command) -> None:
     shown = llamactl("--help", status=0).stdout
     listed = [line.split()[0] for line in shown.partition("Commands:")[2].splitlines() if line[2:3].strip()]
-    assert listed == ["convert", "validate", "train-tokenizer", "tokenize", "pretrain", "sft", "generate", "eval"]
+    assert listed == [
+        "convert",
+        "validate",
+        "train-tokenizer",
+        "tokenize",
+        "pretrain",
+        "sft",
+        "generate",
+        "chat",
+        "eval",
+    ]
 
 
 def test_every_command_shows_an_example_that_it_accepts() -> None:
@@ -158,6 +168,10 @@ FLAGS = {
         "model prompts",
         "--allow-tags --device --max-new-tokens --out/-o --overwrite --precision --quiet/-q --seed --shard --skip-bad "
         "--temperature --text --top-k --top-p -k",
+    ),
+    "chat": (
+        "model",
+        "--allow-tags --device --max-new-tokens --precision --quiet/-q --seed --system --temperature --top-k --top-p",
     ),
     "eval perplexity": (
         "model corpus",

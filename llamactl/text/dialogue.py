@@ -48,7 +48,7 @@ def check(messages: Sequence[Message], where: str, allow_tags: bool = False, fie
         wanted = "user" if (number - first) % 2 == 0 else "assistant"
         if number >= first and message.role != wanted:
             raise Fault(f"{place}.role", f"is {message.role}, where {wanted} is due")
-        _check_text(message.content, place, allow_tags)
+        check_text(message.content, f"{place}.content", allow_tags)
 
 
 def check_prompt(messages: Sequence[Message], where: str, allow_tags: bool = False, field: str = "messages") -> None:
@@ -80,7 +80,7 @@ def check_comparison(
             raise Fault(f"{place}.role", f"is {answer.role}, where assistant is due")
         if not answer.content.strip():
             raise Fault(f"{place}.content", "is an answer without a text", "leave the record out")
-        _check_text(answer.content, place, allow_tags)
+        check_text(answer.content, f"{place}.content", allow_tags)
     if chosen.content.strip() == rejected.content.strip():
         raise Fault(f"{where}: rejected", "is the same as chosen", "leave the record out")
 
@@ -93,9 +93,10 @@ def check_record(record: Mapping[str, Any], where: str, allow_tags: bool = False
         check(record["messages"], where, allow_tags)
 
 
-def _check_text(text: str, place: str, allow_tags: bool) -> None:
+def check_text(text: str, place: str, allow_tags: bool) -> None:
+    """Raise Fault where a text holds the format's own tags."""
     if not allow_tags and (tag := next((tag for tag in TAGS if tag in text), None)):
-        raise Fault(f"{place}.content", f"holds {tag}, which is the chat format's own", "--allow-tags to accept it")
+        raise Fault(place, f"holds {tag}, which is the chat format's own", "--allow-tags to accept it")
 
 
 class Encoded(NamedTuple):
