@@ -55,14 +55,19 @@ llamactl sft "$demo/base" "$demo/corpus/dialogues.jsonl" --eval "$demo/corpus/di
     --batch-size 16 --epochs 1 --lr 1e-3 -o "$demo/chat" >&2
 
 say "8/8 a short conversation"
-questions=('What does `os.path.getsize` do?' 'And `os.path.join`?' 'What is the class `json.JSONDecoder` for?')
-printf '%s\n' "${questions[@]}" | llamactl chat "$demo/chat" --temperature 0 --max-new-tokens 64 | {
-    for question in "${questions[@]}"; do
-        read -r answer
-        read -r _
-        printf '    > %s\n    %s\n\n' "$question" "$answer"
-    done
-}
+rm -f "$demo/conversation.jsonl"
+llamactl chat "$demo/chat" --temperature 0 --max-new-tokens 64 >/dev/null <<TALK
+What does \`os.path.getsize\` do?
+And \`os.path.join\`?
+What is the class \`json.JSONDecoder\` for?
+/save $demo/conversation.jsonl
+TALK
+python3 - "$demo/conversation.jsonl" <<'SHOW'
+import json, sys, textwrap
+
+for message in json.loads(open(sys.argv[1], encoding="utf-8").read())["messages"]:
+    print(textwrap.indent(message["content"], "    > " if message["role"] == "user" else "    "), end="\n\n" if message["role"] == "assistant" else "\n")
+SHOW
 
 say "made in $((SECONDS - began)) s"
 printf '%-24s %-34s %s\n' what path "go on with" \
