@@ -7,8 +7,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from conftest import Command
+from conftest import SERVER, Command
 from safetensors.torch import load_file
+from test_parallel import Trouble, ended, environment, meeting, process_of_command
 
 from llamactl.artifacts.jsonl import Found
 from llamactl.artifacts.records import Dialogue, Sample, checked
@@ -179,6 +180,30 @@ def test_the_loss_is_a_mean_over_answer_tokens(tmp_path: Path, base_model: Path,
     run(base_model, dialogues, tmp_path / "x", steps=1, batch_size=sequences, eval=dialogues, micro_batch=2)
     lines = metrics(tmp_path / "x")
     assert lines[1]["loss"] == pytest.approx(lines[0]["eval_loss"], rel=1e-5)
+
+
+@pytest.mark.parametrize("flags", [[], ["--tensor-parallel", "2"]], ids=["sharded", "tensor parallel"])
+def test_two_processes_come_to_what_one_comes_to(
+    tmp_path: Path, base_model: Path, dialogues: Path, flags: list[str]
+) -> None:
+    """Also where they have an odd number of held-out sequences to share."""
+    run(base_model, dialogues, tmp_path / "one", steps=3, micro_batch=1, batch_size=4, eval=dialogues, eval_every=1)
+    arguments = [
+        "sft", base_model, dialogues, "--precision", "fp32", "--batch-size", 4, "--lr", "3e-3", "--device", "cpu",
+        "--context", 80, "--steps", 3, "--micro-batch", 1, "--eval", dialogues, "--eval-every", 1,
+        "-o", tmp_path / "two", *flags,
+    ]  # fmt: skip
+    store, processes = meeting(), []
+    for rank in range(2):
+        streams = tmp_path / f"out{rank}", tmp_path / f"err{rank}"
+        given = ([*map(str, arguments)], streams, environment(rank, 2, store.port), Trouble())
+        processes.append(SERVER.Process(target=process_of_command, args=given))
+    for each in processes:
+        each.start()
+    assert ended(processes, 60) == [0, 0], (tmp_path / "err0").read_text() + (tmp_path / "err1").read_text()
+    one, two = ([(m.get("loss"), m.get("eval_loss")) for m in metrics(tmp_path / name)] for name in ("one", "two"))
+    assert [loss for loss, _ in two[1:]] == pytest.approx([loss for loss, _ in one[1:]], rel=1e-5)
+    assert [loss for _, loss in two] == pytest.approx([loss for _, loss in one], rel=1e-5)
 
 
 def test_a_dry_run_says_what_would_be_done(
