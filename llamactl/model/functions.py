@@ -130,7 +130,8 @@ class Documents(NamedTuple):
 
     positions: Tensor  # [B, T], from 0 in each document
     ends: Tensor  # int32 [n + 1]: 0, and where each ends in the rows laid one after the other
-    lengths: tuple[int, ...]  # the same, for Python to know without asking the device
+    longest: int  # tokens of one
+    triangles: int  # probabilities of one head in all of them: numbers that a compiled layer can take as they come
 
     @classmethod
     def of(cls, lengths: Sequence[Sequence[int]], device: torch.device) -> Self:
@@ -139,7 +140,8 @@ class Documents(NamedTuple):
         positions = torch.cat([torch.arange(length) for length in every]).view(len(lengths), -1)
         ends = torch.tensor(every, dtype=torch.int32).cumsum(0, dtype=torch.int32)
         ends = torch.cat([ends.new_zeros(1), ends])
-        return cls(positions.to(device, non_blocking=True), ends.to(device, non_blocking=True), tuple(every))
+        positions, ends = positions.to(device, non_blocking=True), ends.to(device, non_blocking=True)
+        return cls(positions, ends, max(every), sum(map(_triangle, every)))
 
 
 def _alone(ends: Tensor | None, *tensors: Tensor) -> Iterator[tuple[Tensor, ...]]:
@@ -264,9 +266,9 @@ for _name, _function, _shape in (
 torch.library.register_autograd("llamactl::causal_attention", _backward, setup_context=_keep_for_backward, lib=_LIBRARY)
 
 
-def _kept_size(batch: int, heads: int, time: int) -> int:
-    """Probabilities of all blocks."""
-    return batch * heads * sum((end - start) * end for start, end in _blocks(time))
+def _triangle(time: int) -> int:
+    """Probabilities of one head in all blocks."""
+    return sum((end - start) * end for start, end in _blocks(time))
 
 
 def _by_group(x: Tensor, k: Tensor) -> Tensor:
@@ -287,12 +289,12 @@ def causal_attention(q: Tensor, k: Tensor, v: Tensor, documents: Documents | Non
     """
     batch, time, heads, _ = q.shape
     if q.device.type == "cpu":
-        lengths = (time,) if documents is None else documents.lengths
-        keep = 0
-        if q.requires_grad and max(lengths) <= KEPT:
-            rows = batch if documents is None else 1
-            keep = sum(_kept_size(rows, heads, length) for length in lengths)
-        out: Tensor = torch.ops.llamactl.causal_attention(q, k, v, keep, documents and documents.ends)[0]
+        if documents is None:
+            longest, triangles, ends = time, batch * _triangle(time), None
+        else:
+            _, ends, longest, triangles = documents
+        keep = heads * triangles if q.requires_grad and longest <= KEPT else 0
+        out: Tensor = torch.ops.llamactl.causal_attention(q, k, v, keep, ends)[0]
         return out
     if documents is None:
         return attention(q, k, v, None)
@@ -302,7 +304,7 @@ def causal_attention(q: Tensor, k: Tensor, v: Tensor, documents: Documents | Non
         return attention(q, k, v, ((number[:, :, None] == number[:, None, :]) & ~future)[:, None])
     from torch.nn.attention.varlen import varlen_attn
 
-    ends, longest = documents.ends, max(documents.lengths)
+    _, ends, longest, _ = documents
     q_flat, k_flat, v_flat = (x.flatten(0, 1) for x in (q, k, v))
     grouped = heads > k.shape[2]
     mixed = varlen_attn(
