@@ -34,6 +34,7 @@ def sft(
     micro_batch: options.MicroBatch = None,
     context: options.Context = None,
     steps: options.Steps = None,
+    tokens: options.Tokens = None,
     epochs: options.Epochs = None,
     warmup: Annotated[int, typer.Option(help="Warm-up steps.", min=0)] = 0,
     weight_decay: Annotated[float, typer.Option(help="Of matrices; norms are not decayed.", min=0.0)] = 0.1,
@@ -114,17 +115,17 @@ def sft(
     run = manifest.Run("sft", settings, inputs, out, verify and not dry_run)
     packs, evaluation = packed(names, run), packed([str(eval)], run) if eval else None
     plan = schedule.planned(
-        shape.context, Size(shape, 0.0, 2e-5, 64), lr=lr, warmup=warmup, steps=steps, tokens=None,
-        epochs=None if steps and not epochs else epochs or 2.0, epoch=len(packs.packs), batch_size=batch_size,
+        shape.context, Size(shape, 0.0, 2e-5, 64), lr=lr, warmup=warmup, steps=steps, tokens=tokens,
+        epochs=epochs or (None if steps or tokens else 2.0), epoch=len(packs.packs), batch_size=batch_size,
         micro_batch=micro_batch, save_every=save_every, keep=keep,
     )  # fmt: skip
-    run.settings |= plan.settings() | {"overwrite": overwrite}
+    run.settings |= plan.settings()
     layout = planning.Layout(
         plan.batch_size, shape.context, plan.micro_batch, precision, activation_checkpointing, tensor_parallel,
         replicas, devices or ui.world_size(),
     )  # fmt: skip
-    tokens = plan.schedule.steps * plan.batch_size * shape.context
-    said = planning.asked(config, layout, tokens, device, mfu, dry_run)
+    places = plan.schedule.steps * plan.targets
+    said = planning.asked(config, layout, places, device, mfu, dry_run)
     ui.table(f"sft {model} -> {out}", [*packs.rows(), *plan.rows(), *said])
     if dry_run or run.already_made():
         return
@@ -156,7 +157,7 @@ def sft(
         if training.resume():
             ui.note(f"{out}: going on after step {training.step:,}")
         metrics = Metrics(directory, training.step)
-        held_out = HeldOut(evaluation, job, plan.micro_batch) if evaluation else None
+        held_out = HeldOut(evaluation, job, plan.micro_batch, metrics.column("eval_loss")) if evaluation else None
         every = eval_every or max(1, plan.schedule.steps // 10)
         if held_out and training.step == 0:
             metrics.log({"step": 0, "eval_loss": held_out.measure(network, 0)})

@@ -161,7 +161,7 @@ FLAGS = {
         "--activation-checkpointing --allow-tags --batch-size --compile --context --device --devices "
         "--document-mask/--no-document-mask --dry-run --epochs --eval --eval-every --keep --log-every --loss --lr "
         "--max-line --mfu --micro-batch --out/-o --overwrite --precision --quiet/-q --replicas --resume/--no-resume "
-        "--save-every --seed --skip-bad --steps --tensor-parallel --truncate --verify/--no-verify --warmup "
+        "--save-every --seed --skip-bad --steps --tensor-parallel --tokens --truncate --verify/--no-verify --warmup "
         "--weight-decay",
     ),
     "generate": (

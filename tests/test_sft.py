@@ -161,6 +161,10 @@ def test_interrupted_it_goes_on_to_the_same_bits(
     assert all((whole[name] == parts[name]).all() for name in whole)
     seen = [[(m["step"], m.get("loss"), m.get("eval_loss")) for m in metrics(tmp_path / n)] for n in ("whole", "parts")]
     assert seen[0] == seen[1]
+    made = [json.loads((tmp_path / name / "run.json").read_text()) for name in ("whole", "parts")]
+    assert made[0]["held_out"] == made[1]["held_out"]
+    assert made[0]["settings"] == made[1]["settings"]
+    assert "overwrite" not in made[0]["settings"]
 
 
 def test_how_a_batch_is_cut_changes_nothing_but_rounding(tmp_path: Path, base_model: Path, dialogues: Path) -> None:

@@ -35,6 +35,11 @@ class Metrics:
             file.writelines(kept)
         self._file = self.path.open("ab", buffering=0)
 
+    def column(self, name: str) -> list[tuple[int, float]]:
+        """Step and value of all lines that have a value of this name; nothing but on the first process."""
+        lines = [] if not ui.first_rank() else map(orjson.loads, self.path.read_bytes().splitlines())
+        return [(line["step"], line[name]) for line in lines if name in line]
+
     def log(self, values: Mapping[str, Any]) -> None:
         """Append one line."""
         if ui.first_rank():

@@ -1,5 +1,7 @@
 """The loss on dialogues that are held out, as training goes on, and a warning where it rises: over-fitting."""
 
+from collections.abc import Sequence
+
 import torch
 
 from llamactl import ui
@@ -13,9 +15,9 @@ PATIENCE = 2  # measurements in a row above the best before a warning
 class HeldOut:
     """Packs that are never trained on."""
 
-    def __init__(self, packs: Packs, job: Job, at_once: int) -> None:
+    def __init__(self, packs: Packs, job: Job, at_once: int, measured: Sequence[tuple[int, float]] = ()) -> None:
         self.packs, self.job, self.at_once = packs, job, at_once
-        self.measured: list[tuple[int, float]] = []  # step, loss
+        self.measured = list(measured)  # step and loss, also of an attempt that was interrupted
 
     @torch.no_grad()
     def loss(self, model: Llama) -> float:
