@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# Measure llamactl against its peers, with the defaults of both benchmarks; what is given here is given to both of them:
+# Measure llamactl against its peers, with the defaults of each benchmark; what is given here is given to all of them:
 #
 #     benchmarks/run.sh [--json results.jsonl] [--rounds 5]
 #     benchmarks/run.sh --environments-only
@@ -39,9 +39,11 @@ source_of() { # name, place to clone from, commit
     echo "$3" >"$folder.commit"
 }
 
-for peer in tokenizing transformers litgpt; do environment "$peer"; done
+for peer in tokenizing transformers litgpt trl; do environment "$peer"; done
 source_of llama2.c "${LLAMA2C_SOURCE:-https://github.com/karpathy/llama2.c}" 350e04fe35433e6d2941dce5a1f53308f87058eb
 source_of nanochat "${NANOCHAT_SOURCE:-https://github.com/karpathy/nanochat}" 92d63d4e8bb4df75c3b71618f31ddde2378b2bcd
 if [ $# -gt 0 ] && [ "$1" = --environments-only ]; then exit; fi
 python "$here/tokenizing.py" "$@"
 python "$here/pretraining.py" "$@"
+python "$here/tuning.py" "$@"
+python "$here/tuning.py" --attention "$@"
