@@ -239,8 +239,9 @@ def comparison(pair: Pair, tally: Tally) -> dict[str, Any] | None:
             prompt=prompt,
             chosen=[assistant(pair.chosen)],
             rejected=[assistant(pair.rejected)],
-            rating=pair.rating, safety_label=pair.safety_label,
-        )  # fmt: skip
+            rating=pair.rating,
+            safety_label=pair.safety_label,
+        )
     return None
 
 
