@@ -3,7 +3,7 @@
 A record is checked when it is read; fields that a stage does not know stay in the raw object and pass through.
 """
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Annotated, Any, ClassVar, Literal, TypeVar
 
@@ -50,6 +50,11 @@ class Dialogue(Record):
     plural = "dialogues"
     messages: list[Message]
 
+    @property
+    def turns(self) -> list[Message]:
+        """All that is said in it."""
+        return self.messages
+
 
 class Prompt(Dialogue, kw_only=True):
     """A dialogue that ends on a user turn; ``safety`` tags one that is likely to elicit unsafe answers."""
@@ -63,6 +68,17 @@ class Sample(Prompt, kw_only=True):
 
     key = "response"
     response: str
+
+    @property
+    def turns(self) -> list[Message]:
+        """The prompt's, and the response as the last answer."""
+        return [*self.messages, Message(role="assistant", content=self.response)]
+
+
+def to_last_question(turns: Sequence[Message]) -> list[Message]:
+    """Up to the last turn of the user; nothing where there is none."""
+    last = max((number for number, turn in enumerate(turns) if turn.role == "user"), default=-1)
+    return list(turns[: last + 1])
 
 
 Rating = Literal["significantly_better", "better", "slightly_better", "negligibly_better"]

@@ -12,7 +12,17 @@ from typing import Any, ClassVar, Literal, NamedTuple, Self, get_args
 
 import msgspec
 
-from llamactl.artifacts.records import Comparison, Dialogue, Document, Message, Rating, SafetyLabel, Sample, in_words
+from llamactl.artifacts.records import (
+    Comparison,
+    Dialogue,
+    Document,
+    Message,
+    Rating,
+    SafetyLabel,
+    Sample,
+    in_words,
+    to_last_question,
+)
 from llamactl.errors import Fault
 from llamactl.formats.items import Item
 
@@ -205,18 +215,12 @@ def dialogue(talk: Talk, tally: Tally) -> dict[str, Any] | None:
 def prompt(talk: Talk, tally: Tally) -> dict[str, Any] | None:
     """A Prompt: the turns up to the last of the user; None where there is none."""
     noted: Counter[str] = Counter()
-    turns = _to_last_question(mended(_to_last_question(talk.turns), noted))
+    turns = to_last_question(mended(to_last_question(talk.turns), noted))
     if not turns:
         tally.skipped[EMPTY_PROMPT] += 1
         return None
     tally.noted.update(noted)
     return _record(talk, tally, messages=turns, safety=talk.safety or None)
-
-
-def _to_last_question(turns: Sequence[Message]) -> list[Message]:
-    """Up to the last turn of the user; nothing where there is none."""
-    last = max((number for number, turn in enumerate(turns) if turn.role == "user"), default=-1)
-    return list(turns[: last + 1])
 
 
 def comparison(pair: Pair, tally: Tally) -> dict[str, Any] | None:

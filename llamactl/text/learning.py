@@ -3,7 +3,7 @@
 from typing import Any, NamedTuple
 
 from llamactl.artifacts.jsonl import Found
-from llamactl.artifacts.records import Message, Sample
+from llamactl.artifacts.records import Message
 from llamactl.errors import Fault
 from llamactl.text import dialogue
 from llamactl.text.tokenizer import Tokenizer
@@ -32,9 +32,7 @@ def lesson(found: Found[Any], tokenizer: Tokenizer, how: Learning) -> Lesson:
     One that is longer than the context keeps its beginning: an answer that is cut has no EOS, so that nothing is
     learned about where it ends, and answers beyond are lost.
     """
-    messages = list(found.record.messages)
-    if isinstance(found.record, Sample):
-        messages.append(Message(role="assistant", content=found.record.response))
+    messages: list[Message] = found.record.turns
     dialogue.check_answers(messages, found.where, how.allow_tags)
     if how.last:
         last = max(n for n, message in enumerate(messages) if message.role == "assistant")

@@ -8,7 +8,7 @@ import random
 import re
 from array import array
 from collections import Counter, defaultdict
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from hashlib import blake2b
 from typing import Any
@@ -16,7 +16,7 @@ from typing import Any
 import orjson
 
 from llamactl.artifacts.jsonl import Found
-from llamactl.artifacts.records import Comparison, Dialogue, Document, Message, Record, Sample
+from llamactl.artifacts.records import Comparison, Dialogue, Document, Message, Record, Sample, to_last_question
 from llamactl.errors import Fault
 from llamactl.text import dialogue
 from llamactl.text.tokenizer import Tokenizer
@@ -92,7 +92,7 @@ class Survey:
             self._hear("text", record.text)
         else:
             self.turns.append(sum(message.role == "user" for message in messages))
-            self.prompts.add(_digest([message.content.strip() for message in _prompt(messages)]))
+            self.prompts.add(_digest([message.content.strip() for message in to_last_question(messages)]))
             self.seen["empty turns"] += sum(not message.content.strip() for message in messages)
             without = sum(message.role == "assistant" and not message.weight for message in messages)
             self.seen["answers without loss (weight 0)"] += without
@@ -236,9 +236,7 @@ def _messages(record: Any) -> list[Message]:
     """What is said in a record."""
     if isinstance(record, Comparison):
         return [*record.prompt, *record.chosen, *record.rejected]
-    if isinstance(record, Sample):
-        return [*record.messages, Message(role="assistant", content=record.response)]
-    return list(record.messages) if isinstance(record, Dialogue) else []
+    return record.turns if isinstance(record, Dialogue) else []
 
 
 def _kind(record: Any) -> str:
@@ -249,13 +247,6 @@ def _kind(record: Any) -> str:
     if isinstance(record, Document):
         return "documents"
     return "prompts" if record.messages and record.messages[-1].role == "user" else "dialogues"
-
-
-def _prompt(messages: Iterable[Message]) -> list[Message]:
-    """Up to the last turn of the user."""
-    listed = list(messages)
-    last = max((n for n, message in enumerate(listed) if message.role == "user"), default=-1)
-    return listed[: last + 1]
 
 
 def _content(record: Any) -> list[object]:

@@ -126,7 +126,7 @@ class Packs:
         lengths = examples.places()
         self.packs = best_fit(lengths, context)
         self.fill = sum(lengths) / (len(self.packs) * context)
-        self._targets = [len(self.row(number).targets) for number in range(len(self.packs))]
+        self._targets = [sum(sum(examples[number][1][1:]) for number in pack) for pack in self.packs]
 
     def row(self, number: int) -> Row:
         """Pack ``number``."""
