@@ -13,6 +13,7 @@ import subprocess
 import sys
 from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -62,6 +63,17 @@ def run(
     stdout, stderr = done.stdout.decode(), done.stderr.decode()  # not text=True, which would change \r\n
     assert status is None or done.returncode == status, f"{arguments}: exit {done.returncode}\n{stderr}"
     return subprocess.CompletedProcess(command, done.returncode, stdout, stderr)
+
+
+def turns(*contents: str) -> list[dict[str, Any]]:
+    """Messages of a user and an assistant by turns."""
+    return [{"role": ("user", "assistant")[n % 2], "content": content} for n, content in enumerate(contents)]
+
+
+def written(path: Path, records: Iterable[object]) -> Path:
+    """A file of JSON lines."""
+    path.write_text("".join(json.dumps(record) + "\n" for record in records))
+    return path
 
 
 def with_pieces(proto: bytes, pieces: Iterable[str]) -> bytes:

@@ -1,13 +1,13 @@
 """Supervised fine-tuning: what is read, refused and cut; that it learns; that it goes on to the same bits."""
 
 import json
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import pytest
-from conftest import SERVER, Command
+from conftest import SERVER, Command, turns, written
 from safetensors.torch import load_file
 from test_parallel import Trouble, ended, environment, meeting, process_of_command
 
@@ -24,17 +24,8 @@ U, A = "user", "assistant"
 FLAGS = ["--precision", "fp32", "--batch-size", 2, "--lr", "1e-2", "--device", "cpu"]
 
 
-def turns(*contents: str) -> list[dict[str, Any]]:
-    return [{"role": (U, A)[n % 2], "content": content} for n, content in enumerate(contents)]
-
-
 def found(raw: dict[str, Any]) -> Found[Any]:
     return Found(checked(raw, (Sample, Dialogue), "d:4"), raw, "d:4")
-
-
-def written(path: Path, records: Sequence[object]) -> Path:
-    path.write_text("".join(json.dumps(record) + "\n" for record in records))
-    return path
 
 
 @pytest.fixture(scope="module")

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from conftest import DATA, Command
+from conftest import DATA, Command, turns, written
 
 from llamactl.artifacts.jsonl import Found
 from llamactl.artifacts.records import checked
@@ -18,10 +18,6 @@ from stages.validate import validate
 
 U, A = "user", "assistant"
 SYSTEM = {"role": "system", "content": "Be brief."}
-
-
-def turns(*contents: str) -> list[dict[str, str]]:
-    return [{"role": (U, A)[n % 2], "content": content} for n, content in enumerate(contents)]
 
 
 def pair(prompt: str, chosen: str, rejected: str, **more: object) -> dict[str, Any]:
@@ -36,11 +32,6 @@ def surveyed(
     for number, raw in enumerate(records, 1):
         survey.add(Found(checked(raw, KINDS, f"a:{number}"), raw, f"a:{number}"))
     return survey.report({})
-
-
-def written(path: Path, records: Sequence[object]) -> Path:
-    path.write_text("".join(json.dumps(record) + "\n" for record in records))
-    return path
 
 
 @pytest.fixture(scope="module")

@@ -256,11 +256,17 @@ class Llama(nn.Module):
         arrange: Callable[[Self], None] = lambda model: None,
     ) -> Self:
         """A model with fresh fp32 weights that computes in ``dtype``; ``arrange`` may shard it before they are made."""
+        model = cls._empty(config, dtype, device, arrange)
+        sharded.fill(model, model.fresh(seed))
+        return model
+
+    @classmethod
+    def _empty(cls, config: Config, dtype: torch.dtype, device: torch.device, arrange: Callable[[Self], None]) -> Self:
+        """A model whose weights are there, arranged, and have no values yet."""
         with torch.device("meta"):
             model = cls(config, dtype)
         arrange(model)
         model.to_empty(device=device)
-        sharded.fill(model, model.fresh(seed))
         return model
 
     @classmethod
@@ -269,12 +275,9 @@ class Llama(nn.Module):
     ) -> Self:
         """A model directory to train on: fp32 weights, computing in ``dtype``, sharded by ``arrange``."""
         config, _ = cls.described(path)
-        with torch.device("meta"):
-            model = cls(config, dtype)
+        model = cls._empty(config, dtype, device, arrange)
         names = {checkpoint.hf_name(name): name for name, _ in model.named_parameters()}
-        wanted = {checkpoint.hf_name(name): tuple(p.shape) for name, p in model.named_parameters()}
-        arrange(model)
-        model.to_empty(device=device)
+        wanted = {checkpoint.hf_name(name): p.shape for name, p in model.named_parameters()}
         stored = checkpoint.tensors(path, wanted, torch.float32, torch.device("cpu"))
         sharded.fill(model, ((names[name], tensor) for name, tensor in stored))
         return model
