@@ -32,8 +32,8 @@ How: each candidate is a process of its own, so that its peak memory is its own;
 (A B C, A B C, ...), and each runs a few warm-up steps and then steps that are timed one by one. The figure is the
 median over the timed steps of all rounds, with the slowest and the fastest. Ratios are of medians, and compare eager
 with eager, compiled with compiled. That equal work is compared is checked by the losses of the first and the last step,
-which must agree with llamactl's (but for nanochat). All candidates have OMP_WAIT_POLICY=passive, which llamactl's
-command sets for itself: without it other work on the machine can make a step many times slower. Without a C++ compiler
+which must agree with llamactl's (but for nanochat). All candidates' threads wait as torch has it, by spinning, and so
+do those of llamactl's command on a quiet machine: on a busy one a step can be many times slower. Without a C++ compiler
 the compiled candidates are left out.
 
 The limits, measured in the same rounds by a process of their own:
@@ -463,7 +463,7 @@ def save_weights(shape: Shape, directory: Path) -> None:
 def turn(candidate: str, worker: list[str], threads: int) -> Iterator[dict[str, Any]]:
     """A candidate's process, from its start to its end."""
     python = python_of(ENVIRONMENT[candidate.partition(",")[0]])
-    env = {**os.environ, "OMP_NUM_THREADS": str(threads), "OMP_WAIT_POLICY": "passive", "HF_HUB_OFFLINE": "1"}
+    env = {**os.environ, "OMP_NUM_THREADS": str(threads), "HF_HUB_OFFLINE": "1"}
     done = subprocess.run([python, __file__, *worker, "--work", candidate], stdout=subprocess.PIPE, env=env, check=True)
     return map(json.loads, done.stdout.splitlines())
 

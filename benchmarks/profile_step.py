@@ -181,7 +181,7 @@ def main() -> None:
             note(f"{title}: {candidate}")
             clock = Clock.now()
             python = python_of(None if cuda else pretraining.ENVIRONMENT[peer])
-            env = {**os.environ, "OMP_NUM_THREADS": str(asked.threads), "OMP_WAIT_POLICY": "passive"}
+            env = {**os.environ, "OMP_NUM_THREADS": str(asked.threads)}
             command = [python, __file__, *sys.argv[1:], "--work", "--weights", weights]
             command[2:2] = ["--candidate", candidate]  # the first one is taken
             done = subprocess.run(command, stdout=subprocess.PIPE, env=env, check=True)

@@ -167,7 +167,6 @@ def main() -> None:
     parser.add_argument("--processes", type=int, choices=(1, 2), default=2, help="at most")
     parser.add_argument("--json", type=Path, help="append the results to this file, as JSON lines")
     asked = parser.parse_args()
-    os.environ["OMP_WAIT_POLICY"] = "passive"
     tokens = asked.batch_size * asked.context
     seen: dict[Way, list[Seen]] = {way: [] for way in WAYS if way.processes <= asked.processes}
     with tempfile.TemporaryDirectory() as temporary:

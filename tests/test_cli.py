@@ -831,3 +831,14 @@ def test_a_disk_that_cannot_be_written(given: Given, command: Run) -> None:
             line = one_line(command(*arguments, "-o", fixed / "out", "-q"))
             assert "Read-only file system" in line
             assert str(fixed) in line
+
+
+def test_threads_wait_asleep_only_beside_others(tmp_path: Path) -> None:
+    statistics = tmp_path / "stat"
+    for running, busy in ((1, False), (2, True), (17, True)):
+        statistics.write_text(f"cpu  1 2 3\nprocs_running {running}\nprocs_blocked 4\n")
+        assert cli.others_run(statistics) is busy
+    assert not cli.others_run(tmp_path / "none")
+    with subprocess.Popen([sys.executable, "-c", "while True: pass"]) as process:
+        wait_for(cli.others_run, process)
+        process.kill()
