@@ -26,7 +26,6 @@ Run (about a quarter of an hour on two quiet cores; --processes 1 leaves torchru
 """
 
 import argparse
-import os
 import shutil
 import statistics
 import tempfile

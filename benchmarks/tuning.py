@@ -38,8 +38,9 @@ without padding, over the seconds they took (steps differ in length, so a median
 the median of the turns, with the slowest and the fastest, and ratios are of medians. The Trainer is timed from
 on_step_begin to on_step_end: that leaves out the making of its batches; llamactl's is counted. A token is one of a
 dialogue's ids (of which the last one is only a target to llamactl, and takes no place). "Filled" is the share of the
-places computed that hold a token. All candidates' threads wait as torch has it, by spinning, as do those of
-llamactl's command on a quiet machine. Memory is the peak of the process, and beside it what it had before the first step: libraries, model, data.
+places computed that hold a token. All candidates' threads wait as torch has it, by spinning, as do those of llamactl's
+command on a quiet machine. Memory is the peak of the process, and beside it what it had before the first step:
+libraries, model, data.
 
 The check that the work is equal, before the rounds: each candidate takes two steps on the dialogues of one batch of
 llamactl's, the same ones in both, from weights four times as large as fresh ones, so that it shows in the loss who sees

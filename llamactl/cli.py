@@ -18,6 +18,8 @@ from stages.convert import convert
 from stages.eval import perplexity
 from stages.generate import generate
 from stages.pretrain import pretrain
+from stages.rm_train import rm_train
+from stages.score import score
 from stages.sft import sft
 from stages.tokenize import tokenize
 from stages.train_tokenizer import train_tokenizer
@@ -92,7 +94,9 @@ _stage("train-tokenizer", train_tokenizer)
 _stage("tokenize", tokenize)
 _stage("pretrain", pretrain)
 _stage("sft", sft)
+_stage("rm-train", rm_train)
 _stage("generate", generate)
+_stage("score", score)
 _stage("chat", chat)
 app.add_typer(measures, name="eval", short_help="Measure a model: perplexity.")
 _stage("perplexity", perplexity, measures)
@@ -102,8 +106,8 @@ def others_run(statistics: Path = Path("/proc/stat")) -> bool:
     """Whether other processes are computing on this machine.
 
     OpenMP's threads wait for each other by spinning, as torch has it. Beside one busy process that makes a step 4 to 15
-    times slower than sleeping does; on a quiet machine sleeping, where to wake up takes 50 microseconds, costs up to half
-    of a small model's speed. A process counts that runs each of the five times it is looked for.
+    times slower than sleeping does; on a quiet machine sleeping, where to wake up takes 50 microseconds, costs up to
+    half of a small model's speed. A process counts that runs each of the five times it is looked for.
     """
     try:
         lines = [line for _ in range(5) for line in statistics.read_text().splitlines()]

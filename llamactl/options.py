@@ -82,12 +82,18 @@ AllowTags = Annotated[bool, _option("--allow-tags", text="Accept [INST] and <<SY
 
 # -- training
 Size = Annotated[str, _option("--size", text="A row of the size table; every number of it can be overridden.")]
-LearningRate = Annotated[float | None, _option("--lr", text="Peak learning rate.", show_default="by size", min=0.0)]
-BatchSize = Annotated[
-    int | None, _option("--batch-size", text="Sequences a step, over all processes.", show_default="by size", min=1)
-]
+_LR, _BATCH = "Peak learning rate.", "Sequences, or pairs, a step, over all processes."
+LearningRate = Annotated[float, _option("--lr", text=_LR, min=0.0)]
+LearningRateBySize = Annotated[float | None, _option("--lr", text=_LR, show_default="by size", min=0.0)]
+BatchSize = Annotated[int, _option("--batch-size", text=_BATCH, min=1)]
+BatchSizeBySize = Annotated[int | None, _option("--batch-size", text=_BATCH, show_default="by size", min=1)]
 MicroBatch = Annotated[
-    int | None, _option("--micro-batch", text="Sequences at once.", show_default="4,096 tokens' worth", min=1)
+    int | None, _option("--micro-batch", text="Of them at once.", show_default="4,096 tokens' worth", min=1)
+]
+Truncate = Annotated[bool, _option("--truncate", text="Cut what is longer than the context.")]
+Evaluation = Annotated[Path | None, _option("--eval", text="Records that are held out: measured as training goes on.")]
+EvalEvery = Annotated[
+    int | None, _option("--eval-every", text="Steps between measurements.", show_default="a tenth of the run", min=1)
 ]
 Context = Annotated[int | None, _option("--context", text="Tokens a sequence.", show_default="by size", min=2)]
 Steps = Annotated[int | None, _option("--steps", text="Optimizer steps, instead of --tokens.", min=1)]

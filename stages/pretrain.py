@@ -20,8 +20,8 @@ def pretrain(
     out: Annotated[
         Path | None, typer.Option("--out", "-o", help="The model directory.", show_default="pretrain-SIZE")
     ] = None,
-    lr: options.LearningRate = None,
-    batch_size: options.BatchSize = None,
+    lr: options.LearningRateBySize = None,
+    batch_size: options.BatchSizeBySize = None,
     micro_batch: options.MicroBatch = None,
     context: options.Context = None,
     steps: options.Steps = None,
@@ -151,7 +151,7 @@ def pretrain(
             with ui.Working("pretrain", plan.schedule.steps, "steps", start=training.step) as bar:
                 for step in loop.steps(training, mix.batch, next_token_loss, plan):
                     if step.step % log_every == 0 or step.step == plan.schedule.steps:
-                        metrics.log(step._asdict())
+                        metrics.log(step.line())
                     bar.advance(
                         1,
                         loss=f"{step.loss:.3f}",

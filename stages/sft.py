@@ -22,13 +22,9 @@ def sft(
         bool,
         typer.Option(help="Examples in a sequence do not see each other; without it they do, as in the paper."),
     ] = True,
-    truncate: Annotated[bool, typer.Option("--truncate", help="Cut what is longer than the context.")] = False,
-    eval: Annotated[
-        Path | None, typer.Option(help="Dialogues to hold out: their loss is measured as training goes on.")
-    ] = None,
-    eval_every: Annotated[
-        int | None, typer.Option(help="Steps between measurements.", show_default="a tenth of the run", min=1)
-    ] = None,
+    truncate: options.Truncate = False,
+    eval: options.Evaluation = None,
+    eval_every: options.EvalEvery = None,
     lr: options.LearningRate = 2e-5,
     batch_size: options.BatchSize = 64,
     micro_batch: options.MicroBatch = None,
@@ -157,16 +153,17 @@ def sft(
         if training.resume():
             ui.note(f"{out}: going on after step {training.step:,}")
         metrics = Metrics(directory, training.step)
-        held_out = HeldOut(evaluation, job, plan.micro_batch, metrics.column("eval_loss")) if evaluation else None
+        seen_before = metrics.column("eval_loss")
+        held_out = HeldOut(evaluation, packing.answer_loss, job, plan.micro_batch, seen_before) if evaluation else None
         every = eval_every or max(1, plan.schedule.steps // 10)
         if held_out and training.step == 0:
-            metrics.log({"step": 0, "eval_loss": held_out.measure(network, 0)})
+            metrics.log({"step": 0, **held_out.measure(network, 0)})
         with ui.Working("sft", plan.schedule.steps, "steps", start=training.step) as bar:
             for step in loop.steps(training, packs.batch, packing.answer_loss, plan, packs.targets):
-                seen = step._asdict()
+                seen = step.line()
                 last = step.step == plan.schedule.steps
                 if held_out and (last or step.step % every == 0):
-                    seen["eval_loss"] = held_out.measure(network, step.step)
+                    seen |= held_out.measure(network, step.step)
                     bar.advance(0, eval=f"{seen['eval_loss']:.3f}")
                 if last or step.step % log_every == 0 or "eval_loss" in seen:
                     metrics.log(seen)

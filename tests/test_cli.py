@@ -101,7 +101,9 @@ def test_help_lists_the_stages_in_the_recipes_order(llamactl: Command) -> None:
         "tokenize",
         "pretrain",
         "sft",
+        "rm-train",
         "generate",
+        "score",
         "chat",
         "eval",
     ]
@@ -163,6 +165,19 @@ FLAGS = {
         "--max-line --mfu --micro-batch --out/-o --overwrite --precision --quiet/-q --replicas --resume/--no-resume "
         "--save-every --seed --skip-bad --steps --tensor-parallel --tokens --truncate --verify/--no-verify --warmup "
         "--weight-decay",
+    ),
+    "rm-train": (
+        "model comparisons",
+        "--activation-checkpointing --allow-tags --batch-size --compile --context --device --devices --dry-run "
+        "--epochs --eval --eval-every --hold-out --keep --kind --log-every --lr --margin --max-line --mfu "
+        "--micro-batch --mix --mix-share --out/-o --overwrite --precision --quiet/-q --replicas "
+        "--resume/--no-resume --safety-loss --save-every --seed --skip-bad --steps --tensor-parallel --tokens "
+        "--truncate --verify/--no-verify --warmup --weight-decay",
+    ),
+    "score": (
+        "samples",
+        "--allow-tags --device --max-line --out/-o --overwrite --precision --quiet/-q --reward --shard --skip-bad "
+        "--truncate",
     ),
     "generate": (
         "model prompts",

@@ -118,8 +118,8 @@ def test_what_the_compiler_is_told_of_attention_is_so(
     given = [randn(batch, time, n, width, dtype=dtype, seed=n) for n in (heads, groups, groups)]
 
     def layouts(q: Tensor, k: Tensor, v: Tensor) -> list[tuple[tuple[int, ...], tuple[int, ...]]]:
-        out, kept = torch.ops.llamactl.causal_attention(q, k, v, batch * heads * functions._triangle(time), None)
-        gradients = torch.ops.llamactl.causal_attention_backward(q, k, v, kept, torch.ones_like(out), None)
+        out, kept = torch.ops.llamactl.causal_attention(q, k, v, batch * heads * functions._triangle(time), None, None)
+        gradients = torch.ops.llamactl.causal_attention_backward(q, k, v, kept, torch.ones_like(out), None, None)
         return [(tuple(one.shape), one.stride()) for one in (out, kept, *gradients)]
 
     with FakeTensorMode() as mode:

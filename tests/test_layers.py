@@ -36,6 +36,14 @@ MAY_IMPORT = {
         "llamactl.model",
         "llamactl.train",
     },
+    "llamactl.align": {
+        "llamactl.errors",
+        "llamactl.artifacts.records",
+        "llamactl.artifacts.jsonl",  # Found: a record, and where it stood
+        "llamactl.text",
+        "llamactl.model",
+        "llamactl.align",
+    },
     "llamactl.evals": {"llamactl.model", "llamactl.text", "llamactl.artifacts.records", "llamactl.evals"},
     "llamactl.formats": {"llamactl.errors", "llamactl.artifacts", "llamactl.formats"},
     "llamactl.cli": {"llamactl", "llamactl.ui", "llamactl.errors", "stages"},

@@ -15,8 +15,9 @@ from transformers import AutoModelForCausalLM, LlamaConfig, LlamaForCausalLM
 
 from llamactl.artifacts import checkpoint
 from llamactl.errors import Fault
+from llamactl.model.cache import Cache
 from llamactl.model.config import Config
-from llamactl.model.llama import Cache, Llama, RMSNorm, rotary, rotate
+from llamactl.model.llama import Llama, RMSNorm, rotary, rotate
 
 CPU = torch.device("cpu")
 torch.set_num_threads(1)  # faster for small tensors, on a machine that others use as well

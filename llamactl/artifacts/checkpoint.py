@@ -25,6 +25,8 @@ WEIGHTS = "model.safetensors"
 INDEX = "model.safetensors.index.json"
 FILE_BYTES = 5 << 30  # bytes of one weights file before the next begins
 
+KINDS = {"LlamaForCausalLM": "a language model", "LlamaForSequenceClassification": "a reward model"}
+
 _AGAIN = "copy the model again"
 _SAFE = re.compile(r"[A-Za-z0-9._-]+\.safetensors")
 
@@ -32,6 +34,7 @@ _NAMES = {
     "tok_embeddings": "model.embed_tokens",
     "norm": "model.norm",
     "output": "lm_head",
+    "score": "score",
     "attention_norm": "input_layernorm",
     "ffn_norm": "post_attention_layernorm",
     "attention.wq": "self_attn.q_proj",
@@ -66,7 +69,8 @@ def read_config(path: Path, architecture: str) -> dict[str, Any]:
         raise Fault(path / CONFIG, "is no JSON object", _AGAIN)
     named = config.get("architectures") or [architecture]
     if named != [architecture]:
-        raise Fault(path, f"is a {named[0]}, where a {architecture} is wanted", "name another model")
+        is_, wanted = (KINDS.get(str(name), f"a {name}") for name in (named[0], architecture))
+        raise Fault(path, f"is {is_}, where {wanted} is wanted", "name another model")
     return config
 
 
@@ -110,17 +114,22 @@ def _weight_files(path: Path) -> list[Path]:
 
 
 def tensors(
-    path: Path, wanted: Mapping[str, Iterable[int]], dtype: "torch.dtype", device: "torch.device"
+    path: Path,
+    wanted: Mapping[str, Iterable[int]],
+    dtype: "torch.dtype | None",
+    device: "torch.device",
+    beside: str = "",
 ) -> Iterator[tuple[str, "torch.Tensor"]]:
-    """The tensors of a model directory, each in ``dtype`` on ``device``, one at a time in memory.
+    """The tensors of a model directory, each in ``dtype`` or as it is, on ``device``, one at a time in memory.
 
     ``wanted`` gives the name and shape of each; raises Fault for one that is missing, unexpected or of another shape.
+    ``beside`` is the name of one that may be there, and is passed over.
     """
     seen: set[str] = set()
     for file in _weight_files(path):
         opened = safetensors.opened(file, "pt")
         for name in opened.keys():  # noqa: SIM118
-            if name.endswith("rotary_emb.inv_freq"):
+            if name.endswith("rotary_emb.inv_freq") or name == beside:
                 continue  # old exports carry the table; it follows from the config
             if name not in wanted:
                 raise Fault(file, f"holds a tensor that a Llama of this config has not: {name}", _AGAIN)
@@ -128,7 +137,7 @@ def tensors(
                 raise Fault(file, f"{name} is {shape}, {CONFIG} says {list(wanted[name])}", _AGAIN)
             seen.add(name)
             yield name, opened.get_tensor(name).to(device=device, dtype=dtype)
-            if name == "model.embed_tokens.weight" and _tied(path):
+            if name == "model.embed_tokens.weight" and "lm_head.weight" in wanted and _tied(path):
                 seen.add("lm_head.weight")
                 ui.note(f"{path}: embeddings are tied; the head starts as a copy of them")
                 yield "lm_head.weight", opened.get_tensor(name).to(device=device, dtype=dtype)

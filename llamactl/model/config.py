@@ -5,6 +5,9 @@ from typing import Any, NamedTuple, Self
 
 from llamactl.errors import Fault
 
+LANGUAGE, SCORED = "LlamaForCausalLM", "LlamaForSequenceClassification"  # architectures
+PAD = 0  # in places that no sequence takes. It ends no answer: transformers looks for the last token by it
+
 
 @dataclass(frozen=True)
 class Config:
@@ -22,6 +25,7 @@ class Config:
     context: int = 4096
     rope_theta: float = 10_000.0
     norm_eps: float = 1e-5
+    scored: bool = False  # a reward model: its head gives one score, not one for each id
 
     def __post_init__(self) -> None:
         for name in ("dim", "layers", "heads", "kv_heads", "ffn", "vocab", "context"):
@@ -48,7 +52,12 @@ class Config:
         """Exact number of parameters."""
         attention = 2 * self.dim * self.dim + 2 * self.dim * self.kv_heads * self.head_dim
         layer = attention + 3 * self.dim * self.ffn + 2 * self.dim
-        return 2 * self.vocab * self.dim + self.layers * layer + self.dim
+        return self.vocab * self.dim + self.layers * layer + self.dim + self.head
+
+    @property
+    def head(self) -> int:
+        """Parameters of the head."""
+        return self.dim * (1 if self.scored else self.vocab)
 
     @property
     def flops_per_token(self) -> int:
@@ -57,8 +66,9 @@ class Config:
 
     def to_hf(self, dtype: str) -> dict[str, Any]:
         """``config.json`` with the key names that every reader knows."""
+        scored = {"num_labels": 1, "id2label": {"0": "reward"}, "label2id": {"reward": 0}, "pad_token_id": PAD}
         return {
-            "architectures": ["LlamaForCausalLM"],
+            "architectures": [SCORED if self.scored else LANGUAGE],
             "model_type": "llama",
             "hidden_size": self.dim,
             "num_hidden_layers": self.layers,
@@ -82,6 +92,7 @@ class Config:
             "bos_token_id": 1,
             "eos_token_id": 2,
             "torch_dtype": dtype,
+            **(scored if self.scored else {}),
         }
 
     @classmethod
@@ -117,12 +128,17 @@ class Config:
                 context=raw.get("max_position_embeddings", 2048),
                 rope_theta=rope.get("rope_theta", raw.get("rope_theta", 10_000.0)),
                 norm_eps=raw.get("rms_norm_eps", 1e-6),
+                scored=raw.get("architectures") == [SCORED],
             )
         except Fault as fault:
             raise Fault(origin, fault.problem, "is this the config.json of a Llama?") from None
         if raw.get("head_dim") not in (None, config.head_dim):
             problem = f"head_dim is {raw['head_dim']}, not hidden_size / heads = {config.head_dim}"
             raise Fault(origin, problem, "only Llama 1 and 2 models are read")
+        labels = raw.get("num_labels") or len(raw.get("id2label") or "01")  # two, where transformers says nothing
+        if config.scored and labels != 1:
+            problem = f"has {labels} labels, where a reward model has one score"
+            raise Fault(origin, problem, "use one of num_labels 1, as llamactl rm-train makes them")
         return config
 
 
@@ -136,7 +152,7 @@ class Size(NamedTuple):
 
     def changed(self, **numbers: int | None) -> Config:
         """The network with some numbers replaced; None leaves one as it is."""
-        given = {name: value for name, value in numbers.items() if value is not None}
+        given: dict[str, Any] = {name: value for name, value in numbers.items() if value is not None}
         if "heads" in given and "kv_heads" not in given and self.config.kv_heads == self.config.heads:
             given["kv_heads"] = given["heads"]  # multi-head attention stays multi-head
         return replace(self.config, **given)

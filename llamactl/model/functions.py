@@ -125,13 +125,24 @@ def _probabilities(q: Tensor, k: Tensor, first: int) -> Tensor:
     return scores.softmax(-1)
 
 
-class Documents(NamedTuple):
-    """Several documents in the rows of a batch, none of which attends to another."""
+class Segment(NamedTuple):
+    """Places of a row that attend to those before them in it, and to all of its stem, if it has one."""
 
-    positions: Tensor  # [B, T], from 0 in each document
+    start: int
+    length: int
+    stem: int = 0  # where the stem, another segment, starts
+    stem_length: int = 0
+
+
+class Documents(NamedTuple):
+    """Several documents in the rows of a batch, none of which attends to another, or to more of it than its stem."""
+
+    positions: Tensor  # [B, T], from 0 in each document, or on from its stem
     ends: Tensor  # int32 [n + 1]: 0, and where each ends in the rows laid one after the other
-    longest: int  # tokens of one
+    longest: int  # tokens that one attends to
     triangles: int  # probabilities of one head in all of them: numbers that a compiled layer can take as they come
+    keys: Tensor | None = None  # int64 [M]: which places each attends to, stem first; without it, to its own
+    key_ends: Tensor | None = None  # int32 [n + 1]: where those of each end
 
     @classmethod
     def of(cls, lengths: Sequence[Sequence[int]], device: torch.device) -> Self:
@@ -142,6 +153,43 @@ class Documents(NamedTuple):
         ends = torch.cat([ends.new_zeros(1), ends])
         positions, ends = positions.to(device, non_blocking=True), ends.to(device, non_blocking=True)
         return cls(positions, ends, max(every), sum(map(_triangle, every)))
+
+    @classmethod
+    def branching(cls, segments: Sequence[Segment], device: torch.device) -> Self:
+        """Of segments that fill one row, one after the other."""
+        plain = cls.of([[one.length for one in segments]], device)
+        if not any(one.stem_length for one in segments):
+            return plain
+        places = [(one.stem, one.stem_length, one.start, one.length) for one in segments]
+        positions = torch.cat([torch.arange(stemmed, stemmed + length) for _, stemmed, _, length in places])[None]
+        keys = torch.cat(
+            [torch.arange(first, first + n) for stem, m, start, k in places for first, n in ((stem, m), (start, k))]
+        )
+        ends = torch.tensor([0, *(one.stem_length + one.length for one in segments)], dtype=torch.int32)
+        return cls(
+            positions.to(device, non_blocking=True),
+            plain.ends,
+            max(one.stem_length + one.length for one in segments),
+            sum(_triangle(one.length, one.stem_length) for one in segments),
+            keys.to(device, non_blocking=True),
+            ends.cumsum(0, dtype=torch.int32).to(device, non_blocking=True),
+        )
+
+    def gathered(self, x: Tensor) -> Tensor:
+        """Keys or values ``[B, T, K, E]`` as the documents attend to them, ``[1, M, K, E]``."""
+        x = x.flatten(0, 1)
+        return (x if self.keys is None else x[self.keys])[None]
+
+    def mask(self) -> Tensor:
+        """Which places of a row attend to which, ``[B, T, T]``."""
+        numbers = torch.arange(len(self.ends) - 1, device=self.ends.device)
+        own = numbers.repeat_interleave(self.ends.diff()).view(self.positions.shape)  # the document of each place
+        seen = own[:, :, None] == own[:, None, :]
+        if self.keys is not None and self.key_ends is not None:  # in one row
+            members = torch.zeros(len(numbers), own.shape[1], dtype=torch.bool, device=own.device)
+            members[numbers.repeat_interleave(self.key_ends.diff()), self.keys] = True
+            seen = members[own]
+        return seen & (self.positions[:, None, :] <= self.positions[:, :, None])
 
 
 def _alone(ends: Tensor | None, *tensors: Tensor) -> Iterator[tuple[Tensor, ...]]:
@@ -154,53 +202,60 @@ def _alone(ends: Tensor | None, *tensors: Tensor) -> Iterator[tuple[Tensor, ...]
         yield tuple(tensor[:, start:end] for tensor in flat)
 
 
-def _causal_attention(q: Tensor, k: Tensor, v: Tensor, keep: int, ends: Tensor | None) -> tuple[Tensor, Tensor]:
+def _causal_attention(
+    q: Tensor, k: Tensor, v: Tensor, keep: int, ends: Tensor | None, key_ends: Tensor | None
+) -> tuple[Tensor, Tensor]:
     """Causal attention in blocks of rows, each a few plain products with the keys that it may attend to.
 
     The blocks leave out most of the upper triangle. Query heads of a group are rows of one product, so that keys and
     values are never repeated. With ``keep``, their number, the probabilities of all blocks come along, in the dtype of
-    q, one after the other; else an empty tensor. ``ends`` are those of ``Documents``. (An operator to the compiler,
-    which takes minutes to fuse what is in here.)
+    q, one after the other; else an empty tensor. ``ends`` and ``key_ends`` are those of ``Documents``. (An operator to
+    the compiler, which takes minutes to fuse what is in here.)
     """
     out = torch.empty_like(q, memory_format=torch.contiguous_format)
     kept, used = q.new_empty(keep), 0
-    for document in _alone(ends, q.contiguous(), k.contiguous(), v.contiguous(), out):
-        used += _attend(kept[used:], *document)
+    keys = _alone(key_ends, k.contiguous(), v.contiguous())
+    for queries, seen in zip(_alone(ends, q.contiguous(), out), keys, strict=True):
+        used += _attend(kept[used:], *queries, *seen)
     return out, kept
 
 
-def _attend(kept: Tensor, q: Tensor, k: Tensor, v: Tensor, out: Tensor) -> int:
+def _attend(kept: Tensor, q: Tensor, out: Tensor, k: Tensor, v: Tensor) -> int:
     """Fill ``out``, and ``kept`` if there is any; how much of it was used."""
     keys, values = _by_head(k), _by_head(v)
     queries, slots = _by_group(q * q.shape[-1] ** -0.5, k), _by_group(out, k)
-    used = 0
+    used, stem = 0, k.shape[1] - q.shape[1]
     for start, end in _blocks(q.shape[1]):
-        p = _probabilities(queries[:, :, :, start:end].to(keys.dtype).flatten(0, 1), keys[:, :end], start)
+        seen = stem + end
+        p = _probabilities(queries[:, :, :, start:end].to(keys.dtype).flatten(0, 1), keys[:, :seen], stem + start)
         slot = slots[:, :, :, start:end]
-        slot.copy_(torch.bmm(p, values[:, :end]).view(slot.shape))
+        slot.copy_(torch.bmm(p, values[:, :seen]).view(slot.shape))
         if len(kept):
             kept[used : used + p.numel()].view(p.shape).copy_(p)
             used += p.numel()
     return used
 
 
-def _shape_of_attention(q: Tensor, k: Tensor, v: Tensor, keep: int, ends: Tensor | None) -> tuple[Tensor, Tensor]:
+def _shape_of_attention(
+    q: Tensor, k: Tensor, v: Tensor, keep: int, ends: Tensor | None, key_ends: Tensor | None
+) -> tuple[Tensor, Tensor]:
     return torch.empty_like(q, memory_format=torch.contiguous_format), q.new_empty(keep)
 
 
 def _causal_attention_backward(
-    q: Tensor, k: Tensor, v: Tensor, kept: Tensor, grad: Tensor, ends: Tensor | None
+    q: Tensor, k: Tensor, v: Tensor, kept: Tensor, grad: Tensor, ends: Tensor | None, key_ends: Tensor | None
 ) -> tuple[Tensor, Tensor, Tensor]:
     of_q, of_k, of_v = (torch.empty_like(x, memory_format=torch.contiguous_format) for x in (q, k, v))
     used = 0
-    given = (x.contiguous() for x in (q, k, v, grad))
-    for document in _alone(ends, *given, of_q, of_k, of_v):
-        used += _attend_backward(kept[used:], *document)
+    queries = _alone(ends, q.contiguous(), grad.contiguous(), of_q)
+    keys = _alone(key_ends, k.contiguous(), v.contiguous(), of_k, of_v)
+    for asking, seen in zip(queries, keys, strict=True):
+        used += _attend_backward(kept[used:], *asking, *seen)
     return of_q, of_k, of_v
 
 
 def _attend_backward(
-    kept: Tensor, q: Tensor, k: Tensor, v: Tensor, grad: Tensor, of_q: Tensor, of_k: Tensor, of_v: Tensor
+    kept: Tensor, q: Tensor, grad: Tensor, of_q: Tensor, k: Tensor, v: Tensor, of_k: Tensor, of_v: Tensor
 ) -> int:
     """Fill the gradients; how much of ``kept`` was used."""
     keys, values = _by_head(k), _by_head(v)
@@ -208,22 +263,23 @@ def _attend_backward(
     queries, grads, slots = _by_group(q * scale, k), _by_group(grad, k), _by_group(of_q, k)
     wide = torch.promote_types(keys.dtype, torch.float32)  # in which blocks add up
     sum_k, sum_v = torch.zeros_like(keys, dtype=wide), torch.zeros_like(values, dtype=wide)
-    used = 0
+    used, stem = 0, k.shape[1] - q.shape[1]
     for start, end in _blocks(q.shape[1]):
         some = queries[:, :, :, start:end].to(keys.dtype).flatten(0, 1)
-        shape = len(keys), some.shape[1] * some.shape[2], end
+        seen = stem + end
+        shape = len(keys), some.shape[1] * some.shape[2], seen
         if len(kept):
             p = kept[used : used + math.prod(shape)].view(shape).to(keys.dtype)
             used += p.numel()
         else:
-            p = _probabilities(some, keys[:, :end], start)
+            p = _probabilities(some, keys[:, :seen], stem + start)
         g = grads[:, :, :, start:end].to(keys.dtype).reshape(*shape[:2], -1)
-        sum_v[:, :end] += torch.bmm(p.mT, g)
-        of_p = torch.bmm(g, values[:, :end].mT)
+        sum_v[:, :seen] += torch.bmm(p.mT, g)
+        of_p = torch.bmm(g, values[:, :seen].mT)
         of_scores = torch.ops.aten._softmax_backward_data(of_p, p, -1, p.dtype)
-        sum_k[:, :end] += torch.bmm(of_scores.mT, some.reshape(*shape[:2], -1))
+        sum_k[:, :seen] += torch.bmm(of_scores.mT, some.reshape(*shape[:2], -1))
         slot = slots[:, :, :, start:end]
-        slot.copy_(torch.bmm(of_scores, keys[:, :end]).view(slot.shape))
+        slot.copy_(torch.bmm(of_scores, keys[:, :seen]).view(slot.shape))
     of_q.mul_(scale)
     batch, time, heads, width = k.shape
     for of, total in ((of_k, sum_k), (of_v, sum_v)):
@@ -232,29 +288,31 @@ def _attend_backward(
 
 
 def _shape_of_attention_backward(
-    q: Tensor, k: Tensor, v: Tensor, kept: Tensor, grad: Tensor, ends: Tensor | None
+    q: Tensor, k: Tensor, v: Tensor, kept: Tensor, grad: Tensor, ends: Tensor | None, key_ends: Tensor | None
 ) -> tuple[Tensor, Tensor, Tensor]:
     of_q, of_k, of_v = (torch.empty_like(x, memory_format=torch.contiguous_format) for x in (q, k, v))
     return of_q, of_k, of_v
 
 
 def _keep_for_backward(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor]) -> None:
-    q, k, v, _, ends = inputs
-    ctx.save_for_backward(q, k, v, output[1], *([] if ends is None else [ends]))
+    q, k, v, _, ends, key_ends = inputs
+    ctx.save_for_backward(q, k, v, output[1], *([] if ends is None else [ends, key_ends]))
     ctx.set_materialize_grads(False)
 
 
 def _backward(ctx: Any, grad: Tensor, _: None) -> tuple[Tensor | None, ...]:
     q, k, v, kept, *ends = ctx.saved_tensors
-    gradients = torch.ops.llamactl.causal_attention_backward(q, k, v, kept, grad, ends[0] if ends else None)
-    return *gradients, None, None
+    gradients = torch.ops.llamactl.causal_attention_backward(q, k, v, kept, grad, *(ends or (None, None)))
+    return *gradients, None, None, None
 
 
 # By hand, not by custom_op, whose first call imports the compiler: two seconds.
 _LIBRARY: Any = torch.library.Library("llamactl", "DEF")  # type: ignore[no-untyped-call]
-_LIBRARY.define("causal_attention(Tensor q, Tensor k, Tensor v, SymInt keep, Tensor? ends) -> (Tensor, Tensor)")
 _LIBRARY.define(
-    "causal_attention_backward(Tensor q, Tensor k, Tensor v, Tensor kept, Tensor grad, Tensor? ends) "
+    "causal_attention(Tensor q, Tensor k, Tensor v, SymInt keep, Tensor? ends, Tensor? key_ends) -> (Tensor, Tensor)"
+)
+_LIBRARY.define(
+    "causal_attention_backward(Tensor q, Tensor k, Tensor v, Tensor kept, Tensor grad, Tensor? ends, Tensor? key_ends) "
     "-> (Tensor, Tensor, Tensor)"
 )
 for _name, _function, _shape in (
@@ -266,9 +324,9 @@ for _name, _function, _shape in (
 torch.library.register_autograd("llamactl::causal_attention", _backward, setup_context=_keep_for_backward, lib=_LIBRARY)
 
 
-def _triangle(time: int) -> int:
-    """Probabilities of one head in all blocks."""
-    return sum((end - start) * end for start, end in _blocks(time))
+def _triangle(time: int, stem: int = 0) -> int:
+    """Probabilities of one head in all blocks of a document, which attends to its stem, too."""
+    return sum((end - start) * (stem + end) for start, end in _blocks(time))
 
 
 def _by_group(x: Tensor, k: Tensor) -> Tensor:
@@ -289,26 +347,27 @@ def causal_attention(q: Tensor, k: Tensor, v: Tensor, documents: Documents | Non
     """
     batch, time, heads, _ = q.shape
     if q.device.type == "cpu":
-        if documents is None:
-            longest, triangles, ends = time, batch * _triangle(time), None
-        else:
-            _, ends, longest, triangles = documents
+        longest, triangles, ends, key_ends = time, batch * _triangle(time), None, None
+        if documents is not None:
+            longest, triangles, ends, key_ends = documents.longest, documents.triangles, documents.ends, documents.ends
+            if documents.key_ends is not None:
+                key_ends, k, v = documents.key_ends, documents.gathered(k), documents.gathered(v)
         keep = heads * triangles if q.requires_grad and longest <= KEPT else 0
-        out: Tensor = torch.ops.llamactl.causal_attention(q, k, v, keep, ends)[0]
+        out: Tensor = torch.ops.llamactl.causal_attention(q, k, v, keep, ends, key_ends)[0]
         return out
     if documents is None:
         return attention(q, k, v, None)
     if q.dtype == torch.float32:
-        number = (documents.positions == 0).cumsum(1)
-        future = torch.ones(time, time, dtype=torch.bool, device=q.device).triu(1)
-        return attention(q, k, v, ((number[:, :, None] == number[:, None, :]) & ~future)[:, None])
+        return attention(q, k, v, documents.mask()[:, None])
     from torch.nn.attention.varlen import varlen_attn
 
-    _, ends, longest, _ = documents
-    q_flat, k_flat, v_flat = (x.flatten(0, 1) for x in (q, k, v))
-    grouped = heads > k.shape[2]
+    ends, longest = documents.ends, documents.longest
+    key_ends = ends if documents.key_ends is None else documents.key_ends
+    k, v = documents.gathered(k)[0], documents.gathered(v)[0]
+    grouped = heads > k.shape[1]
+    # where there are more keys than queries, the kernel takes these for the last ones: those behind the stem
     mixed = varlen_attn(
-        q_flat, k_flat, v_flat, ends, ends, longest, longest, window_size=(-1, 0), enable_gqa=grouped
+        q.flatten(0, 1), k, v, ends, key_ends, longest, longest, window_size=(-1, 0), enable_gqa=grouped
     )  # fmt: skip
     return cast(Tensor, mixed).view(q.shape)
 

@@ -13,7 +13,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from llamactl.model.llama import Cache, Llama
+from llamactl.model.cache import Cache
+from llamactl.model.llama import Llama
 from llamactl.text.tokenizer import EOS
 
 BATCH_TOKENS = 32_768  # tokens of cache in one batch: rows x (longest prompt + longest answer)

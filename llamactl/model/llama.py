@@ -12,7 +12,7 @@ import hashlib
 from collections.abc import Callable, Iterator
 from functools import partial
 from pathlib import Path
-from typing import Self, cast
+from typing import ClassVar, Self, cast
 
 import torch
 from torch import Tensor, nn
@@ -20,7 +20,8 @@ from torch import Tensor, nn
 from llamactl.artifacts import checkpoint
 from llamactl.artifacts.tensors import Later
 from llamactl.model import functions, sharded
-from llamactl.model.config import Config
+from llamactl.model.cache import Cache
+from llamactl.model.config import LANGUAGE, Config
 from llamactl.model.device import PRECISIONS
 from llamactl.model.functions import Documents
 
@@ -81,46 +82,6 @@ def rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
     """Rotate the pairs (i, i + E/2) of each head: ``[B, T, H, E]``, in fp32 (Hugging Face's order of pairs)."""
     wide = x.float()
     return torch.addcmul(wide * cos, wide.roll(x.shape[-1] // 2, -1), sin).to(x.dtype)
-
-
-class Cache:
-    """Keys and values of ``length`` tokens so far, one pair of ``[B, K, room, E]`` a layer.
-
-    ``pads`` ``[B]`` counts the padding on the left of each row, which is never attended to.
-    """
-
-    def __init__(self, config: Config, rows: int, room: int, pads: Tensor, dtype: torch.dtype) -> None:
-        shape = (rows, config.kv_heads, room, config.head_dim)
-        self.keys = [torch.empty(shape, dtype=dtype, device=pads.device) for _ in range(config.layers)]
-        self.values = [torch.empty(shape, dtype=dtype, device=pads.device) for _ in range(config.layers)]
-        self.pads, self.length = pads, 0
-
-    def extend(self, layer: int, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
-        """Add keys and values ``[B, T, K, E]`` of the newest tokens; all so far, ``[B, length + T, K, E]``."""
-        end = self.length + k.shape[1]
-        self.keys[layer][:, :, self.length : end] = k.transpose(1, 2)
-        self.values[layer][:, :, self.length : end] = v.transpose(1, 2)
-        return self.keys[layer][:, :, :end].transpose(1, 2), self.values[layer][:, :, :end].transpose(1, 2)
-
-    def positions(self, tokens: int) -> Tensor:
-        """Positions ``[B, T]`` of the next tokens; those of padding are 0, and meaningless."""
-        steps = torch.arange(self.length, self.length + tokens, device=self.pads.device)
-        return (steps[None, :] - self.pads[:, None]).clamp_min(0)
-
-    def mask(self, tokens: int) -> Tensor:
-        """What each of the next tokens may attend to: ``[B, 1, T, length + T]``, True where it may."""
-        columns = torch.arange(self.length + tokens, device=self.pads.device)
-        rows = columns[self.length :]
-        real = columns[None, None, :] >= self.pads[:, None, None]
-        causal = columns[None, None, :] <= rows[None, :, None]
-        itself = columns[None, None, :] == rows[None, :, None]  # so that no row of the softmax is empty
-        return ((real & causal) | itself)[:, None]
-
-    def select(self, rows: Tensor) -> None:
-        """Keep only these rows."""
-        self.keys = [k[rows] for k in self.keys]
-        self.values = [v[rows] for v in self.values]
-        self.pads = self.pads[rows]
 
 
 class Attention(nn.Module):
@@ -189,8 +150,12 @@ class Block(nn.Module):
         return cast(Tensor, x + self.feed_forward(self.ffn_norm(x)))
 
 
-class Llama(nn.Module):
-    """The network up to its last norm; ``logits`` is the head."""
+class Transformer(nn.Module):
+    """The network up to its last norm, and what it is made from and saved as; what stands on it is its subclasses'."""
+
+    architecture: ClassVar[str]  # as config.json names it
+    loss: ClassVar[str]  # the method that a training calls in place of ``forward``
+    wide: ClassVar[frozenset[str]] = frozenset()  # parameters that stay in fp32, whatever the rest is stored in
 
     def __init__(self, config: Config, dtype: torch.dtype = torch.float32) -> None:
         super().__init__()
@@ -198,7 +163,6 @@ class Llama(nn.Module):
         self.tok_embeddings = Embedding(config.vocab, config.dim)
         self.layers = nn.ModuleList(Block(config, layer) for layer in range(config.layers))
         self.norm = RMSNorm(config.dim, config.norm_eps)
-        self.output = Head(config.dim, config.vocab)
 
     def forward(self, tokens: Tensor, cache: Cache | None = None, documents: Documents | None = None) -> Tensor:
         """Hidden states ``[B, T, D]`` of tokens ``[B, T]``; with a cache, of the tokens that follow those in it.
@@ -219,20 +183,6 @@ class Llama(nn.Module):
         if cache is not None:
             cache.length += time
         return cast(Tensor, self.norm(x))
-
-    def logits(self, hidden: Tensor) -> Tensor:
-        """Scores of the next token, fp32 ``[..., V]``."""
-        return cast(Tensor, self.output(hidden)).float()
-
-    def nll(
-        self, tokens: Tensor, targets: Tensor, documents: Documents | None = None, learned: Tensor | None = None
-    ) -> Tensor:
-        """-log p(target), fp32 ``[B, T]``, where ``targets [B, T]`` are what should follow each of ``tokens [B, T]``.
-
-        ``learned [M]`` are the only places, in rows laid one after the other, that count; targets are then ``[M]``.
-        """
-        hidden = self.forward(tokens, documents=documents)
-        return self.output.nll(hidden if learned is None else hidden.flatten(0, 1)[learned], targets)
 
     def fresh(self, seed: int) -> Iterator[tuple[str, Tensor]]:
         """Fresh weights, whole, by name; each depends on (seed, its name) alone, wherever and by whom it is made."""
@@ -276,33 +226,70 @@ class Llama(nn.Module):
         """A model directory to train on: fp32 weights, computing in ``dtype``, sharded by ``arrange``."""
         config, _ = cls.described(path)
         model = cls._empty(config, dtype, device, arrange)
-        names = {checkpoint.hf_name(name): name for name, _ in model.named_parameters()}
-        wanted = {checkpoint.hf_name(name): p.shape for name, p in model.named_parameters()}
-        stored = checkpoint.tensors(path, wanted, torch.float32, torch.device("cpu"))
-        sharded.fill(model, ((names[name], tensor) for name, tensor in stored))
+        model.fill(path)
         return model
+
+    def fill(self, path: Path, without: str = "", beside: str = "") -> None:
+        """Give the parameters, but for those ``without``, their values from a directory.
+
+        ``beside`` is what lies there, by its Hugging Face name, and is not for this model.
+        """
+        ours = {checkpoint.hf_name(name): name for name, _ in self.named_parameters() if name != without}
+        wanted = {theirs: self.get_parameter(name).shape for theirs, name in ours.items()}
+        stored = checkpoint.tensors(path, wanted, torch.float32, torch.device("cpu"), beside)
+        sharded.fill(self, ((ours[name], tensor) for name, tensor in stored))
 
     @classmethod
     def described(cls, path: Path) -> tuple[Config, str]:
-        """A model directory's shape, and the precision it is stored in; raises Fault where it is no Llama."""
-        raw = checkpoint.read_config(path, "LlamaForCausalLM")
+        """A model directory's shape, and the precision it is stored in; raises Fault where it is no such model."""
+        raw = checkpoint.read_config(path, cls.architecture)
         stored = raw.get("torch_dtype") or raw.get("dtype") or "float32"
         return Config.from_hf(raw, path / checkpoint.CONFIG), "fp32" if stored == "float32" else "bf16"
 
     @classmethod
     def load(cls, path: Path, device: torch.device, dtype: torch.dtype | None = None) -> Self:
-        """A model directory for inference, in ``dtype`` or as it is stored; raises Fault where it is no whole Llama."""
+        """A model directory for inference, in ``dtype`` or as stored; raises Fault where it is none, or not whole."""
         config, stored = cls.described(path)
         dtype = dtype or PRECISIONS[stored]
         with torch.device("meta"):
             model = cls(config, dtype)
-        wanted = {checkpoint.hf_name(name): parameter.shape for name, parameter in model.named_parameters()}
-        loaded = dict(checkpoint.tensors(path, wanted, dtype, device))
-        model.load_state_dict({name: loaded[checkpoint.hf_name(name)] for name in model.state_dict()}, assign=True)
+        ours = {checkpoint.hf_name(name): name for name, _ in model.named_parameters()}
+        wanted = {theirs: model.get_parameter(name).shape for theirs, name in ours.items()}
+        loaded = {
+            ours[name]: tensor.to(torch.float32 if ours[name] in cls.wide else dtype)
+            for name, tensor in checkpoint.tensors(path, wanted, None, device)
+        }
+        model.load_state_dict({name: loaded[name] for name in model.state_dict()}, assign=True)
         return model.eval().requires_grad_(False)
 
     def hf_state(self, dtype: torch.dtype) -> Iterator[tuple[str, Later]]:
         """Tensors in ``dtype``, by their Hugging Face names; whole when they are made, which all processes have to."""
         for name, parameter in self.named_parameters():
-            make = partial(lambda tensor: sharded.whole(tensor.detach().to(dtype)), parameter)
-            yield checkpoint.hf_name(name), Later(dtype, tuple(parameter.shape), make)
+            kept = torch.float32 if name in self.wide else dtype
+            make = partial(lambda tensor, kept: sharded.whole(tensor.detach().to(kept)), parameter, kept)
+            yield checkpoint.hf_name(name), Later(kept, tuple(parameter.shape), make)
+
+
+class Llama(Transformer):
+    """The language model: ``logits`` is its head."""
+
+    architecture = LANGUAGE
+    loss = "nll"
+
+    def __init__(self, config: Config, dtype: torch.dtype = torch.float32) -> None:
+        super().__init__(config, dtype)
+        self.output = Head(config.dim, config.vocab)
+
+    def logits(self, hidden: Tensor) -> Tensor:
+        """Scores of the next token, fp32 ``[..., V]``."""
+        return cast(Tensor, self.output(hidden)).float()
+
+    def nll(
+        self, tokens: Tensor, targets: Tensor, documents: Documents | None = None, learned: Tensor | None = None
+    ) -> Tensor:
+        """-log p(target), fp32 ``[B, T]``, where ``targets [B, T]`` are what should follow each of ``tokens [B, T]``.
+
+        ``learned [M]`` are the only places, in rows laid one after the other, that count; targets are then ``[M]``.
+        """
+        hidden = self.forward(tokens, documents=documents)
+        return self.output.nll(hidden if learned is None else hidden.flatten(0, 1)[learned], targets)

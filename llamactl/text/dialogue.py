@@ -153,8 +153,11 @@ def stranger(model: Path) -> str:
     return ""
 
 
-def tokenizer_config(context: int) -> dict[str, Any]:
-    """``tokenizer_config.json`` with which transformers makes our ids: SentencePiece as it is, and our template."""
+def tokenizer_config(context: int, pad: str | None = None) -> dict[str, Any]:
+    """``tokenizer_config.json`` with which transformers makes our ids: SentencePiece as it is, and our template.
+
+    A reward model has a ``pad`` token, by which transformers finds the last one of each row.
+    """
     return {
         "chat_codec": CODEC,
         "tokenizer_class": "LlamaTokenizer",
@@ -164,7 +167,7 @@ def tokenizer_config(context: int) -> dict[str, Any]:
         "bos_token": "<s>",
         "eos_token": "</s>",
         "unk_token": "<unk>",
-        "pad_token": None,
+        "pad_token": pad,
         "clean_up_tokenization_spaces": False,
         "model_max_length": context,
         "chat_template": TEMPLATE,

@@ -47,6 +47,13 @@ def shuffled(index: int, count: int, key: int) -> int:
             return index
 
 
+def place(index: int, count: int, key: str) -> int:
+    """Which of ``count`` things a global sample is: all of them in each epoch, in an order of its own."""
+    epoch, offset = divmod(index, count)
+    digest = hashlib.sha256(f"{key} {epoch}".encode()).digest()
+    return shuffled(offset, count, int.from_bytes(digest[:8], "little"))
+
+
 class Source(NamedTuple):
     """Token shards and their share of the samples; the shares of all sources add up to one."""
 

@@ -1,47 +1,70 @@
-"""The loss on dialogues that are held out, as training goes on, and a warning where it rises: over-fitting."""
+"""The loss on what is held out, as training goes on, and a warning where it rises: over-fitting."""
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
+from typing import Any, Protocol
 
 import torch
 
 from llamactl import ui
-from llamactl.model.llama import Llama
-from llamactl.train.packing import Packed, Packs, answer_loss
+from llamactl.model.llama import Transformer
 from llamactl.train.parallel import Job
+from llamactl.train.step import Loss
 
 PATIENCE = 2  # measurements in a row above the best before a warning
 
 
-class HeldOut:
-    """Packs that are never trained on."""
+class Samples(Protocol):
+    """Things to measure a loss on: Packs, Pairs."""
 
-    def __init__(self, packs: Packs, job: Job, at_once: int, measured: Sequence[tuple[int, float]] = ()) -> None:
-        self.packs, self.job, self.at_once = packs, job, at_once
+    def __len__(self) -> int:
+        """How many."""
+
+    def some(self, numbers: Iterable[int], device: torch.device) -> Any:
+        """A batch of these."""
+
+    def weight(self, numbers: Sequence[int]) -> int:
+        """What the sum of their losses is divided by."""
+
+
+class HeldOut:
+    """Samples that are never trained on; ``beside`` names the sums that come with their loss."""
+
+    def __init__(
+        self,
+        samples: Samples,
+        loss_of: Loss,
+        job: Job,
+        at_once: int,
+        measured: Sequence[tuple[int, float]] = (),
+        beside: Sequence[str] = (),
+    ) -> None:
+        self.samples, self.loss_of, self.job, self.at_once = samples, loss_of, job, at_once
         self.measured = list(measured)  # step and loss, also of an attempt that was interrupted
+        self.names = ["eval_loss", *(f"eval_{name}" for name in beside)]
 
     @torch.no_grad()
-    def loss(self, model: Llama) -> float:
-        """-log p per token that carries loss, over all packs; they are shared out to the processes."""
-        job, count = self.job, len(self.packs.packs)
-        total = torch.zeros(2, dtype=torch.float64, device=job.device)
+    def losses(self, model: Transformer) -> list[float]:
+        """The loss, and what comes beside it, over all samples; they are shared out to the processes."""
+        job, count = self.job, len(self.samples)
+        total = torch.zeros(len(self.names) + 1, dtype=torch.float64, device=job.device)
         for start in range(0, count, self.at_once * job.data):
             first = start + job.rank // job.tensor * self.at_once
             numbers = range(first, min(first + self.at_once, count))
             # a process whose share is used up goes along, since all of them gather the weights together
-            batch = Packed(tuple(map(self.packs.row, numbers or [0])), self.packs.apart, job.device)
-            loss = answer_loss(model, batch)
+            sums = self.loss_of(model, self.samples.some(numbers or [0], job.device)).flatten()
             if numbers:
-                total[0] += loss
-                total[1] += sum(len(row.targets) for row in batch.rows)
-        nats, tokens = job.sum(total).tolist()
-        return float(nats / tokens)
+                total[:-1] += sums
+                total[-1] += self.samples.weight(numbers)
+        *losses, weight = job.sum(total).tolist()
+        return [each / weight for each in losses]
 
-    def measure(self, model: Llama, step: int) -> float:
-        """The loss after ``step``; says where it has risen."""
-        self.measured.append((step, self.loss(model)))
+    def measure(self, model: Transformer, step: int) -> dict[str, float]:
+        """The losses after ``step``, by name; says where the first has risen."""
+        losses = self.losses(model)
+        self.measured.append((step, losses[0]))
         best, lowest = min(self.measured, key=lambda one: one[1])
         since = [loss for at, loss in self.measured if at > best]
         if len(since) == PATIENCE:
             change = f"from {lowest:.4f} after step {best:,} to {since[-1]:.4f} after step {step:,}"
             ui.warn(f"held-out loss has risen {change}: over-fitting; fewer --epochs, or more data")
-        return self.measured[-1][1]
+        return dict(zip(self.names, losses, strict=True))

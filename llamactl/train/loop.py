@@ -8,7 +8,7 @@ a row end the run with the state saved.
 import signal
 import time
 from collections import deque
-from collections.abc import Callable, Generator, Iterator
+from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import closing
 from itertools import count
@@ -27,8 +27,8 @@ from llamactl.train.training import REFUSED, Training
 LAG = {"cuda": 1}  # steps that are launched before the outcome of one is read, by device
 PATIENCE = 10  # refused steps in a row that end a run
 
-Batch = Callable[[int, int], Any]  # sequences from a global sample index on, and how many: ids, or Packed
-Count = Callable[[int, int], int]  # of these sequences: how many of their tokens carry loss
+Batch = Callable[[int, int], Any]  # samples from a global index on, and how many: ids, Packed, or Compared
+Count = Callable[[int, int], int]  # of these samples: what their loss is divided by
 
 
 class Step(NamedTuple):
@@ -47,6 +47,12 @@ class Step(NamedTuple):
     memory_bytes: int
     refused: int
     save_seconds: float
+    beside: Mapping[str, float]  # what else the loss has to say, by name
+
+    def line(self) -> dict[str, Any]:
+        """All of it, by name."""
+        facts = {name: value for name, value in self._asdict().items() if name != "beside"}
+        return {**facts, **self.beside}
 
 
 def _prefetched(
@@ -71,12 +77,19 @@ def _prefetched(
             yield part.to(job.device, non_blocking=True), whole
 
 
-def steps(training: Training, batch: Batch, loss_of: Loss, plan: Plan, targets: Count | None = None) -> Iterator[Step]:
+def steps(
+    training: Training,
+    batch: Batch,
+    loss_of: Loss,
+    plan: Plan,
+    targets: Count | None = None,
+    beside: Sequence[str] = (),
+) -> Iterator[Step]:
     """Train from where ``training`` stands to the last step of the schedule.
 
-    ``batch(start, size)`` gives sequences from a global sample index on, ``targets(start, size)`` how many of their
-    tokens carry loss; without it the plan's number. Raises Interrupted after a signal to any
-    process, with the state saved, and Fault after ten refused steps in a row.
+    ``batch(start, size)`` gives samples from a global index on, ``targets(start, size)`` what the sum of their losses
+    is divided by; without it the plan's number of tokens. ``beside`` names the sums that come with the loss. Raises
+    Interrupted after a signal to any process, with the state saved, and Fault after ten refused steps in a row.
 
     On a GPU the outcome of a step is read when the next one has been launched, so that the device never waits for
     Python; but not across a step after which the state is saved.
@@ -104,7 +117,7 @@ def steps(training: Training, batch: Batch, loss_of: Loss, plan: Plan, targets: 
                 launched.append(launch())
                 if len(launched) <= lag:
                     continue
-            outcome = Outcome.read(launched.popleft())
+            outcome = Outcome.read(launched.popleft(), len(beside))
             asked_to_stop, written = outcome.told
             stopping = stopping or asked_to_stop > 0
             if outcome.applied:
@@ -122,6 +135,7 @@ def steps(training: Training, batch: Batch, loss_of: Loss, plan: Plan, targets: 
                     memory_bytes=peak_memory(device),
                     refused=training.refused,
                     save_seconds=round(stalled - stalled_before, 4),
+                    beside=dict(zip(beside, outcome.beside, strict=True)),
                 )
                 clock += time.perf_counter() - now  # what the stage has done meanwhile is not training
             else:

@@ -5,7 +5,6 @@ first, the longest first; the order of the sequences is another in each epoch, a
 index). T tokens of a sequence; a token is followed by its target, so an example of n ids takes n - 1 places.
 """
 
-import hashlib
 from array import array
 from collections.abc import Iterable, Sequence
 from typing import NamedTuple, Self
@@ -14,11 +13,10 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from llamactl.model.config import PAD
 from llamactl.model.functions import Documents
 from llamactl.model.llama import Llama
-from llamactl.train.batches import shuffled
-
-PAD = 0  # the id in places that no example takes; it carries no loss and is seen by no example
+from llamactl.train.batches import place
 
 
 class Examples:
@@ -147,9 +145,7 @@ class Packs:
 
     def pack(self, index: int) -> int:
         """Which pack a global sample is: all of them in each epoch, in an order of its own."""
-        epoch, offset = divmod(index, len(self.packs))
-        key = hashlib.sha256(f"{self.seed} packs {epoch}".encode()).digest()
-        return shuffled(offset, len(self.packs), int.from_bytes(key[:8], "little"))
+        return place(index, len(self.packs), f"{self.seed} packs")
 
     def batch(self, start: int, size: int) -> Packed:
         """Global samples ``start`` to ``start + size``."""
@@ -157,7 +153,18 @@ class Packs:
 
     def targets(self, start: int, size: int) -> int:
         """How many tokens of these samples carry loss."""
-        return sum(self._targets[self.pack(index)] for index in range(start, start + size))
+        return self.weight(self.pack(index) for index in range(start, start + size))
+
+    def __len__(self) -> int:
+        return len(self.packs)
+
+    def some(self, numbers: Iterable[int], device: torch.device) -> Packed:
+        """These packs."""
+        return Packed(tuple(map(self.row, numbers)), self.apart, device)
+
+    def weight(self, numbers: Iterable[int]) -> int:
+        """How many of their tokens carry loss."""
+        return sum(self._targets[number] for number in numbers)
 
     @property
     def learned(self) -> int:

@@ -31,7 +31,8 @@ from torch.utils.checkpoint import CheckpointPolicy, checkpoint, create_selectiv
 
 from llamactl import ui
 from llamactl.errors import Fault
-from llamactl.model.llama import Llama
+from llamactl.model.heads import RewardModel
+from llamactl.model.llama import Llama, Transformer
 from llamactl.train import vocabulary
 from llamactl.train.planning import WHOLE_GRADIENTS
 
@@ -97,7 +98,7 @@ class Job:
 
     # -- what is done to a model
 
-    def arrange(self, model: Llama, checkpointing: str, compiled: bool) -> None:
+    def arrange(self, model: Transformer, checkpointing: str, compiled: bool) -> None:
         """Prepare a model on the meta device: cut it over tensor neighbours, checkpoint, compile, shard."""
         if self.tensor > 1:
             self._cut(model)
@@ -111,10 +112,12 @@ class Job:
             policy = MixedPrecisionPolicy(model.dtype, torch.float32, cast_forward_inputs=False)
             for block in model.layers:
                 fully_shard(block, mesh=mesh, mp_policy=policy)
+            if isinstance(model, RewardModel):
+                fully_shard(model.score, mesh=mesh, mp_policy=MixedPrecisionPolicy(torch.float32, torch.float32))
             fully_shard(model, mesh=mesh, mp_policy=policy)
-            register_fsdp_forward_method(model, "nll")
+            register_fsdp_forward_method(model, model.loss)
 
-    def _cut(self, model: Llama) -> None:
+    def _cut(self, model: Transformer) -> None:
         assert self.mesh is not None
         mesh = self.mesh["tensor"]
         between = Shard(1)  # between the matrix products, activations [B, T, D] are cut over T
@@ -132,13 +135,18 @@ class Job:
         ends = {
             "tok_embeddings": RowwiseParallel(input_layouts=Replicate(), output_layouts=between),
             "norm": SequenceParallel(),
-            "output": ColwiseParallel(),
+            "output": ColwiseParallel(),  # of a language model
+            "score": RowwiseParallel(input_layouts=Replicate()),  # of a reward model
         }
-        parallelize_module(model, mesh, {**ends, **{f"layers.*.{name}": style for name, style in layer.items()}})
-        model.norm.register_forward_hook(_whole_for_the_head)
-        model.output.nll = partial(vocabulary.nll, model.output, mesh)  # type: ignore[method-assign]
+        there = {name: style for name, style in ends.items() if hasattr(model, name)}
+        parallelize_module(model, mesh, {**there, **{f"layers.*.{name}": style for name, style in layer.items()}})
+        if isinstance(model, Llama):
+            model.norm.register_forward_hook(_whole_for_the_vocabulary)
+            model.output.nll = partial(vocabulary.nll, model.output, mesh)  # type: ignore[method-assign]
+        else:
+            model.norm.register_forward_hook(_whole)
 
-    def accumulate(self, model: Llama, last: bool) -> None:
+    def accumulate(self, model: Transformer, last: bool) -> None:
         """Before a micro-batch: whether its gradients are to be exchanged, which the ``last`` one's are.
 
         Where whole gradients are large they are exchanged within a replica each time, and across replicas at the last.
@@ -149,7 +157,12 @@ class Job:
             model.set_requires_all_reduce(last)
 
 
-def _whole_for_the_head(module: object, given: object, hidden: DTensor) -> Tensor:
+def _whole(module: object, given: object, hidden: DTensor) -> Tensor:
+    """Hidden states on all tensor neighbours, for which each of them computes the whole gradient."""
+    return hidden.redistribute(placements=[Replicate()]).to_local()
+
+
+def _whole_for_the_vocabulary(module: object, given: object, hidden: DTensor) -> Tensor:
     """Hidden states on all tensor neighbours; each one's rows of the head add their part to the gradient."""
     return hidden.redistribute(placements=[Replicate()]).to_local(grad_placements=[Partial()])
 

@@ -118,8 +118,8 @@ def memory(config: Config, layout: Layout) -> Memory:
     """Of the fullest moment of a step."""
     width, tensor, shards = WIDTHS[layout.precision], layout.tensor_parallel, layout.ranks // layout.replicas
     tokens = layout.sequences * layout.context
-    parameters, table = config.parameters / tensor, config.vocab * config.dim / tensor  # table: embeddings, or the head
-    block = (parameters - 2 * table) / config.layers
+    parameters, table, head = (n / tensor for n in (config.parameters, config.vocab * config.dim, config.head))
+    block = (parameters - table - head) / config.layers
     kept = again = 0.0  # of a block: throughout, and once more while its backward pass computes again
     for row in saved(config, layout):
         here, held = tokens if row.gathered else tokens / tensor, getattr(row, layout.checkpointing)
@@ -129,11 +129,14 @@ def memory(config: Config, layout: Layout) -> Memory:
     adding_up = layout.micro_batches > 1
     gradients = 4 * parameters / (1 if adding_up and 4 * parameters <= WHOLE_GRADIENTS else shards)
     if layout.devices > 1:  # FSDP2: two blocks at once, since the next is gathered ahead
-        compute = width * (2 * block + 2 * table)
-        at_start, at_end = (width + 4) * block, (width + 4) * 2 * table  # gradients, and their fp32 copy that is sent
+        compute = width * (2 * block + table + head)
+        at_start, at_end = (
+            (width + 4) * block,
+            (width + 4) * (table + head),
+        )  # gradients, and their fp32 copy that is sent
     else:
         casts = config.layers if layout.checkpointing == "none" else 1
-        compute = narrow * (casts * block + table)
+        compute = narrow * (casts * block + head)
         matrix = max(table, config.ffn * config.dim)  # its gradient, before it is added to the others
         at_start = at_end = matrix * ((4 if adding_up else 0) + narrow)
     state = Memory(4 * parameters / shards, 8 * parameters / shards, gradients, compute, 0.0, 0.0, 0.0)
@@ -143,8 +146,8 @@ def memory(config: Config, layout: Layout) -> Memory:
         state._replace(  # the head: the gradient of its logits is kept, that of its weights adds up in fp32
             gradients=gradients if adding_up else 0.0,
             activations=inputs + tokens * width * config.dim * (1 + 1 / tensor),  # of the last norm
-            logits=tokens * width * config.vocab / tensor,
-            working=max((4 + narrow) * table, HEAD_ROWS * (8 + narrow) * config.vocab / tensor, at_start),
+            logits=0.0 if config.scored else tokens * width * config.vocab / tensor,
+            working=max((4 + narrow) * head, HEAD_ROWS * (8 + narrow) * head / config.dim, at_start),
         ),
         state._replace(  # the last block's backward pass, which computes again what was not kept
             gradients=gradients if adding_up else 0.0,

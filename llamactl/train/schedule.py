@@ -1,6 +1,7 @@
 """How long a training goes and how fast it learns (paper, section 2.2): steps, batches, warm-up, cosine. No torch."""
 
 import math
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
 from llamactl import ui
@@ -36,6 +37,7 @@ class Plan(NamedTuple):
     micro_batch: int
     save_every: int
     keep: int
+    unit: str = "sequences"  # what a batch is made of
 
     def settings(self) -> dict[str, Any]:
         """What of it decides the result but for rounding, for the manifest."""
@@ -45,7 +47,7 @@ class Plan(NamedTuple):
         """It in words, for a person."""
         s = self.schedule
         return [
-            ("steps", f"{s.steps:,} of {self.batch_size:,} sequences, {ui.count(self.targets)} tokens"),
+            ("steps", f"{s.steps:,} of {self.batch_size:,} {self.unit}, {ui.count(self.targets)} tokens"),
             ("tokens", ui.count(s.steps * self.targets)),
             ("learning rate", f"{s.peak:g} after {s.warmup:,} steps, cosine to {s.peak * s.floor:g}"),
             ("saves state", f"every {self.save_every:,} steps, keeps {self.keep}"),
@@ -57,7 +59,7 @@ def planned(
     row: Size,
     *,
     lr: float | None,
-    warmup: int | None,
+    warmup: int | Callable[[int], int] | None,
     steps: int | None,
     tokens: float | None,
     epochs: float | None,
@@ -66,8 +68,12 @@ def planned(
     micro_batch: int | None,
     save_every: int | None,
     keep: int,
+    unit: str = "sequences",
 ) -> Plan:
-    """A pretraining's plan: what was asked for, and for the rest the size's row. An ``epoch`` is so many samples."""
+    """A training's plan: what was asked for, and for the rest the size's row. An ``epoch`` is so many samples.
+
+    ``context`` is the tokens of a sample, or of one on average; ``warmup`` may be a function of the steps.
+    """
     lengths = {"--steps": steps, "--tokens": tokens, "--epochs": epochs}
     if len(given := [flag for flag, value in lengths.items() if value is not None]) > 1:
         raise Fault(given[0], f"given together with {given[1]}", "give one of them")
@@ -79,7 +85,7 @@ def planned(
     batch_size, lr = batch_size or row.batch, lr or row.lr
     samples = epochs * epoch if epochs else (tokens or row.tokens) / context
     steps = steps or math.ceil(samples / batch_size)
-    warmup = min(WARMUP, steps // 10) if warmup is None else warmup
+    warmup = min(WARMUP, steps // 10) if warmup is None else warmup(steps) if callable(warmup) else warmup
     return Plan(
         schedule=Cosine(lr, warmup, steps),
         batch_size=batch_size,
@@ -87,4 +93,5 @@ def planned(
         micro_batch=min(batch_size, micro_batch or max(1, MICRO_TOKENS // context)),
         save_every=save_every or max(1, min(1000, steps // 10)),
         keep=keep,
+        unit=unit,
     )

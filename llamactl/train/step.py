@@ -9,11 +9,12 @@ from typing import Any, NamedTuple, Self
 import torch
 from torch import Tensor
 
-from llamactl.model.llama import Llama
+from llamactl.model.llama import Llama, Transformer
 from llamactl.train.optim import CLIP, AdamW
 from llamactl.train.parallel import Job
 
-Loss = Callable[[Llama, Any], Tensor]  # of a micro-batch: the sum over its targets
+# Of a micro-batch: the sum over its targets, a scalar, or before others that are reported beside it.
+Loss = Callable[[Any, Any], Tensor]
 
 
 class Outcome(NamedTuple):
@@ -22,13 +23,14 @@ class Outcome(NamedTuple):
     loss: float
     grad_norm: float
     applied: bool  # not refused
+    beside: tuple[float, ...]  # the loss's other sums, a target
     told: tuple[int, ...]  # how many processes have said yes to each thing asked
 
     @classmethod
-    def read(cls, seen: Tensor) -> Self:
-        """From what ``take`` has left on the device; waits for it."""
-        loss, norm, refused, *told = seen.tolist()
-        return cls(loss, norm, not refused, tuple(map(round, told)))
+    def read(cls, seen: Tensor, beside: int = 0) -> Self:
+        """From what ``take`` has left on the device, with so many sums beside the loss; waits for it."""
+        norm, refused, loss, *rest = seen.tolist()
+        return cls(loss, norm, not refused, tuple(rest[:beside]), tuple(map(round, rest[beside:])))
 
 
 def next_token_loss(model: Llama, ids: Tensor) -> Tensor:
@@ -37,7 +39,7 @@ def next_token_loss(model: Llama, ids: Tensor) -> Tensor:
 
 
 def take(
-    model: Llama,
+    model: Transformer,
     optimizer: AdamW,
     loss_of: Loss,
     batch: Any,
@@ -55,17 +57,17 @@ def take(
     result stays on the device: ``Outcome.read`` waits for it.
     """
     optimizer.zero_grad()
-    total = torch.zeros((), dtype=torch.float64, device=batch.device)
+    total = torch.zeros(1, dtype=torch.float64, device=batch.device)
     pieces = batch.split(micro_batch)
     for number, piece in enumerate(pieces, 1):
         job.accumulate(model, last=number == len(pieces))
-        loss = loss_of(model, piece) / targets
-        (loss * job.data).backward()  # type: ignore[no-untyped-call]  # which sharding averages over
-        total += loss.detach() / job.tensor
+        sums = loss_of(model, piece).flatten() / targets
+        (sums[0] * job.data).backward()  # type: ignore[no-untyped-call]  # which sharding averages over
+        total = total + sums.detach() / job.tensor
     told = total.new_tensor([float(tell) for tell in tells()])
-    seen = job.sum(torch.cat([torch.stack([total, optimizer.squares()]), told]))
-    loss, norm = seen[0], seen[1].sqrt()
+    seen = job.sum(torch.cat([optimizer.squares()[None], total, told]))
+    norm, loss = seen[0].sqrt(), seen[1]
     refused = ~torch.isfinite(loss + norm)
     before_update()
     optimizer.step((norm / CLIP).clamp_min(1.0).float(), refused)
-    return torch.cat([torch.stack([loss, norm, refused.double()]), seen[2:]])
+    return torch.cat([torch.stack([norm, refused.double()]), seen[1:]])

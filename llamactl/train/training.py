@@ -12,7 +12,7 @@ from llamactl.artifacts import files, state
 from llamactl.artifacts.manifest import Run
 from llamactl.errors import Fault
 from llamactl.model import sharded
-from llamactl.model.llama import Llama
+from llamactl.model.llama import Transformer
 from llamactl.train.optim import AdamW
 from llamactl.train.parallel import Job
 
@@ -24,7 +24,7 @@ MOMENTS = ("exp_avg", "exp_avg_sq")
 class Training:
     """A model, its optimizer and where they are in a run; saved to and resumed from ``directory/state``."""
 
-    def __init__(self, model: Llama, optimizer: AdamW, run: Run, directory: Path, job: Job, keep: int) -> None:
+    def __init__(self, model: Transformer, optimizer: AdamW, run: Run, directory: Path, job: Job, keep: int) -> None:
         self.model, self.optimizer, self.run, self.directory, self.job = model, optimizer, run, directory, job
         self.step = self.refused = 0
         self.saver = state.Saver(directory / STATE, job.rank, keep)

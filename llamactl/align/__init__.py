@@ -1,0 +1,1 @@
+"""The paper's algorithms: pure functions of tensors and records."""

@@ -1,0 +1,92 @@
+"""Reward models at work: the scores of records' answers, by one model or several that share a tokenizer."""
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import torch
+
+from llamactl.artifacts.jsonl import Found
+from llamactl.artifacts.records import to_last_question
+from llamactl.errors import Fault
+from llamactl.model.heads import RewardModel
+from llamactl.text import judging
+from llamactl.text.judging import Judged, Judging
+from llamactl.text.tokenizer import Tokenizer
+
+Scores = dict[str, dict[str, float]]  # of one record: by the field an answer stands in, by the name of a model
+
+
+class Case(NamedTuple):
+    """A record ready to be judged: a digest of its prompt, and its answers by the context they are cut to."""
+
+    prompt: bytes
+    sides: dict[int, dict[str, Judged]]
+
+    @property
+    def cut(self) -> int:
+        """Ids that the model of the shortest context does not see."""
+        return max(sum(one.cut for one in sides.values()) for sides in self.sides.values())
+
+
+class Judges:
+    """Reward models by name; raises Fault where one is none, or reads other tokens than the rest."""
+
+    def __init__(self, places: dict[str, Path], truncate: bool = False, allow_tags: bool = False) -> None:
+        self.places = places
+        described = {name: RewardModel.described(place) for name, place in places.items()}
+        self.stored = "fp32" if any(stored == "fp32" for _, stored in described.values()) else "bf16"
+        self._how = {name: Judging(config.context, truncate, allow_tags) for name, (config, _) in described.items()}
+        (first, place), *others = places.items()
+        self._tokenizer = Tokenizer.load(place)
+        for name, other in others:
+            if Tokenizer.load(other).proto != self._tokenizer.proto:
+                problem = f"has another tokenizer than {first}'s {place}"
+                raise Fault(other, problem, f"score by {name} in a run of its own")
+        for name, (config, _) in described.items():
+            self._tokenizer.fitting(config.vocab, places[name])
+        self._models: dict[str, RewardModel] = {}
+
+    @classmethod
+    def named(cls, given: Sequence[str], truncate: bool = False, allow_tags: bool = False) -> "Judges":
+        """From ``NAME=DIR`` of the command line."""
+        places: dict[str, Path] = {}
+        for one in given:
+            name, _, place = one.partition("=")
+            if not name.isidentifier() or not place:
+                raise Fault("--reward", f"{one} is no NAME=DIR", "give for example helpfulness=helpful-rm")
+            if name in places:
+                raise Fault("--reward", f"{name} is given twice", "give each a name of its own")
+            places[name] = Path(place)
+        return cls(places, truncate, allow_tags)
+
+    def load(self, device: torch.device, dtype: torch.dtype) -> None:
+        """Take the models into memory."""
+        self._models = {name: RewardModel.load(place, device, dtype) for name, place in self.places.items()}
+
+    def case(self, found: Found[Any]) -> Case:
+        """A record to be judged; raises Fault, with its place, where it cannot be."""
+        record = found.record
+        prompt = record.prompt if hasattr(record, "prompt") else to_last_question(record.turns)
+        contexts = {how.context: how for how in self._how.values()}
+        sides = {context: judging.sides(found, self._tokenizer, how) for context, how in contexts.items()}
+        return Case(judging.prompt_key(prompt), sides)
+
+    def scores(self, cases: Sequence[Case]) -> list[Scores]:
+        """What each model thinks of each answer; those to one prompt are computed together."""
+        together: dict[bytes, list[int]] = {}
+        for number, case in enumerate(cases):
+            together.setdefault(case.prompt, []).append(number)
+        found: list[Scores] = [{field: {} for field in next(iter(case.sides.values()))} for case in cases]
+        for name, model in self._models.items():
+            context = self._how[name].context
+            groups = [
+                [(number, field, one.ids) for number in numbers for field, one in cases[number].sides[context].items()]
+                for numbers in together.values()
+            ]
+            for group, scores in zip(
+                groups, model.judge([[ids for *_, ids in group] for group in groups]), strict=True
+            ):
+                for (number, field, _), value in zip(group, scores, strict=True):
+                    found[number][field][name] = value
+        return found

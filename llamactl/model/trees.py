@@ -1,0 +1,72 @@
+"""Sequences that begin alike, laid out so that what they share is computed once.
+
+A pair of answers to one prompt is a tree: the prompt is its stem, the answers are its branches. Each branch attends to
+the stem and to itself, at the positions it has behind the stem, so its hidden states are those of stem and branch
+written out. N places, n sequences.
+"""
+
+from collections.abc import Sequence
+from itertools import chain
+from typing import NamedTuple, Self
+
+import torch
+from torch import Tensor
+
+from llamactl.model.config import PAD
+from llamactl.model.functions import Documents, Segment
+
+MULTIPLE = 8  # of which the number of places is one, for tensor parallelism and for the shapes of products
+
+
+class Tree(NamedTuple):
+    """Ids that some sequences have in common, and how each goes on."""
+
+    stem: Sequence[int]
+    branches: Sequence[Sequence[int]]
+
+    @classmethod
+    def of(cls, sequences: Sequence[Sequence[int]]) -> Self:
+        """Sequences, of which none is the beginning of another."""
+        columns = enumerate(zip(*sequences, strict=False)) if len(sequences) > 1 else ()
+        shared = next((number for number, column in columns if len(set(column)) > 1), 0)
+        return cls(sequences[0][:shared], [sequence[shared:] for sequence in sequences])
+
+    @property
+    def places(self) -> int:
+        """What it takes."""
+        return len(self.stem) + sum(map(len, self.branches))
+
+
+class Forest(NamedTuple):
+    """Trees in one row, one after the other."""
+
+    tokens: Tensor  # [1, N]
+    documents: Documents
+    ends: Tensor  # int64 [n]: where each sequence has its last token
+
+    @classmethod
+    def of(cls, trees: Sequence[Tree], device: torch.device) -> Self:
+        """Of trees, in order; the row is filled up to a multiple of ``MULTIPLE``."""
+        segments: list[Segment] = []
+        ends: list[int] = []
+        start = 0
+        for tree in trees:
+            stem = Segment(start, len(tree.stem))
+            if stem.length:
+                segments.append(stem)
+            start += stem.length
+            for branch in tree.branches:
+                segments.append(Segment(start, len(branch), stem.start, stem.length))
+                start += len(branch)
+                ends.append(start - 1)
+        pads = -start % MULTIPLE
+        if pads:
+            segments.append(Segment(start, pads))
+        ids = list(chain.from_iterable(chain(tree.stem, *tree.branches) for tree in trees))
+        tokens = torch.tensor([[*ids, *[PAD] * pads]])
+        where = torch.tensor(ends)
+        return cls(
+            tokens.to(device, non_blocking=True),
+            Documents.branching(segments, device),
+            where.to(device, non_blocking=True),
+        )
