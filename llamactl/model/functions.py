@@ -6,6 +6,7 @@ Letters as in ``llama.py``; N is tokens, G = H / K query heads that share a key/
 
 import math
 from collections.abc import Iterator, Sequence
+from functools import cache
 from itertools import pairwise
 from typing import Any, NamedTuple, Self, cast
 
@@ -113,16 +114,22 @@ def _blocks(time: int) -> list[tuple[int, int]]:
     return [(start, min(start + rows, time)) for start in range(0, time, rows)]
 
 
-def _probabilities(q: Tensor, k: Tensor, first: int) -> Tensor:
-    """Softmax of the scores of rows ``first``, ..., and of the keys up to the last of them.
+@cache
+def _future(rows: int) -> Tensor:
+    """What of a square of so many rows lies above its diagonal."""
+    with torch.inference_mode(False):
+        return torch.ones(rows, rows, dtype=torch.bool).triu(1)
 
-    ``q [BK, G, R, E]``, scaled, and ``k [BK, first + R, E]`` to ``[BK, G R, first + R]``.
+
+def _probabilities(q: Tensor, k: Tensor, rows: int, out: Tensor | None) -> Tensor:
+    """Softmax, into ``out`` if there is one, of the scores of rows, and of the keys up to the last of them.
+
+    ``q [BK, G R, E]``, scaled, and ``k [BK, S, E]`` to ``[BK, G R, S]``; of each group's rows the last has seen all S.
     """
-    keys, groups, rows, width = q.shape
-    scores = torch.bmm(q.reshape(keys, groups * rows, width), k.mT)
-    future = torch.ones(rows, rows, dtype=torch.bool, device=q.device).triu(1)
-    scores.view(keys, groups, rows, -1)[..., first:].masked_fill_(future, -torch.inf)
-    return scores.softmax(-1)
+    scores = torch.bmm(q, k.mT)
+    last = scores.view(len(scores), -1, rows, scores.shape[-1])[..., -rows:]
+    last.masked_fill_(_future(1 << (rows - 1).bit_length())[:rows, :rows], -torch.inf)
+    return torch.softmax(scores, -1, out=out)
 
 
 class Segment(NamedTuple):
@@ -192,14 +199,39 @@ class Documents(NamedTuple):
         return seen & (self.positions[:, None, :] <= self.positions[:, :, None])
 
 
-def _alone(ends: Tensor | None, *tensors: Tensor) -> Iterator[tuple[Tensor, ...]]:
-    """Views of each document ``[1, n, ...]`` of tensors ``[B, T, ...]``; of all rows at once where each is one."""
-    if ends is None:
-        yield tensors
-        return
-    flat = [tensor.flatten(0, 1)[None] for tensor in tensors]
-    for start, end in pairwise(ends.tolist()):
-        yield tuple(tensor[:, start:end] for tensor in flat)
+class Block(NamedTuple):
+    """Rows of queries that are computed together, and the keys that they see, up to the last row's own."""
+
+    rows: slice
+    seen: slice
+
+
+def _blocks_of(time: int, ends: Tensor | None, key_ends: Tensor | None) -> Iterator[Block]:
+    """All blocks of rows of ``time`` tokens, or of the documents that ends there, laid one after the other."""
+    bounds = [0, time] if ends is None else ends.tolist()
+    keys = bounds if key_ends is None else key_ends.tolist()
+    for (start, end), (first, last) in zip(pairwise(bounds), pairwise(keys), strict=True):
+        stem = last - first - (end - start)
+        for begin, stop in _blocks(end - start):
+            yield Block(slice(start + begin, start + stop), slice(first, first + stem + stop))
+
+
+def _by_head(k: Tensor, laid_out: bool) -> Tensor:
+    """``[B, T, K, E]`` as factors of products, ``[BK, T, E]``; rows one after the other, if they are ``laid_out``."""
+    k = k.flatten(0, 1)[None] if laid_out else k
+    return k.to(product_dtype(k)).transpose(1, 2).flatten(0, 1).contiguous()
+
+
+def _by_group(q: Tensor, keys: int, laid_out: bool) -> Tensor:
+    """A view of queries ``[B, T, H, E]`` by their key heads, ``[B, K, G, T, E]``."""
+    q = q.flatten(0, 1)[None] if laid_out else q
+    batch, time, heads, width = q.shape
+    return q.view(batch, time, keys, heads // keys, width).permute(0, 2, 3, 1, 4)
+
+
+def _factors(q: Tensor, keys: int, laid_out: bool) -> Tensor:
+    """Queries, or what is as they are, as factors of products, ``[BK, G, T, E]``."""
+    return _by_group(q.to(product_dtype(q)), keys, laid_out).flatten(0, 1).contiguous()
 
 
 def _causal_attention(
@@ -213,27 +245,24 @@ def _causal_attention(
     the compiler, which takes minutes to fuse what is in here.)
     """
     out = torch.empty_like(q, memory_format=torch.contiguous_format)
-    kept, used = q.new_empty(keep), 0
-    keys = _alone(key_ends, k.contiguous(), v.contiguous())
-    for queries, seen in zip(_alone(ends, q.contiguous(), out), keys, strict=True):
-        used += _attend(kept[used:], *queries, *seen)
-    return out, kept
-
-
-def _attend(kept: Tensor, q: Tensor, out: Tensor, k: Tensor, v: Tensor) -> int:
-    """Fill ``out``, and ``kept`` if there is any; how much of it was used."""
-    keys, values = _by_head(k), _by_head(v)
-    queries, slots = _by_group(q * q.shape[-1] ** -0.5, k), _by_group(out, k)
-    used, stem = 0, k.shape[1] - q.shape[1]
-    for start, end in _blocks(q.shape[1]):
-        seen = stem + end
-        p = _probabilities(queries[:, :, :, start:end].to(keys.dtype).flatten(0, 1), keys[:, :seen], stem + start)
-        slot = slots[:, :, :, start:end]
-        slot.copy_(torch.bmm(p, values[:, :seen]).view(slot.shape))
-        if len(kept):
-            kept[used : used + p.numel()].view(p.shape).copy_(p)
+    kept, used, heads, width = q.new_empty(keep), 0, k.shape[2], q.shape[-1]
+    laid_out = ends is not None
+    keys, values = _by_head(k, laid_out), _by_head(v, laid_out)
+    queries = _factors(q.contiguous() * width**-0.5, heads, laid_out)
+    slots = _by_group(out, heads, laid_out)
+    for rows, seen in _blocks_of(q.shape[1], ends, key_ends):
+        some = queries[:, :, rows].flatten(1, 2)
+        shape = *some.shape[:2], seen.stop - seen.start
+        room = kept[used : used + math.prod(shape)].view(shape) if keep else None
+        direct = room is not None and kept.dtype == keys.dtype
+        p = _probabilities(some, keys[:, seen], rows.stop - rows.start, room if direct else None)
+        if room is not None:
             used += p.numel()
-    return used
+            if not direct:
+                room.copy_(p)
+        slot = slots[:, :, :, rows]
+        slot.copy_(torch.bmm(p, values[:, seen]).view(slot.shape))
+    return out, kept
 
 
 def _shape_of_attention(
@@ -246,45 +275,40 @@ def _causal_attention_backward(
     q: Tensor, k: Tensor, v: Tensor, kept: Tensor, grad: Tensor, ends: Tensor | None, key_ends: Tensor | None
 ) -> tuple[Tensor, Tensor, Tensor]:
     of_q, of_k, of_v = (torch.empty_like(x, memory_format=torch.contiguous_format) for x in (q, k, v))
-    used = 0
-    queries = _alone(ends, q.contiguous(), grad.contiguous(), of_q)
-    keys = _alone(key_ends, k.contiguous(), v.contiguous(), of_k, of_v)
-    for asking, seen in zip(queries, keys, strict=True):
-        used += _attend_backward(kept[used:], *asking, *seen)
-    return of_q, of_k, of_v
-
-
-def _attend_backward(
-    kept: Tensor, q: Tensor, grad: Tensor, of_q: Tensor, k: Tensor, v: Tensor, of_k: Tensor, of_v: Tensor
-) -> int:
-    """Fill the gradients; how much of ``kept`` was used."""
-    keys, values = _by_head(k), _by_head(v)
-    scale = q.shape[-1] ** -0.5
-    queries, grads, slots = _by_group(q * scale, k), _by_group(grad, k), _by_group(of_q, k)
+    used, heads, scale = 0, k.shape[2], q.shape[-1] ** -0.5
+    laid_out = ends is not None
+    keys, values = _by_head(k, laid_out), _by_head(v, laid_out)
+    queries, grads = _factors(q.contiguous() * scale, heads, laid_out), _factors(grad.contiguous(), heads, laid_out)
+    slots = _by_group(of_q, heads, laid_out)
     wide = torch.promote_types(keys.dtype, torch.float32)  # in which blocks add up
     sum_k, sum_v = torch.zeros_like(keys, dtype=wide), torch.zeros_like(values, dtype=wide)
-    used, stem = 0, k.shape[1] - q.shape[1]
-    for start, end in _blocks(q.shape[1]):
-        some = queries[:, :, :, start:end].to(keys.dtype).flatten(0, 1)
-        seen = stem + end
-        shape = len(keys), some.shape[1] * some.shape[2], seen
+    for rows, seen in _blocks_of(q.shape[1], ends, key_ends):
+        some, g = queries[:, :, rows].flatten(1, 2), grads[:, :, rows].flatten(1, 2)
         if len(kept):
+            shape = *some.shape[:2], seen.stop - seen.start
             p = kept[used : used + math.prod(shape)].view(shape).to(keys.dtype)
             used += p.numel()
         else:
-            p = _probabilities(some, keys[:, :seen], stem + start)
-        g = grads[:, :, :, start:end].to(keys.dtype).reshape(*shape[:2], -1)
-        sum_v[:, :seen] += torch.bmm(p.mT, g)
-        of_p = torch.bmm(g, values[:, :seen].mT)
+            p = _probabilities(some, keys[:, seen], rows.stop - rows.start, None)
+        of_p = torch.bmm(g, values[:, seen].mT)
         of_scores = torch.ops.aten._softmax_backward_data(of_p, p, -1, p.dtype)
-        sum_k[:, :seen] += torch.bmm(of_scores.mT, some.reshape(*shape[:2], -1))
-        slot = slots[:, :, :, start:end]
-        slot.copy_(torch.bmm(of_scores, keys[:, :seen]).view(slot.shape))
+        _add_product(sum_v[:, seen], p.mT, g)
+        _add_product(sum_k[:, seen], of_scores.mT, some)
+        slot = slots[:, :, :, rows]
+        slot.copy_(torch.bmm(of_scores, keys[:, seen]).view(slot.shape))
     of_q.mul_(scale)
-    batch, time, heads, width = k.shape
     for of, total in ((of_k, sum_k), (of_v, sum_v)):
-        of.copy_(total.view(batch, heads, time, width).transpose(1, 2))
-    return used
+        by_head = (of.flatten(0, 1)[None] if laid_out else of).transpose(1, 2)
+        by_head.copy_(total.view(by_head.shape))
+    return of_q, of_k, of_v
+
+
+def _add_product(total: Tensor, a: Tensor, b: Tensor) -> None:
+    """total += a b."""
+    if total.dtype == a.dtype:
+        total.baddbmm_(a, b)
+    else:
+        total += torch.bmm(a, b)
 
 
 def _shape_of_attention_backward(
@@ -327,17 +351,6 @@ torch.library.register_autograd("llamactl::causal_attention", _backward, setup_c
 def _triangle(time: int, stem: int = 0) -> int:
     """Probabilities of one head in all blocks of a document, which attends to its stem, too."""
     return sum((end - start) * (stem + end) for start, end in _blocks(time))
-
-
-def _by_group(x: Tensor, k: Tensor) -> Tensor:
-    """A view of queries ``[B, T, H, E]`` by the heads of k, ``[B, K, G, T, E]``."""
-    batch, time, heads, width = x.shape
-    return x.view(batch, time, k.shape[2], heads // k.shape[2], width).permute(0, 2, 3, 1, 4)
-
-
-def _by_head(k: Tensor) -> Tensor:
-    """``[B, T, K, E]`` as factors of products, ``[BK, T, E]``."""
-    return k.to(product_dtype(k)).transpose(1, 2).flatten(0, 1)
 
 
 def causal_attention(q: Tensor, k: Tensor, v: Tensor, documents: Documents | None = None) -> Tensor:
