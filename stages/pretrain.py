@@ -131,7 +131,6 @@ def pretrain(
     run.device = machine.title(target)
     machine.keep_freed_memory()
     with parallel.joined(target, tensor_parallel, replicas) as job:
-        run.devices = job.world
 
         def begin(directory: Path) -> Training:
             arrange = partial(job.arrange, checkpointing=activation_checkpointing, compiled=compile)
@@ -142,16 +141,13 @@ def pretrain(
         if verify_resume:
             resume_is_exact(begin, mix.batch, next_token_loss, plan, files.partial(out))
             return
-        with run.in_place(fresh=not resume) as (directory, outputs):
-            job.agreed(True)  # the directory is there
+        with job.filling(run, fresh=not resume) as (directory, outputs):
             training = begin(directory)
-            if training.resume():
-                ui.note(f"{out}: going on after step {training.step:,}")
-            metrics = Metrics(directory, training.step)
+            training.resume()
+            metrics = Metrics(directory, training.step, plan.schedule.steps, log_every)
             with ui.Working("pretrain", plan.schedule.steps, "steps", start=training.step) as bar:
                 for step in loop.steps(training, mix.batch, next_token_loss, plan):
-                    if step.step % log_every == 0 or step.step == plan.schedule.steps:
-                        metrics.log(step.line())
+                    metrics.log(step.line())
                     bar.advance(
                         1,
                         loss=f"{step.loss:.3f}",

@@ -125,20 +125,9 @@ def rm_train(
 
     how = Judging(shape.context, truncate, allow_tags)
     everything = data.Comparisons(tokenizer, how, reward.MARGINS[margin], reward.SAFE, run, max_line)
-    tested = everything.read([str(eval)]) if eval else []
-    aside = data.HoldOut(hold_out, seed)
-    first = everything.read(names, aside if hold_out else None, apart=tested)
-    held = aside.held()
-    tested = tested or [one.number for one in held]
-    first = everything.without(first, tested)
-    if not first:
-        raise Fault("--hold-out", f"{hold_out:g} leaves nothing to train on", "hold out less")
     share = (0.5 if kind == "helpfulness" else 0.1) if mix_share is None else mix_share
-    rest = everything.without(everything.read(others), tested) if others else []
-    wanted = round(len(first) * share / (1 - share))
-    drawn = data.drawn(rest, wanted, seed)
-    pairs = everything.pairs.only([*first, *drawn])
-    evaluation = everything.pairs.only(tested)
+    mixture = everything.mixture(names, others, share, hold_out, [str(eval)] if eval else [])
+    pairs = mixture.pairs
     weight = float(kind == "safety") if safety_loss is None else safety_loss
     run.settings |= {"mix_share": share if others else None, "safety_loss": weight if pairs.labelled else 0.0}
 
@@ -155,24 +144,13 @@ def rm_train(
         activation_checkpointing, tensor_parallel, replicas, devices or ui.world_size(),
     )  # fmt: skip
     said = planning.asked(shape, layout, plan.schedule.steps * plan.targets, device, mfu, dry_run)
-    mixture = f"{len(drawn):,} drawn from {len(rest):,} of {', '.join(others)}" if others else "none"
-    if len(drawn) < wanted and others:
-        mixture += f", where {wanted:,} were wanted: {len(drawn) / len(pairs):.1%} of all"
-    ui.table(
-        f"rm-train {model} -> {out}",
-        [
-            ("comparisons", f"{len(first):,} of {', '.join(names)}"),
-            ("mixed in", mixture),
-            ("held out", f"{len(evaluation):,}, no prompt of which is trained on"),
-            *pairs.rows(), *plan.rows(), *said,
-        ],
-    )  # fmt: skip
+    ui.table(f"rm-train {model} -> {out}", [*mixture.rows(), *pairs.rows(), *plan.rows(), *said])
     if dry_run or run.already_made():
         return
 
     from functools import partial
 
-    from llamactl.artifacts import checkpoint, files
+    from llamactl.artifacts import checkpoint
     from llamactl.artifacts.card import card
     from llamactl.artifacts.metrics import Metrics
     from llamactl.model import device as machine
@@ -189,41 +167,37 @@ def rm_train(
     loss = partial(compared, objective=partial(reward.loss, safety_weight=weight))
     with (
         parallel.joined(target, tensor_parallel, replicas) as job,
-        run.in_place(fresh=not resume) as (directory, outputs),
+        job.filling(run, fresh=not resume) as (directory, outputs),
     ):
-        job.agreed(True)  # the directory is there
-        run.devices = job.world
         arrange = partial(job.arrange, checkpointing=activation_checkpointing, compiled=compile)
         network = RewardModel.begun(model, machine.PRECISIONS[precision], target, arrange)
         optimizer = optim.AdamW(network, plan.schedule, weight_decay)
         training = Training(network, optimizer, run, directory, job, plan.keep)
-        if training.resume():
-            ui.note(f"{out}: going on after step {training.step:,}")
-        metrics = Metrics(directory, training.step)
+        training.resume()
+        metrics = Metrics(directory, training.step, plan.schedule.steps, log_every)
         before = metrics.column("eval_loss")
-        held_out = HeldOut(evaluation, loss, job, plan.micro_batch, before, reward.MEASURED) if tested else None
-        every = eval_every or max(1, plan.schedule.steps // 10)
+        held_out = HeldOut(mixture.tested, loss, job, plan, eval_every, before, reward.MEASURED)
         with ui.Working("rm-train", plan.schedule.steps, "steps", start=training.step) as bar:
             for step in loop.steps(training, pairs.batch, loss, plan, lambda _, size: size, reward.MEASURED):
-                seen = step.line()
-                last = step.step == plan.schedule.steps
-                if held_out and (last or step.step % every == 0):
-                    seen |= held_out.measure(network, step.step)
-                    bar.advance(0, eval=f"{seen['eval_accuracy']:.1%}")
-                if last or step.step % log_every == 0 or "eval_loss" in seen:
-                    metrics.log(seen)
+                measured = held_out.at(network, step.step)
+                metrics.log(step.line() | measured, due=bool(measured))
+                if measured:
+                    bar.advance(0, eval=f"{measured['eval_accuracy']:.1%}")
                 rate = step.tokens_per_second / length
-                bar.advance(1, loss=f"{step.loss:.3f}", right=f"{seen['accuracy']:.0%}", **{"pairs/s": f"{rate:.1f}"})
+                bar.advance(
+                    1, loss=f"{step.loss:.3f}", right=f"{step.beside['accuracy']:.0%}", **{"pairs/s": f"{rate:.1f}"}
+                )
         samples = (training.step + training.refused) * plan.batch_size
         run.done.update(tokens=training.step * plan.targets, samples=samples)
         run.facts |= {
             "job": job.facts(), "save_seconds": round(training.stalled, 3), "epochs": round(samples / len(pairs), 4),
-            **data.facts(pairs), "mixed_in": len(drawn), "held_out": [one.name for one in held],
-            "held_out_loss": held_out.measured if held_out else [],
+            **mixture.facts(),
+            "held_out_loss": held_out.measured,
         }  # fmt: skip
-        sources = [(names, len(first)), *([(others, len(drawn))] if others else [])]
         rows = [
-            {"path": ", ".join(paths), "share": n / len(pairs), "epochs": samples / len(pairs)} for paths, n in sources
+            {"path": ", ".join(paths), "share": count / len(pairs), "epochs": samples / len(pairs)}
+            for paths, count in ((names, mixture.first), (others, mixture.drawn))
+            if count
         ]
         what = f"a reward model for {kind}, trained by llamactl rm-train from {model.name}"
         outputs += checkpoint.save(
@@ -234,8 +208,5 @@ def rm_train(
             dialogue.tokenizer_config(shape.context, pad="<unk>"),
             card(out.name, what, run.settings, rows, task="text-classification"),
         )
-        if held and ui.first_rank():
-            with files.whole_file(directory / "held-out.jsonl") as file:
-                file.writelines(one.line + b"\n" for one in held)
-            outputs.append(files.entry(directory / "held-out.jsonl", "jsonl"))
+        outputs += mixture.save_held_out(directory)
         outputs.append(metrics.close())

@@ -142,31 +142,24 @@ def sft(
     machine.keep_freed_memory()
     with (
         parallel.joined(target, tensor_parallel, replicas) as job,
-        run.in_place(fresh=not resume) as (directory, outputs),
+        job.filling(run, fresh=not resume) as (directory, outputs),
     ):
-        job.agreed(True)  # the directory is there
-        run.devices = job.world
         arrange = partial(job.arrange, checkpointing=activation_checkpointing, compiled=compile)
         network = Llama.trainable(model, machine.PRECISIONS[precision], target, arrange)
         optimizer = optim.AdamW(network, plan.schedule, weight_decay)
         training = Training(network, optimizer, run, directory, job, plan.keep)
-        if training.resume():
-            ui.note(f"{out}: going on after step {training.step:,}")
-        metrics = Metrics(directory, training.step)
-        seen_before = metrics.column("eval_loss")
-        held_out = HeldOut(evaluation, packing.answer_loss, job, plan.micro_batch, seen_before) if evaluation else None
-        every = eval_every or max(1, plan.schedule.steps // 10)
-        if held_out and training.step == 0:
-            metrics.log({"step": 0, **held_out.measure(network, 0)})
+        training.resume()
+        metrics = Metrics(directory, training.step, plan.schedule.steps, log_every)
+        before = metrics.column("eval_loss")
+        held_out = HeldOut(evaluation, packing.answer_loss, job, plan, eval_every, before)
+        if training.step == 0 and (at_start := held_out.at(network, 0)):
+            metrics.log({"step": 0, **at_start})
         with ui.Working("sft", plan.schedule.steps, "steps", start=training.step) as bar:
             for step in loop.steps(training, packs.batch, packing.answer_loss, plan, packs.targets):
-                seen = step.line()
-                last = step.step == plan.schedule.steps
-                if held_out and (last or step.step % every == 0):
-                    seen |= held_out.measure(network, step.step)
-                    bar.advance(0, eval=f"{seen['eval_loss']:.3f}")
-                if last or step.step % log_every == 0 or "eval_loss" in seen:
-                    metrics.log(seen)
+                measured = held_out.at(network, step.step)
+                metrics.log(step.line() | measured, due=bool(measured))
+                if measured:
+                    bar.advance(0, eval=f"{measured['eval_loss']:.3f}")
                 bar.advance(1, loss=f"{step.loss:.3f}", **{"tok/s": ui.count(step.tokens_per_second)})
         samples = (training.step + training.refused) * plan.batch_size
         epochs_seen = samples / len(packs.packs)
@@ -174,7 +167,7 @@ def sft(
         run.facts |= {
             "job": job.facts(), "save_seconds": round(training.stalled, 3), "epochs": round(epochs_seen, 4),
             "examples": len(packs.examples), "sequences": len(packs.packs), "fill": round(packs.fill, 4),
-            "held_out": held_out.measured if held_out else [],
+            "held_out": held_out.measured,
         }  # fmt: skip
         what = f"a chat model, fine-tuned by llamactl sft from {model.name}"
         source = {"path": ", ".join(names), "share": 1.0, "epochs": epochs_seen}

@@ -268,7 +268,7 @@ def test_a_model_that_does_not_fit_is_refused(tmp_path: Path, base_model: Path, 
     ):
         config = tmp_path / name / "config.json"
         config.write_text(json.dumps(json.loads(config.read_text()) | change))
-    with pytest.raises(Fault, match="is a LlamaForSequenceClassification, where a LlamaForCausalLM is wanted"):
+    with pytest.raises(Fault, match="is a reward model, where a language model is wanted"):
         run(tmp_path / "reward", dialogues, tmp_path / "x")
     with pytest.raises(Fault, match="a model of 100 ids does not fit a tokenizer of 512"):
         run(tmp_path / "small", dialogues, tmp_path / "x")

@@ -15,12 +15,12 @@ FILE = "metrics.jsonl"
 class Metrics:
     """One object a logged step, in order, also across interruptions."""
 
-    def __init__(self, directory: Path, step: int) -> None:
+    def __init__(self, directory: Path, step: int, last: int, every: int = 1) -> None:
         """Open it to go on after ``step``: what an interrupted attempt has written beyond it is taken out.
 
-        Of many processes the first one writes.
+        A line is written ``every`` so many steps, and of the ``last``. Of many processes the first one writes.
         """
-        self.path = directory / FILE
+        self.path, self._last, self._every = directory / FILE, last, every
         if not ui.first_rank():
             return
         kept = []
@@ -40,9 +40,10 @@ class Metrics:
         lines = [] if not ui.first_rank() else map(orjson.loads, self.path.read_bytes().splitlines())
         return [(line["step"], line[name]) for line in lines if name in line]
 
-    def log(self, values: Mapping[str, Any]) -> None:
-        """Append one line."""
-        if ui.first_rank():
+    def log(self, values: Mapping[str, Any], due: bool = False) -> None:
+        """Append one line, if its step is ``due``, or of those that are logged."""
+        step = values["step"]
+        if ui.first_rank() and (due or step == self._last or step % self._every == 0):
             self._file.write(orjson.dumps(values, option=orjson.OPT_APPEND_NEWLINE))
 
     def close(self) -> dict[str, Any]:

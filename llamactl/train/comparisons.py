@@ -4,12 +4,13 @@ import heapq
 from array import array
 from collections.abc import Iterable, Mapping, Sequence
 from hashlib import sha256
+from pathlib import Path
 from typing import Any, NamedTuple
 
 import orjson
 
 from llamactl import ui
-from llamactl.artifacts import jsonl
+from llamactl.artifacts import files, jsonl
 from llamactl.artifacts.manifest import Run
 from llamactl.artifacts.records import Comparison, Rating, SafetyLabel
 from llamactl.errors import Fault
@@ -19,6 +20,7 @@ from llamactl.text.tokenizer import Tokenizer
 from llamactl.train.batches import shuffled
 from llamactl.train.pairs import Pairs
 
+HELD_OUT = "held-out.jsonl"
 UNRATED = "comparisons without a rating: margin 0"
 
 
@@ -79,16 +81,15 @@ class Comparisons:
         max_line: int,
     ) -> None:
         self.pairs, self.prompts = Pairs(run.settings["seed"]), array("Q")
-        self.sources: dict[str, int] = {}
         self._tokenizer, self._how, self._margins, self._safe = tokenizer, how, margins, safe
         self._run, self._max_line = run, max_line
 
-    def read(self, files: Sequence[str], hold_out: HoldOut | None = None, apart: Iterable[int] = ()) -> list[int]:
+    def read(self, names: Sequence[str], hold_out: HoldOut | None = None, apart: Iterable[int] = ()) -> list[int]:
         """The numbers of the pairs in some files; none may have a prompt of those ``apart``."""
         run, first = self._run, len(self.pairs)
         never = {self.prompts[number] for number in apart}
-        with ui.Working(f"read {', '.join(files)}", None, "comparisons") as bar:
-            for found in jsonl.read(files, Comparison, refuse=run.refuse, max_line=self._max_line):
+        with ui.Working(f"read {', '.join(names)}", None, "comparisons") as bar:
+            for found in jsonl.read(names, Comparison, refuse=run.refuse, max_line=self._max_line):
                 key = judging.prompt_key(found.record.prompt)
                 short = int.from_bytes(key[:8], "big")
                 try:
@@ -111,21 +112,72 @@ class Comparisons:
                 self.pairs.add(chosen.ids, rejected.ids, margin, safe)
                 bar.advance(tokens=self.pairs.tokens)
         if len(self.pairs) == first:
-            raise Fault(", ".join(files), "holds no comparison to learn from", "look at what was skipped")
+            raise Fault(", ".join(names), "holds no comparison to learn from", "look at what was skipped")
         return list(range(first, len(self.pairs)))
 
-    def without(self, numbers: Iterable[int], held: Iterable[int]) -> list[int]:
+    def mixture(
+        self, names: Sequence[str], others: Sequence[str], share: float, hold_out: float, evaluation: Sequence[str]
+    ) -> "Mixture":
+        """All comparisons of ``names``, and so many drawn from ``others`` that they are this ``share`` of all.
+
+        ``hold_out`` of the former are set aside, or those of ``evaluation`` are; no prompt of them is trained on.
+        """
+        aside = HoldOut(hold_out, self.pairs.seed)
+        tested = self.read(evaluation) if evaluation else []
+        first = self.read(names, aside if hold_out else None, apart=tested)
+        held = aside.held()
+        tested = tested or [one.number for one in held]
+        first = self._without(first, tested)
+        if not first:
+            raise Fault("--hold-out", f"{hold_out:g} leaves nothing to train on", "hold out less")
+        rest = self._without(self.read(others), tested) if others else []
+        wanted = round(len(first) * share / (1 - share)) if others else 0
+        key = int.from_bytes(sha256(b"%d mix" % self.pairs.seed).digest()[:8], "little")
+        drawn = [rest[shuffled(number, len(rest), key)] for number in range(min(wanted, len(rest)))]
+        return Mixture(
+            self.pairs.only([*first, *drawn]), self.pairs.only(tested), held, len(first), len(drawn), len(rest), wanted
+        )
+
+    def _without(self, numbers: Iterable[int], held: Iterable[int]) -> list[int]:
         """Those of ``numbers`` whose prompt is none of the held ones'."""
         prompts = {self.prompts[number] for number in held}
         return [number for number in numbers if self.prompts[number] not in prompts]
 
 
-def drawn(rest: Sequence[int], count: int, seed: int) -> list[int]:
-    """So many of ``rest``, uniformly, each at most once."""
-    key = int.from_bytes(sha256(b"%d mix" % seed).digest()[:8], "little")
-    return [rest[shuffled(number, len(rest), key)] for number in range(min(count, len(rest)))]
+class Mixture(NamedTuple):
+    """What a reward model is trained and tested on."""
 
+    pairs: Pairs
+    tested: Pairs
+    held: list[Held]  # those set aside by us
+    first: int  # pairs of the kind that is learned
+    drawn: int  # of the rest, uniformly, each at most once
+    rest: int
+    wanted: int
 
-def facts(pairs: Pairs) -> dict[str, Any]:
-    """What a manifest says of them."""
-    return {"comparisons": len(pairs), "tokens": pairs.tokens, "places": pairs.places, "labelled": pairs.labelled}
+    def rows(self) -> list[tuple[str, str]]:
+        """It in words, for a person."""
+        mixed = f"{self.drawn:,} drawn from {self.rest:,}"
+        if self.drawn < self.wanted:
+            mixed += f", where {self.wanted:,} were wanted: {self.drawn / len(self.pairs):.1%} of all"
+        return [
+            ("comparisons", f"{self.first:,}"),
+            ("mixed in", mixed if self.wanted else "none"),
+            ("held out", f"{len(self.tested):,}, no prompt of which is trained on"),
+        ]
+
+    def facts(self) -> dict[str, Any]:
+        """What a manifest says of it."""
+        pairs = self.pairs
+        return {
+            "comparisons": self.first, "mixed_in": self.drawn, "held_out": [one.name for one in self.held],
+            "tokens_written_out": pairs.tokens, "tokens_computed": pairs.places, "labelled": pairs.labelled,
+        }  # fmt: skip
+
+    def save_held_out(self, directory: Path) -> list[dict[str, Any]]:
+        """Write those set aside, as they were read; their entry for the manifest."""
+        if not self.held or not ui.first_rank():
+            return []
+        with files.whole_file(directory / HELD_OUT) as file:
+            file.writelines(one.line + b"\n" for one in self.held)
+        return [files.entry(directory / HELD_OUT, "jsonl")]

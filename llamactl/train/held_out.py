@@ -8,9 +8,11 @@ import torch
 from llamactl import ui
 from llamactl.model.llama import Transformer
 from llamactl.train.parallel import Job
+from llamactl.train.schedule import Plan
 from llamactl.train.step import Loss
 
-PATIENCE = 2  # measurements in a row above the best before a warning
+PATIENCE = 2  # measurements since the best, notably above it, before a warning
+NOTABLE = 1.01  # times the best
 
 
 class Samples(Protocol):
@@ -27,44 +29,53 @@ class Samples(Protocol):
 
 
 class HeldOut:
-    """Samples that are never trained on; ``beside`` names the sums that come with their loss."""
+    """Samples that are never trained on, if there are any; ``beside`` names the sums that come with their loss."""
 
     def __init__(
         self,
-        samples: Samples,
+        samples: Samples | None,
         loss_of: Loss,
         job: Job,
-        at_once: int,
+        plan: Plan,
+        every: int | None,
         measured: Sequence[tuple[int, float]] = (),
         beside: Sequence[str] = (),
     ) -> None:
-        self.samples, self.loss_of, self.job, self.at_once = samples, loss_of, job, at_once
+        self.samples, self.loss_of, self.job, self.at_once = samples, loss_of, job, plan.micro_batch
+        self.last = plan.schedule.steps
+        self.every = every or max(1, self.last // 10)
         self.measured = list(measured)  # step and loss, also of an attempt that was interrupted
         self.names = ["eval_loss", *(f"eval_{name}" for name in beside)]
 
+    def at(self, model: Transformer, step: int) -> dict[str, float]:
+        """The losses after a step by name, where they are due: ``every`` so many steps, and after the last."""
+        if not self.samples or (step % self.every and step != self.last):
+            return {}
+        return self.measure(model, self.samples, step)
+
     @torch.no_grad()
-    def losses(self, model: Transformer) -> list[float]:
+    def losses(self, model: Transformer, samples: Samples) -> list[float]:
         """The loss, and what comes beside it, over all samples; they are shared out to the processes."""
-        job, count = self.job, len(self.samples)
+        job, count = self.job, len(samples)
         total = torch.zeros(len(self.names) + 1, dtype=torch.float64, device=job.device)
         for start in range(0, count, self.at_once * job.data):
             first = start + job.rank // job.tensor * self.at_once
             numbers = range(first, min(first + self.at_once, count))
             # a process whose share is used up goes along, since all of them gather the weights together
-            sums = self.loss_of(model, self.samples.some(numbers or [0], job.device)).flatten()
+            sums = self.loss_of(model, samples.some(numbers or [0], job.device)).flatten()
             if numbers:
                 total[:-1] += sums
-                total[-1] += self.samples.weight(numbers)
+                total[-1] += samples.weight(numbers)
         *losses, weight = job.sum(total).tolist()
         return [each / weight for each in losses]
 
-    def measure(self, model: Transformer, step: int) -> dict[str, float]:
+    def measure(self, model: Transformer, samples: Samples, step: int) -> dict[str, float]:
         """The losses after ``step``, by name; says where the first has risen."""
-        losses = self.losses(model)
+        losses = self.losses(model, samples)
         self.measured.append((step, losses[0]))
         best, lowest = min(self.measured, key=lambda one: one[1])
-        since = [loss for at, loss in self.measured if at > best]
-        if len(since) == PATIENCE:
+        since = [loss for at, loss in self.measured if at > best and loss > NOTABLE * lowest]
+        if len(since) == PATIENCE and since[-1] == losses[0]:
             change = f"from {lowest:.4f} after step {best:,} to {since[-1]:.4f} after step {step:,}"
             ui.warn(f"held-out loss has risen {change}: over-fitting; fewer --epochs, or more data")
         return dict(zip(self.names, losses, strict=True))

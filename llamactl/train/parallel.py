@@ -12,6 +12,7 @@ import signal
 from collections.abc import Iterator
 from contextlib import contextmanager
 from functools import partial
+from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
@@ -30,6 +31,7 @@ from torch.distributed.tensor.parallel import (
 from torch.utils.checkpoint import CheckpointPolicy, checkpoint, create_selective_checkpoint_contexts
 
 from llamactl import ui
+from llamactl.artifacts.manifest import Run
 from llamactl.errors import Fault
 from llamactl.model.heads import RewardModel
 from llamactl.model.llama import Llama, Transformer
@@ -95,6 +97,14 @@ class Job:
     def agreed(self, fine: bool) -> bool:
         """Whether all processes are fine; they wait for each other here."""
         return self.sum(torch.tensor(int(not fine), device=self.device)).item() == 0
+
+    @contextmanager
+    def filling(self, run: Run, fresh: bool) -> Iterator[tuple[Path, list[dict[str, Any]]]]:
+        """The directory of a run, once it is there for all processes, and the list of its outputs to fill."""
+        run.devices = self.world
+        with run.in_place(fresh) as (directory, outputs):
+            self.agreed(True)
+            yield directory, outputs
 
     # -- what is done to a model
 

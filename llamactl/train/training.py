@@ -76,7 +76,7 @@ class Training:
         self.stalled += time.perf_counter() - began
 
     def resume(self) -> bool:
-        """Take up the newest state, of however many processes; whether there was one.
+        """Take up the newest state, of however many processes; whether there was one, which is said.
 
         One of a run that was asked for otherwise is overwritten if that was asked for, else a Fault is raised.
         """
@@ -103,6 +103,7 @@ class Training:
         if more := sorted(found.facts["tensors"].keys() - wanted):
             raise Fault(found.place, f"holds a tensor that this model has not: {more[0]}", "--no-resume to start over")
         self.optimizer.counted(self.step)
+        ui.note(f"{self.directory}: going on after step {self.step:,}")
         return True
 
     def tensors(self) -> Iterator[tuple[str, Tensor, Tensor]]:
