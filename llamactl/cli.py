@@ -15,7 +15,8 @@ from llamactl import __version__, ui
 from llamactl.errors import Fault, Interrupted, ReaderGone
 from stages.chat import chat
 from stages.convert import convert
-from stages.eval import perplexity
+from stages.eval_perplexity import perplexity
+from stages.eval_reward import reward
 from stages.generate import generate
 from stages.pretrain import pretrain
 from stages.rm_train import rm_train
@@ -98,8 +99,9 @@ _stage("rm-train", rm_train)
 _stage("generate", generate)
 _stage("score", score)
 _stage("chat", chat)
-app.add_typer(measures, name="eval", short_help="Measure a model: perplexity.")
+app.add_typer(measures, name="eval", short_help="Measure a model: perplexity, reward.")
 _stage("perplexity", perplexity, measures)
+_stage("reward", reward, measures)
 
 
 def others_run(statistics: Path = Path("/proc/stat")) -> bool:

@@ -90,6 +90,7 @@ def rm_train(
     from llamactl import ui
     from llamactl.align import reward
     from llamactl.artifacts import jsonl, manifest
+    from llamactl.artifacts.records import SAFE
     from llamactl.errors import Fault
     from llamactl.model.config import Size
     from llamactl.model.llama import Llama
@@ -124,7 +125,7 @@ def rm_train(
     run = manifest.Run("rm-train", settings, inputs, out, verify and not dry_run)
 
     how = Judging(shape.context, truncate, allow_tags)
-    everything = data.Comparisons(tokenizer, how, reward.MARGINS[margin], reward.SAFE, run, max_line)
+    everything = data.Comparisons(tokenizer, how, reward.MARGINS[margin], SAFE, run, max_line)
     share = (0.5 if kind == "helpfulness" else 0.1) if mix_share is None else mix_share
     mixture = everything.mixture(names, others, share, hold_out, [str(eval)] if eval else [])
     pairs = mixture.pairs

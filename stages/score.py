@@ -3,14 +3,12 @@
 In: Samples, Dialogues or Comparisons. Out: the same on stdout, in order, with ``scores``: raw, linear.
 """
 
-from typing import Annotated, Any
+from typing import Annotated
 
 import typer
 
 from llamactl import options
 from llamactl.artifacts.records import Shard
-
-WINDOW = 256  # records judged together, those of one prompt at once
 
 
 def score(
@@ -40,14 +38,11 @@ def score(
     """
     settings = dict(locals())
 
-    from statistics import fmean
-
     from llamactl import ui
-    from llamactl.align.judges import Case, Judges
+    from llamactl.align.judges import Judges
     from llamactl.artifacts import jsonl
     from llamactl.artifacts.manifest import Run
     from llamactl.artifacts.records import Comparison, Dialogue, Sample
-    from llamactl.errors import Fault
     from llamactl.model import device as devices
 
     files = samples or [jsonl.STDIN]
@@ -61,32 +56,19 @@ def score(
     judges.load(target, devices.PRECISIONS[settings["precision"]])
     run.device = devices.title(target)
 
-    given: dict[str, list[float]] = {name: [] for name in judges.places}
+    totals, answers = dict.fromkeys(judges.places, 0.0), 0
     with run.records() as writer, ui.Working("score", None, "answers") as bar:
-
-        def judge(waiting: list[tuple[dict[str, Any], Case]]) -> None:
-            for (raw, _), sides in zip(waiting, judges.scores([case for _, case in waiting]), strict=True):
+        records = jsonl.read(files, Comparison, Sample, Dialogue, shard=shard, refuse=run.refuse, max_line=max_line)
+        for window in judges.verdicts(records, run.refuse):
+            for (_, raw, _), case, sides in window:
+                run.noted.update({"records cut": 1, "tokens cut off": case.cut} if case.cut else {})
                 both = sides if len(sides) > 1 else next(iter(sides.values()))
                 writer.write({**raw, "scores": {**raw.get("scores", {}), **both}})
                 for scores in sides.values():
                     for name, value in scores.items():
-                        given[name].append(value)
-            answers = sum(len(sides) for _, case in waiting for sides in [next(iter(case.sides.values()))])
-            run.done.update(samples=answers)
-            bar.advance(answers, **{name: f"{fmean(values):.3f}" for name, values in given.items() if values})
-
-        window: list[tuple[dict[str, Any], Case]] = []
-        for found in jsonl.read(files, Comparison, Sample, Dialogue, shard=shard, refuse=run.refuse, max_line=max_line):
-            try:
-                case = judges.case(found)
-            except Fault as fault:
-                run.refuse(fault)
-                continue
-            run.noted.update({"records cut": 1, "tokens cut off": case.cut} if case.cut else {})
-            window.append((found.raw, case))
-            if len(window) == WINDOW:
-                judge(window)
-                window = []
-        judge(window)
-    rows = [(name, f"{fmean(values):.4f}", f"{len(values):,}") for name, values in given.items() if values]
+                        totals[name] += value
+                run.done.update(samples=len(sides))
+            new, answers = run.done["samples"] - answers, run.done["samples"]
+            bar.advance(new, **{name: f"{total / answers:.3f}" for name, total in totals.items()})
+    rows = [(name, f"{total / answers:.4f}", f"{answers:,}") for name, total in totals.items() if answers]
     ui.table("scores", rows, ("reward model", "mean", "answers"))

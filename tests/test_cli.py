@@ -192,6 +192,11 @@ FLAGS = {
         "model corpus",
         "--device --encoding --max-line --out/-o --overwrite --precision --quiet/-q --skip-bad --stride --window",
     ),
+    "eval reward": (
+        "models",
+        "--allow-tags --data --device --max-line --out/-o --overwrite --precision --quiet/-q --seed --skip-bad "
+        "--truncate",
+    ),
 }
 
 
@@ -206,8 +211,9 @@ def test_the_flags_of_all_commands() -> None:
 
 def test_a_flag_means_the_same_everywhere() -> None:
     """The same words of help, wherever it is not a stage's own."""
-    # of a tokenizer or a model; a file or a directory; stored or not; to plan for or not; of a batch or a record
-    own = {"--vocab-size", "--out/-o", "--precision", "--device", "--context"}
+    # of a tokenizer or a model; a file or a directory; stored or not; to plan for or not; of a batch or a record;
+    # shards or comparisons
+    own = {"--vocab-size", "--out/-o", "--precision", "--device", "--context", "--data"}
     meanings: dict[str, set[str]] = {}
     for _, sub in commands():
         for parameter in sub.params:

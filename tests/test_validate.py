@@ -135,7 +135,7 @@ def test_a_chosen_answer_less_safe_than_the_other_is_refused(tmp_path: Path, lla
     path = written(tmp_path / "p.jsonl", [pair("a", "b", "c"), pair("a", "b", "c", safety_label="rejected_safe")])
     done = llamactl("validate", path, "--json", status=1)
     reason, found = next(iter(json.loads(done.stdout)["refused"].items()))
-    assert reason.startswith("safety_label: invalid enum value")
+    assert reason.startswith("safety_label: 'rejected_safe' says that the chosen answer is unsafe and the other safe")
     assert found == {"records": 1, "first": f"{path}:2"}
 
 

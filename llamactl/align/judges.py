@@ -1,18 +1,20 @@
 """Reward models at work: the scores of records' answers, by one model or several that share a tokenizer."""
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
 
-from llamactl.artifacts.jsonl import Found
+from llamactl.artifacts.jsonl import Found, Refuse
 from llamactl.artifacts.records import to_last_question
 from llamactl.errors import Fault
 from llamactl.model.heads import RewardModel
 from llamactl.text import judging
 from llamactl.text.judging import Judged, Judging
 from llamactl.text.tokenizer import Tokenizer
+
+WINDOW = 256  # records judged together, those of one prompt at once
 
 Scores = dict[str, dict[str, float]]  # of one record: by the field an answer stands in, by the name of a model
 
@@ -27,6 +29,14 @@ class Case(NamedTuple):
     def cut(self) -> int:
         """Ids that the model of the shortest context does not see."""
         return max(sum(one.cut for one in sides.values()) for sides in self.sides.values())
+
+
+class Verdict(NamedTuple):
+    """A record, and what the models think of its answers."""
+
+    found: Found[Any]
+    case: Case
+    scores: Scores
 
 
 class Judges:
@@ -71,6 +81,24 @@ class Judges:
         contexts = {how.context: how for how in self._how.values()}
         sides = {context: judging.sides(found, self._tokenizer, how) for context, how in contexts.items()}
         return Case(judging.prompt_key(prompt), sides)
+
+    def verdicts(self, records: Iterable[Found[Any]], refuse: Refuse) -> Iterator[list[Verdict]]:
+        """Records with their scores, in order, ``WINDOW`` at a time; one that cannot be judged is refused."""
+        window: list[tuple[Found[Any], Case]] = []
+        for found in records:
+            try:
+                window.append((found, self.case(found)))
+            except Fault as fault:
+                refuse(fault)
+            if len(window) == WINDOW:
+                yield self._judged(window)
+                window = []
+        if window:
+            yield self._judged(window)
+
+    def _judged(self, window: Sequence[tuple[Found[Any], Case]]) -> list[Verdict]:
+        scores = self.scores([case for _, case in window])
+        return [Verdict(*record, sides) for record, sides in zip(window, scores, strict=True)]
 
     def scores(self, cases: Sequence[Case]) -> list[Scores]:
         """What each model thinks of each answer; those to one prompt are computed together."""

@@ -9,20 +9,13 @@ import torch
 import torch.nn.functional as F  # noqa: N812
 from torch import Tensor
 
-from llamactl.artifacts.records import Rating, SafetyLabel
+from llamactl.artifacts.records import Rating
 
 # m(r) of equation 2, by how much better the chosen answer is (Table 27).
 MARGINS: Mapping[str, Mapping[Rating, float]] = {
     "none": {},
     "small": {"significantly_better": 1, "better": 2 / 3, "slightly_better": 1 / 3, "negligibly_better": 0},
     "large": {"significantly_better": 3, "better": 2, "slightly_better": 1, "negligibly_better": 0},
-}
-
-# Whether the chosen and the rejected answer are safe.
-SAFE: Mapping[SafetyLabel, tuple[bool, bool]] = {
-    "chosen_safe": (True, False),
-    "both_safe": (True, True),
-    "both_unsafe": (False, False),
 }
 
 MEASURED = ("accuracy", "margin", "safety_loss")  # what ``loss`` has to say beside the loss, on average of comparisons

@@ -3,9 +3,9 @@
 A record is checked when it is read; fields that a stage does not know stay in the raw object and pass through.
 """
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Annotated, Any, ClassVar, Literal, TypeVar
+from typing import Annotated, Any, ClassVar, Literal, TypeVar, get_args
 
 import msgspec
 
@@ -83,6 +83,15 @@ def to_last_question(turns: Sequence[Message]) -> list[Message]:
 
 Rating = Literal["significantly_better", "better", "slightly_better", "negligibly_better"]
 SafetyLabel = Literal["chosen_safe", "both_safe", "both_unsafe"]  # a chosen answer less safe than the other: none such
+WORDS = {"rating": get_args(Rating), "safety_label": get_args(SafetyLabel)}  # by field, in the order of Table 8
+
+# Whether the chosen and the rejected answer are safe.
+SAFE: Mapping[SafetyLabel, tuple[bool, bool]] = {
+    "chosen_safe": (True, False),
+    "both_safe": (True, True),
+    "both_unsafe": (False, False),
+}
+
 Answer = Annotated[list[Message], msgspec.Meta(min_length=1, max_length=1)]
 
 
@@ -99,8 +108,12 @@ class Comparison(Record):
     source: str | None = None
 
 
-class Score(msgspec.Struct, kw_only=True):
-    """One measurement of a model, with what it takes to repeat it."""
+class Score(msgspec.Struct, kw_only=True, omit_defaults=True):
+    """One measurement of a model, with what it takes to repeat it.
+
+    Of a part of the records: ``group``, for example ``{"source": "webgpt"}``. ``interval`` holds the value with 95 %.
+    ``bins`` are those of a histogram or a curve, ``threshold`` is where a classifier decides.
+    """
 
     task: str
     metric: str
@@ -111,6 +124,10 @@ class Score(msgspec.Struct, kw_only=True):
     shots: int
     prompt_sha256: str
     scoring: str
+    group: dict[str, str] | None = None
+    interval: tuple[float, float] | None = None
+    threshold: float | None = None
+    bins: list[dict[str, float]] | None = None
 
 
 @dataclass(frozen=True)
@@ -152,6 +169,9 @@ def converting(where: str, kinds: Iterable[type[Record]]) -> str:
     return f"llamactl convert {where.rpartition(':')[0]} --to {targets} makes ours of other people's files"
 
 
+_CHOSEN_UNSAFE = ("'rejected_safe'", "'chosen_unsafe'")  # what people write for it; it is no label of ours
+
+
 def in_words(error: msgspec.ValidationError) -> str:
     """A validation error as ``FIELD: what is wrong``."""
     text, _, path = str(error).partition(" - at `$")
@@ -159,6 +179,12 @@ def in_words(error: msgspec.ValidationError) -> str:
     if text.startswith("Object missing required field `"):
         name = text.split("`")[1]
         return f"{field}.{name}: missing" if field else f"{name}: missing"
+    if field in WORDS and text.startswith("Invalid enum value"):
+        word = text.partition(" value ")[2]
+        if word in _CHOSEN_UNSAFE:
+            said = "says that the chosen answer is unsafe and the other safe"
+            return f"{field}: {word} {said}: such pairs are left out, as in the paper (section 3.2.1)"
+        return f"{field}: {word} is none of {', '.join(WORDS[field])}"
     return f"{field}: {text[0].lower()}{text[1:]}" if field else text
 
 

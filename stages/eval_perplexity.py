@@ -1,4 +1,7 @@
-"""Measure a model (paper, sections 2.3 and 4): one subcommand a measure, Scores on stdout."""
+"""Measure a language model (paper, Figure 5): the perplexity of a corpus.
+
+In: a model, and a corpus as ``tokenize`` takes it. Out: Scores on stdout.
+"""
 
 from collections.abc import Iterator
 from typing import Annotated
