@@ -1,4 +1,4 @@
-"""What the benchmarks share: the peers' interpreters and sources, medians, tables, JSON lines, how quiet it was."""
+"""What the benchmarks share: peers' interpreters and sources, medians, memory, tables, JSON lines, how quiet it was."""
 
 import json
 import os
@@ -30,6 +30,11 @@ def source_of(peer: str) -> Path:
     if not folder.is_dir():
         sys.exit(f"{folder} is missing: benchmarks/run.sh fetches the sources of the peers")
     return folder
+
+
+def memory(what: str) -> int:
+    """Bytes of this process: VmRSS now, VmHWM at the peak (getrusage's begins with what the parent process took)."""
+    return int(Path("/proc/self/status").read_text().partition(f"{what}:")[2].split()[0]) * 1024
 
 
 class Spread(NamedTuple):
@@ -87,6 +92,11 @@ def table(title: str, head: Sequence[str], rows: Iterable[Sequence[str]], others
         print(f"| {' | '.join(cells)} |")
     doubt = " NOT QUIET: measure again." if others > QUIET else ""
     print(f"\nOther work took {others:.1%} of the machine's CPU time meanwhile.{doubt}", flush=True)
+
+
+def count_of_threads(number: int) -> str:
+    """In words."""
+    return f"{number} thread{'s' * (number > 1)}"
 
 
 def note(text: str) -> None:

@@ -439,16 +439,18 @@ def limits(shape: Shape, precision: str) -> dict[str, float]:
     return {"square": 2 * side**3 / seconds_of(side, side, side), "own": 6 * tokens * shape.weights / own}
 
 
-def save_weights(shape: Shape, directory: Path) -> None:
-    """The initial weights as a Hugging Face directory, for the peers to start from."""
+def save_weights(shape: Shape, directory: Path, scored: bool = False) -> None:
+    """The initial weights as a Hugging Face directory, for the peers to start from; ``scored`` is a reward model."""
     import torch
     from safetensors.torch import save_file
 
     from llamactl.model.config import Config
+    from llamactl.model.heads import RewardModel
     from llamactl.model.llama import Llama
 
-    size = Config(shape.dim, shape.layers, shape.heads, shape.kv_heads, shape.ffn, shape.vocab, shape.context)
-    model = Llama.create(size, torch.float32, torch.device("cpu"), SEED)
+    numbers = shape.dim, shape.layers, shape.heads, shape.kv_heads, shape.ffn, shape.vocab, shape.context
+    size = Config(*numbers, scored=scored)
+    model = (RewardModel if scored else Llama).create(size, torch.float32, torch.device("cpu"), SEED)
     save_file(
         {name: later.make() for name, later in model.hf_state(torch.float32)},
         directory / "model.safetensors",

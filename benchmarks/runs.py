@@ -1,9 +1,10 @@
-"""What scaling.py and faults/kill.py share: shards to train on, and a training as a job of one process or of several.
+"""Texts of the standard library as benchmarks train on them, and a training as a job of one process or of several.
 
 A job is everything that one command has started. Its processes are known by a mark in their environment, since torchrun
 gives each worker a session of its own, and orphans it when it is killed itself.
 """
 
+import ast
 import json
 import os
 import signal
@@ -25,15 +26,21 @@ def make_shards(directory: Path, megabytes: float, pieces: int) -> Path:
     """Sources of the standard library as token shards, in ``directory``; made once."""
     shards = directory / "shards"
     if not shards.exists():
-        corpus = directory / "corpus.jsonl"
-        with corpus.open("w") as file:
-            for number, text in enumerate(sources(megabytes * 1e6)):
-                file.write(json.dumps({"id": str(number), "text": text}) + "\n")
-        tokenizer = directory / "tokenizer.model"
-        train = ["train-tokenizer", corpus, "-o", tokenizer, "--vocab-size", pieces, "-q"]
-        for arguments in (train, ["tokenize", corpus, "--tokenizer", tokenizer, "-o", shards, "-q"]):
-            subprocess.run([*LLAMACTL, *map(str, arguments)], check=True, stdout=subprocess.DEVNULL)
+        corpus, tokenizer = make_tokenizer(directory, megabytes, pieces)
+        tokenize = ["tokenize", corpus, "--tokenizer", tokenizer, "-o", shards, "-q"]
+        subprocess.run([*LLAMACTL, *map(str, tokenize)], check=True, stdout=subprocess.DEVNULL)
     return shards
+
+
+def make_tokenizer(directory: Path, megabytes: float, pieces: int) -> tuple[Path, Path]:
+    """Sources of the standard library as documents, and a tokenizer that has learned from them."""
+    corpus, tokenizer = directory / "corpus.jsonl", directory / "tokenizer.model"
+    with corpus.open("w") as file:
+        for number, text in enumerate(sources(megabytes * 1e6)):
+            file.write(json.dumps({"id": str(number), "text": text}) + "\n")
+    train = ["train-tokenizer", corpus, "-o", tokenizer, "--vocab-size", pieces, "-q"]
+    subprocess.run([*LLAMACTL, *map(str, train)], check=True, stdout=subprocess.DEVNULL)
+    return corpus, tokenizer
 
 
 def sources(left: float) -> Iterator[str]:
@@ -44,6 +51,18 @@ def sources(left: float) -> Iterator[str]:
         if left < 0:
             return
         yield text
+
+
+def documented() -> Iterator[tuple[str, str, str]]:
+    """Functions and classes of the standard library: name, docstring, source."""
+    for path in sorted(Path(sysconfig.get_paths()["stdlib"]).glob("*.py")):
+        text = path.read_text(errors="replace")
+        lines = text.splitlines()
+        for node in ast.walk(ast.parse(text)):
+            kinds = ast.ClassDef | ast.FunctionDef
+            if isinstance(node, kinds) and (docstring := ast.get_docstring(node)) and docstring.strip():
+                source = "\n".join(lines[node.lineno - 1 : node.end_lineno])
+                yield f"{node.name} of the module {path.stem}", docstring, source
 
 
 class Job:

@@ -67,7 +67,6 @@ Run: benchmarks/run.sh makes TRL's environment and runs both with their defaults
 """
 
 import argparse
-import ast
 import json
 import math
 import os
@@ -75,18 +74,17 @@ import random
 import statistics
 import subprocess
 import sys
-import sysconfig
 import tempfile
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from functools import partial
 from itertools import pairwise
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from measure import Clock, Spread, append_json, note, python_of, table
+from measure import Clock, Spread, append_json, count_of_threads, memory, note, python_of, table
 from pretraining import LR, SEED, SHAPES, Shape, save_weights
-from runs import LLAMACTL, sources
+from runs import documented, make_tokenizer
 
 SHAPES = {**SHAPES, "tiny": SHAPES["tiny"]._replace(context=256)}
 PRECISIONS = ("fp32", "bf16")
@@ -151,14 +149,14 @@ READY = Step(0.0, 0.0, 0, 0)  # comes before the first step: everything is there
 
 
 class Task(NamedTuple):
-    """What a worker is to do: so many steps on these dialogues, of about so many each, in an order by this seed."""
+    """What a worker is to do: so many steps on these examples, of about so many each, in an order by this seed."""
 
     shape: Shape
     precision: str
     checkpointing: bool
     weights: Path
-    dialogues: list[tuple[list[int], list[bool]]]
-    a_step: int  # dialogues; 0: all of them in each step, which is the check
+    examples: list[Any]  # dialogues: ids, and which of them are learned
+    a_step: int  # how many; 0: all of them in each step, which is the check
     seed: int
     steps: int
 
@@ -173,13 +171,7 @@ def make_dialogues(name: str, folder: Path) -> list[tuple[list[int], list[bool]]
     from llamactl.text.tokenizer import EOS, Tokenizer
 
     shape = SHAPES[name]
-    corpus, trained = folder / "corpus.jsonl", folder / "tokenizer.model"
-    with corpus.open("w") as file:
-        for number, text in enumerate(sources(CORPUS[name] * 1e6)):
-            file.write(json.dumps({"id": str(number), "text": text}) + "\n")
-    train = ["train-tokenizer", corpus, "-o", trained, "--vocab-size", shape.vocab, "-q"]
-    subprocess.run([*LLAMACTL, *map(str, train)], check=True, stdout=subprocess.DEVNULL)
-    tokenizer = Tokenizer.load(trained)
+    tokenizer = Tokenizer.load(make_tokenizer(folder, CORPUS[name], shape.vocab)[1])
     dice = random.Random(SEED)
     found = list(documented())
     dice.shuffle(found)
@@ -199,18 +191,6 @@ def make_dialogues(name: str, folder: Path) -> list[tuple[list[int], list[bool]]
         if len(made) == DIALOGUES[name]:
             return made
     sys.exit(f"this Python has too little to say for {DIALOGUES[name]} dialogues at shape {name}: {len(made)}")
-
-
-def documented() -> Iterator[tuple[str, str, str]]:
-    """Functions and classes of the standard library: name, docstring, source."""
-    for path in sorted(Path(sysconfig.get_paths()["stdlib"]).glob("*.py")):
-        text = path.read_text(errors="replace")
-        lines = text.splitlines()
-        for node in ast.walk(ast.parse(text)):
-            kinds = ast.ClassDef | ast.FunctionDef
-            if isinstance(node, kinds) and (docstring := ast.get_docstring(node)) and docstring.strip():
-                source = "\n".join(lines[node.lineno - 1 : node.end_lineno])
-                yield f"{node.name} of the module {path.stem}", docstring, source
 
 
 # --- the candidates: each runs in its own environment ---
@@ -236,7 +216,7 @@ def llamactl(task: Task, how: str) -> Iterator[Step]:
     model = Llama.trainable(task.weights, device.PRECISIONS[task.precision], job.device, arrange)
     optimizer = AdamW(model, Cosine(LR, 0, 1, floor=1.0))
     examples = packing.Examples()
-    for ids, learned in task.dialogues:
+    for ids, learned in task.examples:
         examples.add(ids, learned)
     packs = packing.Packs(examples, shape.context, task.seed, how != MASKLESS)
     size = shape.batch if task.a_step else len(packs.packs)
@@ -254,27 +234,55 @@ def llamactl(task: Task, how: str) -> Iterator[Step]:
 
 
 def trl(task: Task, how: str) -> Iterator[Step]:
-    """``trl.SFTTrainer`` as it is, but for a note of each step's seconds, loss and tokens."""
+    """``trl.SFTTrainer`` in a mode."""
+    from transformers import LlamaForCausalLM
+    from trl import SFTConfig, SFTTrainer
+
+    mode, shape = MODES[how], task.shape
+    units = shape.batch if mode.packed else task.a_step or len(task.examples)  # of a step: sequences, or dialogues
+    parts = {"one": 1, "rows": shape.batch, "each": units}[mode.parts]
+    of_a_part = max(1, round(units / parts))
+    if not task.a_step:  # whatever there is
+        of_a_part, parts = (ENOUGH, 1) if parts == 1 else (of_a_part, ENOUGH)
+    rows = [
+        {"input_ids": ids, "labels": [i if on else IGNORED for i, on in zip(ids, learned, strict=True)]}
+        for ids, learned in task.examples
+    ]
+    settings = {"max_length": shape.context, "learning_rate": LR, **mode.settings}
+    yield from trained(task, (SFTTrainer, SFTConfig, LlamaForCausalLM), rows, of_a_part, parts, settings)
+
+
+def trained(
+    task: Task,
+    kinds: tuple[Any, Any, Any],
+    rows: list[dict[str, Any]],
+    of_a_part: int,
+    parts: int,
+    settings: dict[str, Any],
+) -> Iterator[Step]:
+    """A Trainer of TRL's as it is, but for a note of each step's seconds, loss and tokens.
+
+    ``kinds`` are of the Trainer, its settings, and the model; a step takes ``parts`` batches of so many rows each.
+    """
     import torch
     from datasets import Dataset, disable_progress_bars
     from tokenizers import Tokenizer
     from tokenizers.models import WordLevel
-    from transformers import LlamaForCausalLM, PreTrainedTokenizerFast, PrinterCallback, TrainerCallback
+    from transformers import PreTrainedTokenizerFast, PrinterCallback, TrainerCallback
     from transformers.utils import logging
-    from trl import SFTConfig, SFTTrainer
 
     disable_progress_bars()
     logging.disable_progress_bar()
-    model = LlamaForCausalLM.from_pretrained(task.weights, dtype=torch.float32, attn_implementation="sdpa")
+    kind, settings_of, model_of = kinds
+    model = model_of.from_pretrained(task.weights, dtype=torch.float32, attn_implementation="sdpa")
     model.config.use_cache = False
-    mode, shape = MODES[how], task.shape
     words = Tokenizer(WordLevel({"<unk>": 0, "<s>": 1, "</s>": 2}, "<unk>"))  # asked for nothing but the id of padding
     names = PreTrainedTokenizerFast(tokenizer_object=words, unk_token="<unk>", eos_token="</s>", pad_token="<unk>")
     done: list[Step] = []
     began: list[float] = []
     sums: list[tuple[float, int, int]] = []  # of the parts of a step
 
-    class Noting(SFTTrainer):
+    class Noting(kind):
         def training_step(self, model: Any, inputs: Any, *given: Any, **named: Any) -> Any:
             places = inputs["input_ids"].numel()
             tokens = int(inputs["attention_mask"].sum()) if "attention_mask" in inputs else places
@@ -291,23 +299,14 @@ def trl(task: Task, how: str) -> Iterator[Step]:
             losses, tokens, places = zip(*sums, strict=True)
             done.append(Step(time.perf_counter() - began[-1], sum(losses), sum(tokens), sum(places)))
 
-    units = shape.batch if mode.packed else task.a_step or len(task.dialogues)  # of a step: sequences, or dialogues
-    parts = {"one": 1, "rows": shape.batch, "each": units}[mode.parts]
-    of_a_part = max(1, round(units / parts))
-    if not task.a_step:  # whatever there is
-        of_a_part, parts = (ENOUGH, 1) if parts == 1 else (of_a_part, ENOUGH)
-    rows = [
-        {"input_ids": ids, "labels": [i if on else IGNORED for i, on in zip(ids, learned, strict=True)]}
-        for ids, learned in task.dialogues
-    ]
     with tempfile.TemporaryDirectory() as out:
-        arguments = SFTConfig(
+        arguments = settings_of(
             out, use_cpu=True, bf16=task.precision == "bf16", activation_checkpointing=task.checkpointing,
             per_device_train_batch_size=of_a_part, gradient_accumulation_steps=parts, max_steps=task.steps,
-            optim="adamw_torch_fused", learning_rate=LR, lr_scheduler_type="constant", weight_decay=0.1,
+            optim="adamw_torch_fused", lr_scheduler_type="constant", weight_decay=0.1,
             adam_beta1=0.9, adam_beta2=0.95, adam_epsilon=1e-5, max_grad_norm=1.0, logging_strategy="no",
             save_strategy="no", eval_strategy="no", report_to="none", disable_tqdm=True, dataloader_pin_memory=False,
-            seed=task.seed, **{"max_length": shape.context, **mode.settings},
+            seed=task.seed, **settings,
         )  # fmt: skip
         data = Dataset.from_list(rows)
         trainer = Noting(model, arguments, train_dataset=data, processing_class=names, callbacks=[Watch()])
@@ -381,7 +380,7 @@ def attention(
 # --- the worker: one candidate, one turn; a JSON line on stdout ---
 
 
-def work(candidate: str, asked: argparse.Namespace) -> None:
+def work(candidate: str, asked: argparse.Namespace, steps_of: Callable[[Task, str], Iterator[Any]]) -> None:
     """All steps of a turn, and memory before the first of them and at its peak."""
     import torch
 
@@ -389,14 +388,14 @@ def work(candidate: str, asked: argparse.Namespace) -> None:
     torch.set_num_threads(asked.threads)
     shape = SHAPES[asked.shape]
     if candidate == "attention":
-        lengths = json.loads(asked.dialogues.read_text())
+        lengths = json.loads(asked.examples.read_text())
         print(json.dumps(attention(shape, asked.precision, lengths, asked.warmup, asked.steps)), file=out)
         return
     task = Task(
-        shape, asked.precision, asked.checkpointing, asked.weights, json.loads(asked.dialogues.read_text()),
+        shape, asked.precision, asked.checkpointing, asked.weights, json.loads(asked.examples.read_text()),
         asked.a_step, asked.seed, asked.warmup + asked.steps,
     )  # fmt: skip
-    steps = trl(task, candidate) if candidate in MODES else llamactl(task, candidate)
+    steps = steps_of(task, candidate)
     next(steps)  # READY
     at_start = memory("VmRSS")
     taken = [step._asdict() for step in steps]
@@ -404,20 +403,15 @@ def work(candidate: str, asked: argparse.Namespace) -> None:
     print(json.dumps({**line, "steps": taken[asked.warmup :]}), file=out)
 
 
-def memory(what: str) -> int:
-    """Bytes of this process: VmRSS now, VmHWM at the peak (getrusage's begins with what the parent process took)."""
-    return int(Path("/proc/self/status").read_text().partition(f"{what}:")[2].split()[0]) * 1024
-
-
 # --- the driver ---
 
 
-def turn(candidate: str, worker: list[str], threads: int, folder: Path) -> dict[str, Any]:
+def turn(script: str, candidate: str, worker: list[str], threads: int, folder: Path) -> dict[str, Any]:
     """A candidate's process, from its start to its end."""
-    python = python_of("trl" if candidate in MODES else None)
+    python = python_of("trl" if candidate.startswith("TRL") else None)
     env = {**os.environ, "OMP_NUM_THREADS": str(threads)}
     env |= {"HF_HUB_OFFLINE": "1", "HF_HUB_DISABLE_TELEMETRY": "1", "HF_HOME": str(folder / "hugging-face")}
-    done = subprocess.run([python, __file__, *worker, "--work", candidate], stdout=subprocess.PIPE, env=env, check=True)
+    done = subprocess.run([python, script, *worker, "--work", candidate], stdout=subprocess.PIPE, env=env, check=True)
     return json.loads(done.stdout)
 
 
@@ -433,11 +427,11 @@ def packs_of(shape: Shape, dialogues: list[tuple[list[int], list[bool]]]) -> tup
     return [example for pack in first for example in packs.packs[pack]], [packs.row(pack).lengths for pack in first]
 
 
-def save_sharper_weights(shape: Shape, folder: Path) -> None:
+def save_sharper_weights(shape: Shape, folder: Path, scored: bool = False) -> None:
     """What all start from; matrices are ``SHARPER`` times fresh ones."""
     from safetensors.torch import load_file, save_file
 
-    save_weights(shape, folder)
+    save_weights(shape, folder, scored)
     file = folder / "model.safetensors"
     state = {name: tensor * (SHARPER if tensor.dim() > 1 else 1.0) for name, tensor in load_file(file).items()}
     save_file(state, file, {"format": "pt"})
@@ -454,14 +448,42 @@ def training(candidates: list[str], asked: argparse.Namespace) -> None:
         learned = sum(sum(on) for _, on in dialogues) / sum(lengths)
         a_step = max(1, round(shape.batch * shape.context / statistics.mean(lengths)))
         numbers, _ = packs_of(shape, dialogues)
-        files = {"check": [dialogues[number] for number in numbers], "all": dialogues}
-        for which, content in files.items():
+        checked = [dialogues[number] for number in numbers]
+        measured = Measured.of(__file__, candidates, checked, dialogues, a_step, asked, folder)
+    half, mean = statistics.median(lengths), statistics.mean(lengths)
+    about = (
+        f"{len(lengths):,} dialogues of {lengths[0]} to {lengths[-1]} tokens (half below {half:.0f}, {mean:.0f} on "
+        f"average), {learned:.0%} of them learned; a step takes {a_step}, or {shape.batch} x {shape.context} packed"
+    )
+    report(about, measured, asked)
+
+
+class Measured(NamedTuple):
+    """By candidate: the losses of its check, and its turns; and the share of the machine that others took meanwhile."""
+
+    losses: dict[str, list[float]]
+    turns: dict[str, list[dict[str, Any]]]
+    others: float
+
+    @classmethod
+    def of(
+        cls,
+        script: str,
+        candidates: list[str],
+        checked: list[Any],
+        examples: list[Any],
+        a_step: int,
+        asked: argparse.Namespace,
+        folder: Path,
+    ) -> "Measured":
+        """By candidates taking turns, each in processes of ``script``; ``folder`` has the weights."""
+        for which, content in (("check", checked), ("all", examples)):
             (folder / f"{which}.json").write_text(json.dumps(content))
 
         def worker(which: str, a_step: int, seed: int, warmup: int, steps: int) -> list[str]:
             given = {
-                "shape": name, "precision": asked.precision, "threads": asked.threads, "weights": folder,
-                "dialogues": folder / f"{which}.json", "a-step": a_step, "seed": seed, "warmup": warmup, "steps": steps,
+                "shape": asked.shape, "precision": asked.precision, "threads": asked.threads, "weights": folder,
+                "examples": folder / f"{which}.json", "a-step": a_step, "seed": seed, "warmup": warmup, "steps": steps,
             }  # fmt: skip
             switches = ["--checkpointing"] if asked.checkpointing else []
             return [*switches, *(str(part) for key, value in given.items() for part in (f"--{key}", value))]
@@ -469,34 +491,22 @@ def training(candidates: list[str], asked: argparse.Namespace) -> None:
         losses: dict[str, list[float]] = {}
         for candidate in candidates:
             note(f"check: {candidate}")
-            checked = turn(candidate, worker("check", 0, SEED, 0, 2), asked.threads, folder)
-            losses[candidate] = [step["loss"] for step in checked["steps"]]
+            seen = turn(script, candidate, worker("check", 0, SEED, 0, 2), asked.threads, folder)
+            losses[candidate] = [step["loss"] for step in seen["steps"]]
         turns: dict[str, list[dict[str, Any]]] = {candidate: [] for candidate in candidates}
+        what = f"{asked.shape} {asked.precision} {count_of_threads(asked.threads)}"
         clock = Clock.now()
         for number in range(asked.rounds):
             for candidate in candidates:
-                note(
-                    f"{name} {asked.precision} {asked.threads} threads, round {number + 1}/{asked.rounds}: {candidate}"
-                )
+                note(f"{what}, round {number + 1}/{asked.rounds}: {candidate}")
                 given = worker("all", a_step, number, asked.warmup, asked.steps)
-                turns[candidate].append(turn(candidate, given, asked.threads, folder))
-        others = clock.others()
-    half, mean = statistics.median(lengths), statistics.mean(lengths)
-    about = (
-        f"{len(lengths):,} dialogues of {lengths[0]} to {lengths[-1]} tokens (half below {half:.0f}, {mean:.0f} on "
-        f"average), {learned:.0%} of them learned; a step takes {a_step}, or {shape.batch} x {shape.context} packed"
-    )
-    report(about, losses, turns, others, asked)
+                turns[candidate].append(turn(script, candidate, given, asked.threads, folder))
+        return cls(losses, turns, clock.others())
 
 
-def report(
-    about: str,
-    losses: dict[str, list[float]],
-    turns: dict[str, list[dict[str, Any]]],
-    others: float,
-    asked: argparse.Namespace,
-) -> None:
+def report(about: str, measured: Measured, asked: argparse.Namespace) -> None:
     """The table, its JSON lines, and what of it is no equal work."""
+    losses, turns, others = measured
     facts = {
         "benchmark": "tuning", "shape": asked.shape, "precision": asked.precision, "threads": asked.threads,
         "checkpointing": asked.checkpointing, "others": others,
@@ -551,11 +561,6 @@ def report(
     check_losses(losses, TOLERANCE[asked.precision])
 
 
-def count_of_threads(number: int) -> str:
-    """In words."""
-    return f"{number} thread{'s' * (number > 1)}"
-
-
 def check_losses(losses: dict[str, list[float]], tolerance: float) -> None:
     """Say so where a candidate did other work than llamactl, or where the check would not have seen it."""
     if OURS not in losses:
@@ -584,14 +589,14 @@ def attention_alone(asked: argparse.Namespace) -> None:
         (folder / "lengths.json").write_text(json.dumps(cases))
         given = {
             "shape": asked.shape, "precision": asked.precision, "threads": asked.threads, "warmup": asked.warmup,
-            "dialogues": folder / "lengths.json", "steps": asked.steps,
+            "examples": folder / "lengths.json", "steps": asked.steps,
         }  # fmt: skip
         worker = [str(part) for key, value in given.items() for part in (f"--{key}", value)]
         clock = Clock.now()
         taken = []
         for number in range(asked.rounds):
             note(f"attention, round {number + 1}/{asked.rounds}")
-            taken.append(turn("attention", worker, asked.threads, folder))
+            taken.append(turn(__file__, "attention", worker, asked.threads, folder))
         others = clock.others()
     rows, doubts = [], []
     for name, lengths in cases.items():
@@ -635,35 +640,41 @@ def attention_alone(asked: argparse.Namespace) -> None:
     print("\n".join(doubts), end="\n" * bool(doubts))
 
 
-def main() -> None:
-    """The command line."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--attention", action="store_true", help="attention alone, in place of whole steps")
+def options(about: str | None, candidates: list[str], usual: list[str]) -> argparse.ArgumentParser:
+    """Of a command line, those of its workers among them."""
+    parser = argparse.ArgumentParser(description=about, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--shape", choices=SHAPES, default="A")
     parser.add_argument("--precision", choices=PRECISIONS, default="fp32")
     parser.add_argument("--threads", type=int, default=2)
-    usual = ", ".join(one for one in CANDIDATES if one != COMPILED)
-    parser.add_argument("--candidate", choices=CANDIDATES, action="append", help=f"default: {usual}")
+    parser.add_argument("--candidate", choices=candidates, action="append", help=f"default: {', '.join(usual)}")
     parser.add_argument(
         "--checkpointing", action="store_true", help="activation checkpointing, of every layer, for all"
     )
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--warmup", type=int, default=2, help="steps of each turn that are not timed")
-    parser.add_argument("--steps", type=int, help="steps of each turn that are timed; default: 20, of attention 30")
     parser.add_argument("--json", type=Path, help="append the results to this file, as JSON lines")
     parser.add_argument("--work", help=argparse.SUPPRESS)
     parser.add_argument("--weights", type=Path, help=argparse.SUPPRESS)
-    parser.add_argument("--dialogues", type=Path, help=argparse.SUPPRESS)
+    parser.add_argument("--examples", type=Path, help=argparse.SUPPRESS)
     parser.add_argument("--a-step", type=int, help=argparse.SUPPRESS)
     parser.add_argument("--seed", type=int, help=argparse.SUPPRESS)
+    return parser
+
+
+def main() -> None:
+    """The command line."""
+    usual = [one for one in CANDIDATES if one != COMPILED]
+    parser = options(__doc__, CANDIDATES, usual)
+    parser.add_argument("--attention", action="store_true", help="attention alone, in place of whole steps")
+    parser.add_argument("--steps", type=int, help="steps of each turn that are timed; default: 20, of attention 30")
     asked = parser.parse_args()
     asked.steps = asked.steps or (30 if asked.attention else 20)
     if asked.work:
-        work(asked.work, asked)
+        work(asked.work, asked, lambda task, how: (trl if how in MODES else llamactl)(task, how))
     elif asked.attention:
         attention_alone(asked)
     else:
-        training(asked.candidate or [one for one in CANDIDATES if one != COMPILED], asked)
+        training(asked.candidate or usual, asked)
 
 
 if __name__ == "__main__":

@@ -137,7 +137,7 @@ class Segment(NamedTuple):
 
     start: int
     length: int
-    stem: int = 0  # where the stem, another segment, starts
+    stem: int = 0  # where the stem, with which another segment begins, starts
     stem_length: int = 0
 
 

@@ -46,17 +46,21 @@ class Forest(NamedTuple):
 
     @classmethod
     def of(cls, trees: Sequence[Tree], device: torch.device) -> Self:
-        """Of trees, in order; the row is filled up to a multiple of ``MULTIPLE``."""
+        """Of trees, in order; the row is filled up to a multiple of ``MULTIPLE``.
+
+        A stem and the first branch, which follows it, are one segment: fewer products, of more rows.
+        """
         segments: list[Segment] = []
         ends: list[int] = []
         start = 0
         for tree in trees:
-            stem = Segment(start, len(tree.stem))
-            if stem.length:
-                segments.append(stem)
-            start += stem.length
-            for branch in tree.branches:
-                segments.append(Segment(start, len(branch), stem.start, stem.length))
+            first, *others = tree.branches
+            whole = Segment(start, len(tree.stem) + len(first))
+            segments.append(whole)
+            start += whole.length
+            ends.append(start - 1)
+            for branch in others:
+                segments.append(Segment(start, len(branch), whole.start, len(tree.stem)))
                 start += len(branch)
                 ends.append(start - 1)
         pads = -start % MULTIPLE
