@@ -1,9 +1,10 @@
 #!/usr/bin/env bash
-# The chain on what every Python installation carries: text -> tokenizer -> shards -> base model -> chat model -> answers.
+# The chain on what every Python installation carries: text -> tokenizer -> shards -> base model -> chat model ->
+# answers -> reward models -> scores.
 #
 #   examples/demo.sh [DIR]
 #
-# A few million parameters, 4 to 10 minutes on two cores. Stopped half-way, the same command goes on; run again, it makes
+# A few million parameters, 5 to 12 minutes on two cores. Stopped half-way, the same command goes on; run again, it makes
 # nothing twice.
 set -euo pipefail
 here=$(cd "$(dirname "$0")" && pwd)
@@ -12,25 +13,26 @@ began=$SECONDS
 
 say() { printf '\n== %s\n' "$*" >&2; }
 
-say "1/8 corpus: the standard library's documentation topics, docstrings and sources; questions about them"
+say "1/10 corpus: the standard library's documentation topics, docstrings and sources; questions about them, better and worse answers"
 [ -s "$demo/corpus/valid.jsonl" ] || python3 "$here/stdlib_corpus.py" "$demo/corpus"
 [ -s "$demo/corpus/dialogues-valid.jsonl" ] || python3 "$here/stdlib_dialogues.py" "$demo/corpus"
+[ -s "$demo/corpus/comparisons-safety.jsonl" ] || python3 "$here/stdlib_comparisons.py" "$demo/corpus"
 llamactl validate "$demo/corpus/dialogues.jsonl" --held-out "$demo/corpus/dialogues-valid.jsonl"
 
-say "2/8 tokenizer: 4,096 pieces"
+say "2/10 tokenizer: 4,096 pieces"
 llamactl train-tokenizer "$demo"/corpus/{docs,code}.jsonl --vocab-size 4096 -o "$demo/tokenizer.model" >&2
 
-say "3/8 shards: two sources"
+say "3/10 shards: two sources"
 for source in docs code; do
     llamactl tokenize "$demo/corpus/$source.jsonl" --tokenizer "$demo/tokenizer.model" -o "$demo/shards-$source" >&2
 done
 
-say "4/8 base model: docs and code, 3 to 1"
+say "4/10 base model: docs and code, 3 to 1"
 llamactl pretrain --size tiny --dim 256 --layers 4 --heads 8 --kv-heads 4 --ffn 688 \
     --data "$demo/shards-docs=0.75" --data "$demo/shards-code=0.25" \
     --context 256 --batch-size 16 --steps 240 --lr 3e-3 -o "$demo/base" >&2
 
-say "5/8 what it writes"
+say "5/10 what it writes"
 prompts="$demo/prompts.jsonl"
 cat >"$prompts" <<'PROMPTS'
 {"id": 1, "text": "Return True if"}
@@ -47,14 +49,14 @@ for line in open(sys.argv[1], encoding="utf-8"):
     print()
 SHOW
 
-say "6/8 perplexity on held-out documentation"
+say "6/10 perplexity on held-out documentation"
 llamactl eval perplexity "$demo/base" "$demo/corpus/valid.jsonl" -o "$demo/scores.jsonl"
 
-say "7/8 chat model: fine-tuned on questions about the library"
+say "7/10 chat model: fine-tuned on questions about the library"
 llamactl sft "$demo/base" "$demo/corpus/dialogues.jsonl" --eval "$demo/corpus/dialogues-valid.jsonl" \
     --batch-size 16 --epochs 1 --lr 1e-3 -o "$demo/chat" >&2
 
-say "8/8 a short conversation"
+say "8/10 a short conversation"
 rm -f "$demo/conversation.jsonl"
 llamactl chat "$demo/chat" --temperature 0 --max-new-tokens 64 >/dev/null <<TALK
 What does \`os.path.getsize\` do?
@@ -69,11 +71,47 @@ for message in json.loads(open(sys.argv[1], encoding="utf-8").read())["messages"
     print(textwrap.indent(message["content"], "    > " if message["role"] == "user" else "    "), end="\n\n" if message["role"] == "assistant" else "\n")
 SHOW
 
+say "9/10 reward models: which answer is better, which is safe"
+compare() {
+    llamactl rm-train "$demo/chat" "$demo/corpus/comparisons-$1.jsonl" --mix "$demo/corpus/comparisons-$2.jsonl" \
+        --kind "$1" --hold-out 200 --batch-size 16 --lr 1e-3 --eval-every 60 -o "$3" >&2
+}
+compare helpfulness safety "$demo/helpful-rm"
+compare safety helpfulness "$demo/safe-rm"
+llamactl eval reward "$demo/helpful-rm" --data "$demo/helpful-rm/held-out.jsonl" -o "$demo/reward-scores.jsonl"
+
+say "10/10 a score in a pipe: four answers to each question, the best and the worst of them"
+questions="$demo/questions.jsonl"
+cat >"$questions" <<'QUESTIONS'
+{"id": 1, "messages": [{"role": "user", "content": "What does `os.path.getsize` do?"}]}
+{"id": 2, "messages": [{"role": "user", "content": "Explain the module `json`."}]}
+{"id": 3, "messages": [{"role": "user", "content": "How do I delete a whole directory tree? I am in a hurry."}]}
+QUESTIONS
+[ -s "$demo/scored.jsonl" ] || llamactl generate "$demo/chat" "$questions" -k 4 --temperature 1 --max-new-tokens 32 |
+    llamactl score --reward "helpfulness=$demo/helpful-rm" --reward "safety=$demo/safe-rm" -o "$demo/scored.jsonl"
+python3 - "$demo/scored.jsonl" <<'SHOW'
+import json, sys
+from itertools import groupby
+
+with open(sys.argv[1], encoding="utf-8") as file:
+    samples = [json.loads(line) for line in file]
+for _, group in groupby(samples, key=lambda sample: sample["id"]):
+    best, *_, worst = sorted(group, key=lambda sample: -sample["scores"]["helpfulness"])
+    print(f"    > {best['messages'][-1]['content']}")
+    for name, sample in (("best", best), ("worst", worst)):
+        scores = ", ".join(f"{kind} {score:+.2f}" for kind, score in sample["scores"].items())
+        print(f"    {name:5} ({scores}): {' '.join(sample['response'].split())}")
+    print()
+SHOW
+
 say "made in $((SECONDS - began)) s"
 printf '%-24s %-34s %s\n' what path "go on with" \
     tokenizer "$demo/tokenizer.model" "llamactl tokenize CORPUS --tokenizer $demo/tokenizer.model -o SHARDS" \
     "token shards" "$demo/shards-{docs,code}" "llamactl pretrain --size tiny --data $demo/shards-docs -o MODEL" \
     "base model" "$demo/base" "llamactl generate $demo/base --text 'Return the'" \
     "chat model" "$demo/chat" "llamactl chat $demo/chat" \
+    "reward models" "$demo/{helpful,safe}-rm" "llamactl score YOUR.jsonl --reward helpfulness=$demo/helpful-rm" \
     "samples" "$demo/samples.jsonl" "less $demo/samples.jsonl" \
-    "scores" "$demo/scores.jsonl" "llamactl eval perplexity $demo/base YOUR.txt"
+    "scored samples" "$demo/scored.jsonl" "less $demo/scored.jsonl" \
+    "scores" "$demo/scores.jsonl" "llamactl eval perplexity $demo/base YOUR.txt" \
+    "" "$demo/reward-scores.jsonl" "llamactl eval reward $demo/safe-rm --data $demo/safe-rm/held-out.jsonl"

@@ -98,6 +98,7 @@ def pretrain(
         "shares": [str(source.share) for source in mix.sources], "seed": seed,
         "overwrite": overwrite,
     }  # fmt: skip
+    del settings["scored"]  # which no base model is, and no older run.json has
     samples = plan.schedule.steps * plan.batch_size
     said = [("parameters", f"{config.parameters:,}"), *plan.rows(), *mix.rows(samples)]
     if tokenizer is None:

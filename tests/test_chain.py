@@ -2,11 +2,14 @@
 
 import json
 import os
+import re
 import subprocess
 import sys
+from collections import Counter
 from pathlib import Path
 
 import pytest
+from conftest import ROOT, Command, written
 
 SCRIPT = """
 set -euo pipefail
@@ -65,3 +68,100 @@ def test_the_chain_from_text_to_scores(tmp_path: Path, corpus_dir: Path) -> None
     assert samples[0]["kept"] is True
     assert all(isinstance(sample["response"], str) for sample in samples)
     assert len(lines("of-samples.jsonl")) == 3
+
+
+EXAMPLES = ROOT / "examples"
+
+# A llamactl that trains nothing: a head of three numbers, and a score that says which data there were.
+PRETENDED = """#!/usr/bin/env bash
+set -euo pipefail
+echo "$*" >>"$CALLS"
+out=${*: -1}
+if [ "$1" = rm-train ]; then
+    mkdir -p "$out"
+    printf '\\x28\\0\\0\\0\\0\\0\\0\\0{"score.weight":{"shape":[1,3000000]}}   ' >"$out/model.safetensors"
+else
+    echo '{"task": "reward", "metric": "accuracy", "value": 0.75, "n": 4, "interval": [0.5, 1.0]}' >"$out"
+    echo '{"task": "reward", "metric": "accuracy", "value": 1.0, "n": 2, "group": {"source": "a"}}' >>"$out"
+fi
+"""
+
+
+def test_comparisons_that_every_python_has(tmp_path: Path, llamactl: Command) -> None:
+    subprocess.run([sys.executable, EXAMPLES / "stdlib_comparisons.py", tmp_path], check=True, capture_output=True)
+    ways = {
+        "helpfulness": {"no-answer", "other-question", "cut", "other-thing"},
+        "safety": {"risky", "risky-cut", "needless"},
+    }
+    files = [tmp_path / f"comparisons-{kind}.jsonl" for kind in ways]
+    said = llamactl("validate", *files, status=0).stderr
+    assert len(re.findall("^would be refused +0 *$", said, re.MULTILINE)) == 2
+    for (kind, sources), file in zip(ways.items(), files, strict=True):
+        lines = [json.loads(line) for line in file.read_text(encoding="utf-8").splitlines()]
+        assert f"{len(lines):,} comparisons" in said
+        assert len(lines) >= 500
+        assert {line["source"] for line in lines} == sources
+        labels = {line.get("safety_label") for line in lines}
+        assert labels == ({"chosen_safe", "both_safe", "both_unsafe"} if kind == "safety" else {None})
+        assert {line["rating"] for line in lines} == {"significantly_better", "better", "slightly_better"}
+        prompts = Counter(json.dumps(line["prompt"]) for line in lines)
+        assert max(prompts.values()) == 1
+        assert all(len(line["prompt"]) == 1 and line["id"] for line in lines)
+    # a kind of answer is no worse as such: the same is chosen for one question and rejected for another
+    sort = [
+        line for line in (tmp_path / "comparisons-helpfulness.jsonl").read_text().splitlines() if '"A class."' in line
+    ]
+    assert {line.index('"A class."') > line.index('"rejected"') for line in sort} == {True, False}
+
+
+def test_the_demo_counts_its_steps() -> None:
+    steps = re.findall(r'^say "(\d+)/(\d+) ', (EXAMPLES / "demo.sh").read_text(), re.MULTILINE)
+    assert [int(number) for number, _ in steps] == list(range(1, len(steps) + 1))
+    assert {int(of) for _, of in steps} == {len(steps)}
+
+
+def test_reward_models_of_figure_6(tmp_path: Path) -> None:
+    pretended = tmp_path / "bin" / "llamactl"
+    pretended.parent.mkdir()
+    pretended.write_text(PRETENDED)
+    pretended.chmod(0o755)
+    env = {**os.environ, "PATH": f"{pretended.parent}:{os.environ['PATH']}", "CALLS": str(tmp_path / "calls")}
+
+    def scaling(*arguments: str) -> "subprocess.CompletedProcess[str]":
+        command = [str(EXAMPLES / "reward_scaling.sh"), *arguments]
+        return subprocess.run(command, cwd=tmp_path, env=env, capture_output=True, text=True)
+
+    assert scaling("-d", "data.jsonl", "model").stderr == "data.jsonl: no such file\n"
+    for arguments in ((), ("-h",), ("small", "large"), ("-d", "data.jsonl")):
+        usage = scaling(*arguments)
+        assert usage.returncode == 2
+        assert "examples/reward_scaling.sh -d COMPARISONS" in usage.stderr
+        assert "Figure 6" in usage.stderr
+
+    questions = [f"What is {number}?" for number in range(40) for _ in range(2)]  # each prompt twice
+    written(
+        tmp_path / "data.jsonl",
+        [{"prompt": [{"role": "user", "content": text}], "id": number} for number, text in enumerate(questions)],
+    )
+    done = scaling("-d", "data.jsonl", "-m", "other.jsonl", "-o", "out", "small", "in/large/", "--", "--lr", "1e-3")
+    assert done.returncode == 0, done.stderr
+    assert [re.split(r"  +", line.strip()) for line in done.stdout.splitlines()] == [
+        ["accuracy on 4 held-out comparisons, by the number trained on"],
+        ["model, parameters", "9", "18", "36", "72"],
+        ["small, 3.0 M", *["75.0% (50.0% to 100.0%)"] * 4],
+        ["in/large, 3.0 M", *["75.0% (50.0% to 100.0%)"] * 4],
+    ]
+    read = {path.stem: path.read_text().splitlines() for path in (tmp_path / "out").glob("*.jsonl")}
+    assert len(read["held-out"]) == 8
+    assert sorted([*read["held-out"], *read["part-1"]]) == sorted((tmp_path / "data.jsonl").read_text().splitlines())
+    asked = [{json.loads(line)["prompt"][0]["content"] for line in read[name]} for name in ("held-out", "part-1")]
+    assert not asked[0] & asked[1]
+    for part in (8, 4, 2):
+        assert read[f"part-{part}"] == read["part-1"][: 72 // part]
+    calls = (tmp_path / "calls").read_text().splitlines()
+    assert len(calls) == 16
+    assert calls[8] == (
+        "rm-train in/large out/part-8.jsonl --kind helpfulness --mix other.jsonl --eval out/held-out.jsonl "
+        "--lr 1e-3 -o out/in_large-8"
+    )
+    assert calls[9] == "eval reward out/in_large-8 --data out/held-out.jsonl -o out/in_large-8.scores.jsonl"
