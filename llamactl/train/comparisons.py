@@ -85,7 +85,7 @@ class Comparisons:
 
     def read(self, files: Sequence[str], hold_out: HoldOut | None = None, apart: Iterable[int] = ()) -> list[int]:
         """The numbers of the pairs in some files; none may have a prompt of those ``apart``."""
-        run, first = self._run, len(self.pairs)
+        run, first, length = self._run, len(self.pairs), 0
         never = {self.prompts[number] for number in apart}
         with ui.Working(f"read {', '.join(files)}", None, "comparisons") as bar:
             for found in jsonl.read(files, Comparison, refuse=run.refuse, max_line=self._max_line):
@@ -109,7 +109,8 @@ class Comparisons:
                     hold_out.offer(key, Held(len(self.pairs), name, orjson.dumps(found.raw)))
                 self.prompts.append(short)
                 self.pairs.add(chosen.ids, rejected.ids, margin, safe)
-                bar.advance(tokens=self.pairs.tokens)
+                length += len(chosen.ids) + len(rejected.ids)
+                bar.advance(tokens=length)
         if len(self.pairs) == first:
             raise Fault(", ".join(files), "holds no comparison to learn from", "look at what was skipped")
         return list(range(first, len(self.pairs)))
