@@ -65,9 +65,8 @@ def score(
     with run.records() as writer, ui.Working("score", None, "answers") as bar:
 
         def judge(waiting: list[tuple[dict[str, Any], Case]]) -> None:
-            for (raw, _), sides in zip(waiting, judges.scores([case for _, case in waiting]), strict=True):
-                both = sides if len(sides) > 1 else next(iter(sides.values()))
-                writer.write({**raw, "scores": {**raw.get("scores", {}), **both}})
+            for (raw, case), sides in zip(waiting, judges.scores([case for _, case in waiting]), strict=True):
+                writer.write({**raw, "scores": case.scored(sides)})
                 for scores in sides.values():
                     for name, value in scores.items():
                         given[name].append(value)
