@@ -91,6 +91,7 @@ def rm_train(
     from llamactl.align import reward
     from llamactl.artifacts import jsonl, manifest
     from llamactl.errors import Fault
+    from llamactl.model import trees
     from llamactl.model.config import Size
     from llamactl.model.llama import Llama
     from llamactl.text.judging import Judging
@@ -129,12 +130,18 @@ def rm_train(
     aside = data.HoldOut(hold_out, seed)
     first = everything.read(names, aside if hold_out else None, apart=tested)
     held = aside.held()
+    if hold_out and not held:
+        raise Fault("--hold-out", f"{hold_out:g} sets no prompt aside with all of its comparisons", "hold out more")
+    if hold_out and not held:
+        raise Fault("--hold-out", f"{hold_out:g} sets no prompt aside with all of its comparisons", "hold out more")
     tested = tested or [one.number for one in held]
     first = everything.without(first, tested)
     if not first:
         raise Fault("--hold-out", f"{hold_out:g} leaves nothing to train on", "hold out less")
     share = (0.5 if kind == "helpfulness" else 0.1) if mix_share is None else mix_share
-    rest = everything.without(everything.read(others), tested) if others else []
+    mixed = everything.read(others) if others else []
+    rest = everything.without(mixed, tested)
+    run.noted.update({"comparisons of --mix left out: held out": len(mixed) - len(rest)} if rest != mixed else {})
     wanted = round(len(first) * share / (1 - share))
     drawn = data.drawn(rest, wanted, seed)
     pairs = everything.pairs.only([*first, *drawn])
@@ -149,6 +156,9 @@ def rm_train(
         micro_batch=micro_batch, save_every=save_every, keep=keep, unit="pairs",
     )  # fmt: skip
     run.settings |= plan.settings()
+    if trees.MULTIPLE % tensor_parallel:
+        problem = f"{tensor_parallel} does not divide {trees.MULTIPLE}, of which a row of pairs is a multiple"
+        raise Fault("--tensor-parallel", problem, "choose a divisor")
     length = plan.targets // plan.batch_size
     layout = planning.Layout(
         plan.batch_size, -(-length // tensor_parallel) * tensor_parallel, plan.micro_batch, precision,
