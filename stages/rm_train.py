@@ -92,6 +92,7 @@ def rm_train(
     from llamactl.artifacts import jsonl, manifest
     from llamactl.artifacts.records import SAFE
     from llamactl.errors import Fault
+    from llamactl.model import trees
     from llamactl.model.config import Size
     from llamactl.model.llama import Llama
     from llamactl.text.judging import Judging
@@ -139,6 +140,9 @@ def rm_train(
         micro_batch=micro_batch, save_every=save_every, keep=keep, unit="pairs",
     )  # fmt: skip
     run.settings |= plan.settings()
+    if trees.MULTIPLE % tensor_parallel:
+        problem = f"{tensor_parallel} does not divide {trees.MULTIPLE}, of which a row of pairs is a multiple"
+        raise Fault("--tensor-parallel", problem, "choose a divisor")
     length = plan.targets // plan.batch_size
     layout = planning.Layout(
         plan.batch_size, -(-length // tensor_parallel) * tensor_parallel, plan.micro_batch, precision,

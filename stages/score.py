@@ -62,8 +62,7 @@ def score(
         for window in judges.verdicts(records, run.refuse):
             for (_, raw, _), case, sides in window:
                 run.noted.update({"records cut": 1, "tokens cut off": case.cut} if case.cut else {})
-                both = sides if len(sides) > 1 else next(iter(sides.values()))
-                writer.write({**raw, "scores": {**raw.get("scores", {}), **both}})
+                writer.write({**raw, "scores": case.scored(sides)})
                 for scores in sides.values():
                     for name, value in scores.items():
                         totals[name] += value

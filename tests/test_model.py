@@ -17,7 +17,7 @@ from llamactl.artifacts import checkpoint
 from llamactl.errors import Fault
 from llamactl.model.cache import Cache
 from llamactl.model.config import Config
-from llamactl.model.llama import Llama, RMSNorm, rotary, rotate
+from llamactl.model.llama import Llama, RMSNorm, Transformer, rotary, rotate
 
 CPU = torch.device("cpu")
 torch.set_num_threads(1)  # faster for small tensors, on a machine that others use as well
@@ -31,9 +31,11 @@ def shape(heads: int, kv_heads: int) -> Config:
     return replace(ODD, dim=12 * heads, heads=heads, kv_heads=kv_heads)
 
 
-def fresh(config: Config, dtype: torch.dtype = torch.float32, seed: int = 1) -> Llama:
+def fresh(
+    config: Config, dtype: torch.dtype = torch.float32, seed: int = 1, kind: type[Transformer] = Llama
+) -> Transformer:
     """A model with weights large enough that attention is not uniform."""
-    model = Llama.create(config, dtype, CPU, seed)
+    model = kind.create(config, dtype, CPU, seed)
     generator = torch.Generator().manual_seed(seed)
     with torch.no_grad():
         for parameter in model.parameters():
@@ -56,18 +58,18 @@ def theirs(model: Llama) -> LlamaForCausalLM:
     return other
 
 
-def written(model: Llama, directory: Path, limit: int | None = None) -> Path:
+def written(model: Transformer, directory: Path, limit: int | None = None, tokenizer: bytes = b"") -> Path:
     """The model as ``pretrain`` writes it; with a limit, in several files."""
     directory.mkdir(exist_ok=True)
     config = model.config.to_hf("float32")
-    checkpoint.save(directory, config, model.hf_state(torch.float32), b"", {}, "")
+    checkpoint.save(directory, config, model.hf_state(torch.float32), tokenizer, {}, "")
     if limit:
         (directory / checkpoint.WEIGHTS).unlink()
         checkpoint._save_weights(directory, model.hf_state(torch.float32), limit)
     return directory
 
 
-def same(a: Llama, b: Llama) -> bool:
+def same(a: Transformer, b: Transformer) -> bool:
     return all(torch.equal(p, q) for p, q in zip(a.parameters(), b.parameters(), strict=True))
 
 

@@ -17,6 +17,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from functools import partial
 from multiprocessing.process import BaseProcess
 from pathlib import Path
@@ -30,14 +31,17 @@ from safetensors.torch import load_file, save_file
 from test_resume import Moment, Pretraining, child
 from torch import Tensor
 
+from llamactl.align import reward
 from llamactl.artifacts.manifest import Run
 from llamactl.artifacts.state import Saver, State
 from llamactl.model import device, sharded
 from llamactl.model.config import Config
-from llamactl.model.llama import Llama
+from llamactl.model.heads import RewardModel
+from llamactl.model.llama import Llama, Transformer
 from llamactl.train import loop, parallel
 from llamactl.train import step as stepping
 from llamactl.train.optim import AdamW
+from llamactl.train.pairs import Pairs, compared
 from llamactl.train.parallel import Job
 from llamactl.train.schedule import Cosine, Plan
 from llamactl.train.step import Loss, Outcome, next_token_loss, take
@@ -63,6 +67,12 @@ class Case(NamedTuple):
     checkpointing: str = "none"
     dtype: str = "fp32"
     bad: int | None = None
+    scored: bool = False  # a reward model, on pairs
+
+    @property
+    def like(self) -> str:
+        """The case of one process that it is compared to."""
+        return "scored" if self.scored else "plain"
 
 
 class Leg(NamedTuple):
@@ -80,6 +90,7 @@ CASES: dict[int, dict[str, Case]] = {
         "plain": Case(),
         "bf16": Case(dtype="bf16"),
         "refused": Case(bad=2),
+        "scored": Case(scored=True),
     },
     2: {
         "shards": Case(),
@@ -96,6 +107,8 @@ CASES: dict[int, dict[str, Case]] = {
         "bf16 tensor": Case(dtype="bf16", tensor=2),
         "refused": Case(bad=2),
         "refused tensor": Case(tensor=2, bad=2),
+        "scored": Case(scored=True, micro_batch=3),
+        "scored, tensor": Case(scored=True, tensor=2, micro_batch=3, checkpointing="full"),
     },
     4: {
         "shards": Case(),
@@ -107,6 +120,7 @@ CASES: dict[int, dict[str, Case]] = {
         "tensor, full": Case(tensor=2, checkpointing="full", micro_batch=2),
         "bf16": Case(dtype="bf16", tensor=2),
         "refused": Case(bad=2, tensor=2),
+        "scored, tensor": Case(scored=True, tensor=2),
     },
 }
 LEGS: dict[int, dict[str, Leg]] = {
@@ -132,9 +146,23 @@ def batch(start: int, size: int) -> Tensor:
     return torch.stack(rows)
 
 
-def made(job: Job, case: Case | Leg, dtype: torch.dtype = torch.float32) -> Llama:
+def pairs() -> Pairs:
+    """Pairs of such sequences, of any length, that have their first ids in common; some have safety labels."""
+    found = Pairs(0)
+    for number in range(BATCH * STEPS):
+        ids = (batch(number, 1)[0, : 9 + number % 16]).tolist()
+        others = batch(1000 + number, 1)[0, : 1 + number % 5].tolist()
+        safe = (1.0, float(number % 2)) if number % 3 else None
+        found.add(ids, [*ids[: number % 7], (ids[number % 7] + 1) % SHAPE.vocab, *others], number % 4 / 3, safe)
+    return found
+
+
+def made(job: Job, case: Case | Leg, dtype: torch.dtype = torch.float32) -> Transformer:
     checkpointing = case.checkpointing if isinstance(case, Case) else "none"
-    return Llama.create(SHAPE, dtype, CPU, 3, partial(job.arrange, checkpointing=checkpointing, compiled=False))
+    arrange = partial(job.arrange, checkpointing=checkpointing, compiled=False)
+    if isinstance(case, Case) and case.scored:
+        return RewardModel.create(replace(SHAPE, scored=True), dtype, CPU, 3, arrange)
+    return Llama.create(SHAPE, dtype, CPU, 3, arrange)
 
 
 def digest(tensor: Tensor) -> str:
@@ -155,18 +183,23 @@ def results(job: Job, case: Case, weights: Path) -> dict[str, Any]:
     )
     optimizer = AdamW(model, Cosine(1e-2, 2, STEPS))
     share, outcomes = job.share(BATCH), []
+    plain: Loss = partial(compared, objective=partial(reward.loss, safety_weight=0.5))
+    plain, data, targets = (
+        (plain, pairs().batch, BATCH) if case.scored else (next_token_loss, batch, BATCH * SHAPE.context)
+    )
+    beside = len(reward.MEASURED) * case.scored
     for step in range(STEPS):
         poisoned = case.bad == step and job.rank == job.world - 1
 
-        def loss_of(model: Llama, ids: Tensor, poisoned: bool = poisoned) -> Tensor:
-            return next_token_loss(model, ids) * (math.nan if poisoned else 1)
+        def loss_of(model: Any, part: Any, poisoned: bool = poisoned) -> Tensor:
+            return plain(model, part) * (math.nan if poisoned else 1)
 
-        ids = batch(step * BATCH + share.first, share.size)
+        part = data(step * BATCH + share.first, share.size)
         seen = take(
-            model, optimizer, loss_of, ids, BATCH * SHAPE.context, case.micro_batch, job,
+            model, optimizer, loss_of, part, targets, case.micro_batch, job,
             tells=lambda: (job.rank == job.world - 1, True, False),
         )  # fmt: skip
-        outcomes.append(Outcome.read(seen))
+        outcomes.append(Outcome.read(seen, beside))
     final = {name: sharded.whole(p).detach().contiguous() for name, p in parameters.items()}
     if job.rank == 0:
         save_file(final, weights)
@@ -174,6 +207,7 @@ def results(job: Job, case: Case, weights: Path) -> dict[str, Any]:
         "losses": [outcome.loss if outcome.applied else None for outcome in outcomes],
         "norms": [outcome.grad_norm if outcome.applied else None for outcome in outcomes],
         "told": [outcome.told for outcome in outcomes],
+        "beside": [outcome.beside for outcome in outcomes],
         "initial": initial, "boxes": boxes, "views": views, "final": {n: digest(t) for n, t in final.items()},
         "share": share, "facts": job.facts(),
     }  # fmt: skip
@@ -314,24 +348,27 @@ def close(a: list[float | None], b: list[float | None], rel: float) -> bool:
 def test_all_processes_see_the_same(many: tuple[int, list[dict[str, Any]]]) -> None:
     world, found = many
     for name in CASES[world]:
-        for key in ("losses", "norms", "told", "initial", "final", "facts"):
+        for key in ("losses", "norms", "told", "beside", "initial", "final", "facts"):
             assert all(other[name][key] == found[0][name][key] for other in found), (name, key)
         assert all(other[name]["views"] for other in found), name
 
 
 def test_initial_weights_are_the_same_to_the_bit(many: tuple[int, list[dict[str, Any]]], one: dict[str, Any]) -> None:
-    for name in CASES[many[0]]:
-        assert many[1][0][name]["initial"] == one["plain"]["initial"], name
+    for name, case in CASES[many[0]].items():
+        assert many[1][0][name]["initial"] == one[case.like]["initial"], name
 
 
 def test_fp32_is_equal_to_rounding(
     many: tuple[int, list[dict[str, Any]]], one: dict[str, Any], directory: Path
 ) -> None:
     """Losses, the norm of the whole gradient, weights: however processes, micro-batches and recomputation are."""
-    wanted = load_file(directory / "1 plain.safetensors")
     for name, found in of_kind(many, lambda case: case.dtype == "fp32" and case.bad is None):
-        assert close(found["losses"], one["plain"]["losses"], 1e-6), name
-        assert close(found["norms"], one["plain"]["norms"], 1e-5), name
+        like = CASES[many[0]][name].like
+        wanted = load_file(directory / f"1 {like}.safetensors")
+        assert close(found["losses"], one[like]["losses"], 1e-5 if like == "scored" else 1e-6), name  # it falls fast
+        assert close(found["norms"], one[like]["norms"], 1e-5), name
+        for ours, theirs in zip(found["beside"], one[like]["beside"], strict=True):
+            assert ours == pytest.approx(theirs, rel=1e-4), name
         for key, tensor in load_file(directory / f"{many[0]} {name}.safetensors").items():
             assert (tensor - wanted[key]).abs().max() < 1e-4, (name, key)  # a hundredth of a step
             assert (tensor - wanted[key]).norm() < 1e-5 * wanted[key].norm(), (name, key)

@@ -4,7 +4,7 @@ import json
 import math
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -21,7 +21,9 @@ from llamactl.errors import Fault
 from llamactl.model.config import Config, size
 from llamactl.model.device import PRECISIONS
 from llamactl.model.functions import BF16_PRODUCTS
-from llamactl.model.llama import Llama
+from llamactl.model.heads import RewardModel
+from llamactl.model.llama import Llama, Transformer
+from llamactl.model.trees import Forest, Tree
 from llamactl.train import optim, planning
 from llamactl.train.parallel import Job
 from llamactl.train.planning import Layout
@@ -90,6 +92,15 @@ def test_what_the_backward_pass_keeps(precision: str, kv_heads: int) -> None:
     """All that autograd saves, by distinct storages: where this fails, ``planning.saved`` has to follow the model."""
     config = replace(MIXED, kv_heads=kv_heads)
     model = Llama.create(config, PRECISIONS[precision], CPU, 0)
+    ids = torch.randint(config.vocab, (8, config.context + 1))
+    found = kept_for_backward(model, lambda: next_token_loss(model, ids))
+    need = planning.memory(config, Layout(8, config.context, 8, precision, on_cpu=True))
+    casts = need.compute if BF16_PRODUCTS else 0  # a CPU without such instructions computes with the weights themselves
+    assert found == pytest.approx(need.activations + need.logits + casts, rel=0.02)
+
+
+def kept_for_backward(model: Transformer, loss_of: Callable[[], torch.Tensor]) -> int:
+    """Bytes that autograd saves, by distinct storages; the model's own weights are none of them."""
     own = {parameter.untyped_storage().data_ptr() for parameter in model.parameters()}
     kept: dict[int, torch.Tensor] = {}
 
@@ -98,14 +109,34 @@ def test_what_the_backward_pass_keeps(precision: str, kv_heads: int) -> None:
             kept[tensor.untyped_storage().data_ptr()] = tensor
         return tensor
 
-    ids = torch.randint(config.vocab, (8, config.context + 1))
     with saved_tensors_hooks(keep, lambda tensor: tensor):
-        loss = next_token_loss(model, ids)
-    need = planning.memory(config, Layout(8, config.context, 8, precision, on_cpu=True))
-    assert loss.isfinite()
-    found = sum(tensor.untyped_storage().nbytes() for tensor in kept.values())
-    casts = need.compute if BF16_PRODUCTS else 0  # a CPU without such instructions computes with the weights themselves
-    assert found == pytest.approx(need.activations + need.logits + casts, rel=0.02)
+        assert loss_of().isfinite().all()
+    return sum(tensor.untyped_storage().nbytes() for tensor in kept.values())
+
+
+def test_what_the_backward_pass_of_a_reward_model_keeps() -> None:
+    """As a language model's of as many tokens, without logits, which were 6 %."""
+    config = replace(MIXED, scored=True)
+    model = RewardModel.create(config, torch.float32, CPU, 0)
+    ids = torch.randint(1, config.vocab, (8, config.context)).tolist()
+    found = kept_for_backward(model, lambda: model.scores(Forest.of([Tree.of([row]) for row in ids], CPU)))
+    need = planning.memory(config, Layout(8, config.context, 8, "fp32", on_cpu=True))
+    assert need.logits == 0
+    assert found == pytest.approx(need.activations, rel=0.02)
+
+
+@pytest.mark.parametrize("name", ["tiny", "7b", "70b"])
+def test_a_reward_model_is_planned_without_a_vocabulary_at_its_head(name: str) -> None:
+    config = size(name).config
+    scored = replace(config, scored=True)
+    for shape, kind in ((config, Llama), (scored, RewardModel)):
+        with torch.device("meta"):
+            assert shape.parameters == sum(parameter.numel() for parameter in kind(shape).parameters())
+    assert config.parameters - scored.parameters == (config.vocab - 1) * config.dim
+    how = layout(name, devices=8)
+    need, language = planning.memory(scored, how), planning.memory(config, how)
+    assert need.weights + need.optimizer == pytest.approx(12 * scored.parameters / 8)
+    assert need.total < language.total
 
 
 @pytest.mark.parametrize("micro_batch", [4, 8])

@@ -7,7 +7,7 @@ from typing import Any, NamedTuple
 import torch
 
 from llamactl.artifacts.jsonl import Found, Refuse
-from llamactl.artifacts.records import to_last_question
+from llamactl.artifacts.records import Comparison, to_last_question
 from llamactl.errors import Fault
 from llamactl.model.heads import RewardModel
 from llamactl.text import judging
@@ -20,15 +20,22 @@ Scores = dict[str, dict[str, float]]  # of one record: by the field an answer st
 
 
 class Case(NamedTuple):
-    """A record ready to be judged: a digest of its prompt, and its answers by the context they are cut to."""
+    """A record ready to be judged: a digest of its prompt, its answers by the context they are cut to, its scores."""
 
     prompt: bytes
     sides: dict[int, dict[str, Judged]]
+    earlier: dict[str, Any]  # what it has been given already
 
     @property
     def cut(self) -> int:
         """Ids that the model of the shortest context does not see."""
         return max(sum(one.cut for one in sides.values()) for sides in self.sides.values())
+
+    def scored(self, found: Scores) -> dict[str, Any]:
+        """All its scores, those ``found`` in place of earlier ones of their names: one answer's, or each side's."""
+        if len(found) == 1:
+            return {**self.earlier, **next(iter(found.values()))}
+        return {**self.earlier, **{field: {**self.earlier.get(field, {}), **new} for field, new in found.items()}}
 
 
 class Verdict(NamedTuple):
@@ -80,7 +87,14 @@ class Judges:
         prompt = record.prompt if hasattr(record, "prompt") else to_last_question(record.turns)
         contexts = {how.context: how for how in self._how.values()}
         sides = {context: judging.sides(found, self._tokenizer, how) for context, how in contexts.items()}
-        return Case(judging.prompt_key(prompt), sides)
+        earlier = found.raw.get("scores", {})
+        places = {"scores": earlier}
+        if isinstance(record, Comparison) and isinstance(earlier, dict):
+            places |= {f"scores.{field}": earlier.get(field, {}) for field in next(iter(sides.values()))}
+        for place, value in places.items():
+            if not isinstance(value, dict):
+                raise Fault(f"{found.where}: {place}", "is no object of scores by name")
+        return Case(judging.prompt_key(prompt), sides, earlier)
 
     def verdicts(self, records: Iterable[Found[Any]], refuse: Refuse) -> Iterator[list[Verdict]]:
         """Records with their scores, in order, ``WINDOW`` at a time; one that cannot be judged is refused."""

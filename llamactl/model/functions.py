@@ -185,7 +185,10 @@ class Documents(NamedTuple):
     def gathered(self, x: Tensor) -> Tensor:
         """Keys or values ``[B, T, K, E]`` as the documents attend to them, ``[1, M, K, E]``."""
         x = x.flatten(0, 1)
-        return (x if self.keys is None else x[self.keys])[None]
+        if self.keys is None:
+            return x[None]
+        # their gradients add up in an order that does not change: by these on a CPU, by indexing on a GPU
+        return (x.index_select(0, self.keys) if x.device.type == "cpu" else x[self.keys])[None]
 
     def mask(self) -> Tensor:
         """Which places of a row attend to which, ``[B, T, T]``."""

@@ -86,7 +86,7 @@ class Comparisons:
 
     def read(self, names: Sequence[str], hold_out: HoldOut | None = None, apart: Iterable[int] = ()) -> list[int]:
         """The numbers of the pairs in some files; none may have a prompt of those ``apart``."""
-        run, first = self._run, len(self.pairs)
+        run, first, length = self._run, len(self.pairs), 0
         never = {self.prompts[number] for number in apart}
         with ui.Working(f"read {', '.join(names)}", None, "comparisons") as bar:
             for found in jsonl.read(names, Comparison, refuse=run.refuse, max_line=self._max_line):
@@ -110,7 +110,8 @@ class Comparisons:
                     hold_out.offer(key, Held(len(self.pairs), name, orjson.dumps(found.raw)))
                 self.prompts.append(short)
                 self.pairs.add(chosen.ids, rejected.ids, margin, safe)
-                bar.advance(tokens=self.pairs.tokens)
+                length += len(chosen.ids) + len(rejected.ids)
+                bar.advance(tokens=length)
         if len(self.pairs) == first:
             raise Fault(", ".join(names), "holds no comparison to learn from", "look at what was skipped")
         return list(range(first, len(self.pairs)))
@@ -126,22 +127,32 @@ class Comparisons:
         tested = self.read(evaluation) if evaluation else []
         first = self.read(names, aside if hold_out else None, apart=tested)
         held = aside.held()
+        if hold_out and not held:
+            raise Fault("--hold-out", f"{hold_out:g} sets no prompt aside with all of its comparisons", "hold out more")
         tested = tested or [one.number for one in held]
         first = self._without(first, tested)
         if not first:
             raise Fault("--hold-out", f"{hold_out:g} leaves nothing to train on", "hold out less")
-        rest = self._without(self.read(others), tested) if others else []
+        mixed = self.read(others) if others else []
+        rest = self._without(mixed, tested)
+        if left_out := len(mixed) - len(rest):
+            self._run.noted["comparisons of --mix left out: their prompt is held out"] += left_out
         wanted = round(len(first) * share / (1 - share)) if others else 0
-        key = int.from_bytes(sha256(b"%d mix" % self.pairs.seed).digest()[:8], "little")
-        drawn = [rest[shuffled(number, len(rest), key)] for number in range(min(wanted, len(rest)))]
+        some = drawn(rest, wanted, self.pairs.seed)
         return Mixture(
-            self.pairs.only([*first, *drawn]), self.pairs.only(tested), held, len(first), len(drawn), len(rest), wanted
+            self.pairs.only([*first, *some]), self.pairs.only(tested), held, len(first), len(some), len(rest), wanted
         )
 
     def _without(self, numbers: Iterable[int], held: Iterable[int]) -> list[int]:
         """Those of ``numbers`` whose prompt is none of the held ones'."""
         prompts = {self.prompts[number] for number in held}
         return [number for number in numbers if self.prompts[number] not in prompts]
+
+
+def drawn(rest: Sequence[int], count: int, seed: int) -> list[int]:
+    """So many of ``rest``, uniformly, each at most once."""
+    key = int.from_bytes(sha256(b"%d mix" % seed).digest()[:8], "little")
+    return [rest[shuffled(number, len(rest), key)] for number in range(min(count, len(rest)))]
 
 
 class Mixture(NamedTuple):
