@@ -149,6 +149,23 @@ def test_a_score_does_not_depend_on_what_else_is_scored(at_once: int, monkeypatc
         assert ours[::-1] == pytest.approx(wanted, abs=1e-5)
 
 
+def test_no_more_is_judged_at_once_than_memory_is_planned_for(monkeypatch: pytest.MonkeyPatch) -> None:
+    """However many answers there are to one prompt."""
+    monkeypatch.setattr(heads, "BATCH_TOKENS", 48)
+    model, places = reward_model(), []
+
+    def seen(forest: Forest) -> torch.Tensor:
+        places.append(forest.tokens.numel())
+        return RewardModel.scores(model, forest)
+
+    monkeypatch.setattr(model, "scores", seen)
+    answers = [[1, 5, 6, number, 2] for number in range(7, 40)]
+    found = model.judge([answers])[0]
+    assert len(places) > 1
+    assert max(places) <= 48
+    assert found == pytest.approx(scores(reward_model(), answers).tolist(), abs=1e-5)
+
+
 def test_equal_answers_have_equal_scores() -> None:
     one, other = [1, 5, 6, 2], [1, 5, 7, 2]
     first, second, third, fourth = reward_model().judge([[one, other, one, other]])[0]

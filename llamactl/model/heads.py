@@ -1,6 +1,6 @@
 """Reward models (paper, section 3.2.2): a Llama whose head gives one number, an answer's score at its last token."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Self, cast
@@ -46,19 +46,16 @@ class RewardModel(Transformer):
 
     @torch.inference_mode()
     def judge(self, groups: Sequence[Sequence[Sequence[int]]]) -> list[list[float]]:
-        """Scores of groups of sequences that begin alike, some groups at a time, the longest first."""
+        """Scores of groups of sequences that begin alike, about ``BATCH_TOKENS`` at a time, the longest first."""
         device = self.norm.weight.device
-        trees = [Tree.of(list(dict.fromkeys(map(tuple, group)))) for group in groups]
-        found: list[dict[tuple[int, ...], float]] = [{} for _ in groups]
-        order = sorted(range(len(groups)), key=lambda number: -trees[number].places)
-        while order:
-            size = max(1, BATCH_TOKENS // trees[order[0]].places)
-            some, order = order[:size], order[size:]
-            scores = iter(self.scores(Forest.of([trees[number] for number in some], device)).tolist())
-            for number in some:
-                for branch in trees[number].branches:
-                    found[number][(*trees[number].stem, *branch)] = next(scores)
-        return [[scores[tuple(one)] for one in group] for group, scores in zip(groups, found, strict=True)]
+        trees = sorted((tree for group in groups for tree in _trees(group)), key=lambda tree: -tree.places)
+        found: dict[tuple[int, ...], float] = {}
+        while trees:
+            size = max(1, BATCH_TOKENS // trees[0].places)
+            some, trees = trees[:size], trees[size:]
+            sequences = ((*tree.stem, *branch) for tree in some for branch in tree.branches)
+            found.update(zip(sequences, self.scores(Forest.of(some, device)).tolist(), strict=True))
+        return [[found[tuple(sequence)] for sequence in group] for group in groups]
 
     @classmethod
     def begun(
@@ -70,3 +67,17 @@ class RewardModel(Transformer):
         model.fill(path, without=SCORE, beside="lm_head.weight")
         sharded.local(model.score.weight).zero_()
         return model
+
+
+def _trees(group: Sequence[Sequence[int]]) -> Iterator[Tree]:
+    """Sequences that begin alike as trees, each sequence once; one of more than ``BATCH_TOKENS`` is several."""
+    some: list[tuple[int, ...]] = []
+    length = 0
+    for sequence in dict.fromkeys(map(tuple, group)):
+        if some and length + len(sequence) > BATCH_TOKENS:
+            yield Tree.of(some)
+            some, length = [], 0
+        some.append(sequence)
+        length += len(sequence)
+    if some:
+        yield Tree.of(some)
