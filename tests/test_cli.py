@@ -307,8 +307,9 @@ def test_a_worker_that_the_system_has_killed(tmp_path: Path, tokenizer_path: Pat
         os.kill(int(children.read_text().split()[-1]), signal.SIGKILL)
         _, stderr = process.communicate(timeout=180)
     assert process.returncode == 1
-    assert stderr.decode().splitlines()[-1].startswith("llamactl: ")  # on a busy machine progress comes before
-    assert len(stderr.splitlines()) == 1
+    *progress, last = stderr.decode().splitlines()
+    assert last.startswith("llamactl: ")
+    assert all("=" in line for line in progress)  # on a busy machine it comes before
     assert list(tmp_path.iterdir()) == []
 
 

@@ -12,7 +12,8 @@ from collections import Counter, deque
 from collections.abc import Iterable, Iterator
 from concurrent.futures import Future, ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
-from multiprocessing import get_context
+from multiprocessing import active_children, get_context
+from multiprocessing.process import BaseProcess
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -87,6 +88,19 @@ def _work(block: Block, reading: corpus.Reading) -> Encoded:
     return encode_block(_tokenizer, block, reading)
 
 
+def _result(future: "Future[Encoded]", processes: Iterable[BaseProcess]) -> Encoded:
+    """What a worker has sent. Where one was killed while it sent, the pool waits for ever for the rest of that, as long
+    as the others could send it: so they are killed as well, and the pool finds itself broken.
+    """
+    while True:
+        try:
+            return future.result(timeout=1.0)
+        except TimeoutError:
+            if not all(process.is_alive() for process in processes):
+                for process in processes:
+                    process.kill()
+
+
 def encode_corpus(
     blocks: Iterable[Block], tokenizer: Tokenizer, reading: corpus.Reading, workers: int | None = None
 ) -> Iterator[Encoded]:
@@ -96,16 +110,18 @@ def encode_corpus(
         yield from (encode_block(tokenizer, block, reading) for block in blocks)
         return
     context = get_context("fork" if hasattr(os, "fork") else "spawn")
-    start = (tokenizer.proto, os.getpid())
+    start, others = (tokenizer.proto, os.getpid()), active_children()
+    processes: list[BaseProcess] = []
     with ProcessPoolExecutor(workers, context, _start_worker, start) as pool:
         under_way: deque[Future[Encoded]] = deque()
         try:
             for block in blocks:
                 under_way.append(pool.submit(_work, block, reading))
+                processes = processes or [child for child in active_children() if child not in others]
                 if len(under_way) >= AHEAD * workers:
-                    yield under_way.popleft().result()
+                    yield _result(under_way.popleft(), processes)
             while under_way:
-                yield under_way.popleft().result()
+                yield _result(under_way.popleft(), processes)
         except BrokenProcessPool:
             raise Fault("tokenize", "a worker process was killed (out of memory?)", "use fewer --workers") from None
         finally:
