@@ -88,9 +88,9 @@ def _work(block: Block, reading: corpus.Reading) -> Encoded:
     return encode_block(_tokenizer, block, reading)
 
 
-def _result(future: "Future[Encoded]", processes: Iterable[BaseProcess]) -> Encoded:
+def _result(future: "Future[Encoded]", processes: Iterable[BaseProcess], pool: ProcessPoolExecutor) -> Encoded:
     """What a worker has sent. Where one was killed while it sent, the pool waits for ever for the rest of that, as long
-    as the others could send it: so they are killed as well, and the pool finds itself broken.
+    as anybody could send it, itself included: so nobody can any more, and the pool finds itself broken.
     """
     while True:
         try:
@@ -99,6 +99,7 @@ def _result(future: "Future[Encoded]", processes: Iterable[BaseProcess]) -> Enco
             if not all(process.is_alive() for process in processes):
                 for process in processes:
                     process.kill()
+                pool._result_queue._writer.close()  # type: ignore[attr-defined]
 
 
 def encode_corpus(
@@ -119,9 +120,9 @@ def encode_corpus(
                 under_way.append(pool.submit(_work, block, reading))
                 processes = processes or [child for child in active_children() if child not in others]
                 if len(under_way) >= AHEAD * workers:
-                    yield _result(under_way.popleft(), processes)
+                    yield _result(under_way.popleft(), processes, pool)
             while under_way:
-                yield _result(under_way.popleft(), processes)
+                yield _result(under_way.popleft(), processes, pool)
         except BrokenProcessPool:
             raise Fault("tokenize", "a worker process was killed (out of memory?)", "use fewer --workers") from None
         finally:
