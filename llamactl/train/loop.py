@@ -71,7 +71,7 @@ def _prefetched(
         coming = read(first)
         for number in count(first):
             part, coming = coming.result(), read(number + 1)
-            if job.device.type == "cuda":
+            if job.device.type == "cuda" and isinstance(part, Tensor):  # packs and pairs are little to copy
                 part = part.pin_memory()
             whole = targets(number * plan.batch_size, plan.batch_size) if targets else plan.targets
             yield part.to(job.device, non_blocking=True), whole

@@ -90,10 +90,6 @@ class Packed(NamedTuple):
     apart: bool  # whether examples do not see each other
     device: torch.device = torch.device("cpu")
 
-    def pin_memory(self) -> Self:
-        """As a tensor's; there is little to copy."""
-        return self
-
     def to(self, device: torch.device, non_blocking: bool = False) -> Self:
         """To be trained on there."""
         return self._replace(device=device)

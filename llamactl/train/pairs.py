@@ -38,10 +38,6 @@ class Compared(NamedTuple):
     pairs: tuple[Pair, ...]
     device: torch.device = torch.device("cpu")
 
-    def pin_memory(self) -> Self:
-        """As a tensor's; there is little to copy."""
-        return self
-
     def to(self, device: torch.device, non_blocking: bool = False) -> Self:
         """To be trained on there."""
         return self._replace(device=device)
