@@ -37,6 +37,7 @@ def chat(
     from llamactl.errors import Fault
     from llamactl.model import device as devices
     from llamactl.model import generate as sampler
+    from llamactl.model.drawing import Sampling
     from llamactl.model.llama import Llama
     from llamactl.text import conversation, dialogue
     from llamactl.text.tokenizer import Tokenizer
@@ -49,7 +50,7 @@ def chat(
     talk.begin(system, "--system")
     manifest.described("model", str(model))  # its bytes are held against its run.json
     network = Llama.load(model, target, devices.PRECISIONS[precision or stored])
-    sampling = sampler.Sampling(temperature, top_p, top_k, max_new_tokens, seed)
+    sampling = Sampling(top_p, top_k, max_new_tokens, seed)
 
     def show(text: str) -> None:
         with jsonl.reader_may_leave():
@@ -77,7 +78,7 @@ def chat(
             earlier = f"{seen.left_out:,} of the {talk.pairs - 1:,} earlier pairs"
             ui.warn(ui.dim(f"the context is full: the model does not see the oldest {earlier}"))
         try:
-            for piece in talk.hear(sampler.decode(network, [sampler.Request(seen.ids, 0)], sampling)):
+            for piece in talk.hear(sampler.decode(network, [sampler.Request(seen.ids, (temperature,))], sampling)):
                 show(piece)
         except KeyboardInterrupt:
             if not terminal:

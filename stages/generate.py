@@ -49,6 +49,7 @@ def generate(
     from llamactl.errors import Fault
     from llamactl.model import device as devices
     from llamactl.model import generate as sampler
+    from llamactl.model.drawing import Sampling
     from llamactl.model.llama import Llama
     from llamactl.text import asking, dialogue
     from llamactl.text.tokenizer import Tokenizer
@@ -65,7 +66,7 @@ def generate(
     tokenizer.fitting(config.vocab, model)
     network = Llama.load(model, target, devices.PRECISIONS[precision or stored])
     run.device = devices.title(target)
-    sampling = sampler.Sampling(temperature, top_p, top_k, max_new_tokens, seed)
+    sampling = Sampling(top_p, top_k, max_new_tokens, seed)
     if temperature == 0 and k > 1:
         ui.warn(f"--temperature 0 is greedy: the {k} samples of a prompt are all one")
 
@@ -82,19 +83,19 @@ def generate(
             run.refuse(fault)
     if any(one.text is None for one in asked) and (problem := dialogue.stranger(model)):
         ui.warn(f"{model}: {problem}")
-    requests = [sampler.Request(one.ids, index) for one in asked for index in range(k)]
+    requests = [sampler.Request(one.ids, (temperature,) * k) for one in asked]
 
     if text is not None and k == 1 and out is None and sys.stdout and sys.stdout.isatty():
         for piece in asking.streamed(asked[0], sampler.decode(network, requests, sampling), tokenizer):
             print(piece, end="", flush=True)
         print()
         return
-    with run.records() as writer, ui.Working("generate", len(requests), "samples") as bar:
-        for number, answer in enumerate(sampler.generate(network, requests, sampling)):
-            one = asked[number // k]
-            how = {"temperature": temperature, "top_p": top_p, "top_k": top_k, "seed": seed, "index": number % k}
-            writer.write(one.sample(answer.ids, tokenizer) | {
-                "sampling": how, "model": str(model), "finish": "stop" if answer.stopped else "length",
-            })  # fmt: skip
-            run.done.update(samples=1, tokens=len(answer.ids))
-            bar.advance(1, tokens=run.done["tokens"])
+    with run.records() as writer, ui.Working("generate", k * len(requests), "samples") as bar:
+        for one, answers in zip(asked, sampler.generate(network, requests, sampling), strict=True):
+            for index, answer in enumerate(answers):
+                how = {"temperature": temperature, "top_p": top_p, "top_k": top_k, "seed": seed, "index": index}
+                writer.write(one.sample(answer.ids, tokenizer) | {
+                    "sampling": how, "model": str(model), "finish": "stop" if answer.stopped else "length",
+                })  # fmt: skip
+                run.done.update(samples=1, tokens=len(answer.ids))
+            bar.advance(len(answers), tokens=run.done["tokens"])

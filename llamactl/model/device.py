@@ -74,6 +74,13 @@ def memory(device: torch.device) -> int:
     return os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
 
 
+def free_memory(device: torch.device) -> int:
+    """Bytes that nobody uses."""
+    if device.type == "cuda":
+        return int(torch.cuda.mem_get_info(device)[0])
+    return int(Path("/proc/meminfo").read_text().partition("MemAvailable:")[2].split()[0]) * 1024
+
+
 def peak_memory(device: torch.device) -> int:
     """Bytes at the peak so far: of the allocator on a GPU, of the process on a CPU."""
     if device.type == "cuda":

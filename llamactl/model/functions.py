@@ -50,7 +50,7 @@ class _WideLinear(torch.autograd.Function):
 
 def linear(x: Tensor, weight: Tensor) -> Tensor:
     """x W^T, ``[..., D]`` and ``[V, D]`` to ``[..., V]``, in the dtype of x."""
-    if product_dtype(x) != x.dtype:
+    if product_dtype(x) != x.dtype and x.numel() > x.shape[-1]:  # one row goes as fast as the weights can be read
         return cast(Tensor, _WideLinear.apply(x, weight))  # type: ignore[no-untyped-call]
     return F.linear(x, weight.to(x.dtype))
 

@@ -1,134 +1,293 @@
-"""Sampling from a model, with a key/value cache, many prompts at once.
+"""Sampling from a model: many prompts, several samples of each, as many at once as the cache has places for.
 
-What is random is settled before anything is computed: sample ``index`` of a prompt draws from a stream of numbers that
-is a function of (seed, prompt, index), so it does not matter in which batch, order or shard it is made.
+A prompt is computed once; its keys and values serve all of its samples. The place of a sample that has ended is taken
+by the next one at once. Which tokens a sample draws is a function of (seed, prompt, index): in fp32 it does not matter
+what else is sampled beside it, in which order, or how many (``drawing`` says how).
 """
 
-import hashlib
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
-from typing import NamedTuple
+import math
+from collections import deque
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass, field
+from itertools import islice
+from typing import NamedTuple, cast
 
-import numpy as np
 import torch
 from torch import Tensor
 
-from llamactl.model.cache import Cache
+from llamactl import ui
+from llamactl.errors import Fault
+from llamactl.model import device as devices
+from llamactl.model import drawing
+from llamactl.model.cache import Cache, Size, Step
+from llamactl.model.config import Config
+from llamactl.model.drawing import Drawing, Sampling
+from llamactl.model.functions import product_dtype
 from llamactl.model.llama import Llama
 from llamactl.text.tokenizer import EOS
 
-BATCH_TOKENS = 32_768  # tokens of cache in one batch: rows x (longest prompt + longest answer)
+AHEAD = 256  # prompts that are looked at together, to compute long ones with long ones
+PLACES = {"cpu": 64, "cuda": 512}  # samples at once: more make matrix products no faster
+READ = 4096  # tokens of prompts computed at once
+ROUND = 64  # tokens: a cache is made for prompts up to a multiple of so many
 
 
-class Sampling(NamedTuple):
-    """How tokens are chosen. ``temperature`` 0 is greedy; ``top_k`` 0 and ``top_p`` 1 leave the distribution whole."""
+class Request(NamedTuple):
+    """A prompt to go on from, and the temperature of each of its samples."""
 
-    temperature: float
-    top_p: float
-    top_k: int
-    max_new_tokens: int
-    seed: int
-
-
-@dataclass(frozen=True)
-class Request:
-    """One sample to make: the ids it continues, and which of the samples of this prompt it is."""
-
-    ids: list[int]
-    index: int
+    ids: Sequence[int]
+    temperatures: tuple[float, ...]
 
 
 class Answer(NamedTuple):
-    """The ids that were sampled, without EOS, and whether the model ended by itself."""
+    """The ids that were sampled, without EOS; whether the model ended by itself; log p of all of them, EOS's last."""
 
     ids: list[int]
     stopped: bool
+    log_probs: list[float]
 
 
-def uniforms(sampling: Sampling, request: Request) -> np.ndarray[tuple[int], np.dtype[np.float64]]:
-    """The numbers in [0, 1) that one sample draws from: a function of (seed, prompt, index)."""
-    key = hashlib.sha256(f"{sampling.seed} {request.index} ".encode() + np.asarray(request.ids, "<u4").tobytes())
-    stream = np.random.Philox(key=int.from_bytes(key.digest()[:16], "little"))
-    return np.random.Generator(stream).random(sampling.max_new_tokens)
-
-
-def choose(logits: Tensor, u: Tensor, sampling: Sampling) -> Tensor:
-    """Tokens ``[B]`` from logits ``[B, V]`` and uniform numbers ``[B]``, by the inverse of the cumulative distribution.
-
-    Temperature first, then top-k, then top-p (Holtzman et al., 2020), as the reference release does.
-    """
-    if sampling.temperature == 0:
-        return logits.argmax(-1)
-    scaled = (logits.double() - logits.amax(-1, keepdim=True)) / sampling.temperature
-    if 0 < sampling.top_k < logits.shape[-1]:
-        scaled = scaled.masked_fill(scaled < scaled.topk(sampling.top_k, -1).values[:, -1:], float("-inf"))
-    probabilities = scaled.softmax(-1)
-    if sampling.top_p < 1:
-        ranked, order = probabilities.sort(stable=True, dim=-1, descending=True)
-        beyond = ranked.cumsum(-1) - ranked >= sampling.top_p
-        beyond[:, 0] = False
-        probabilities = probabilities.masked_fill(torch.zeros_like(beyond).scatter(-1, order, beyond), 0.0)
-    cumulative = probabilities.cumsum(-1)
-    token = torch.searchsorted(cumulative, u[:, None] * cumulative[:, -1:], right=True)[:, 0]
-    last = logits.shape[-1] - 1 - probabilities.flip(-1).gt(0).int().argmax(-1)  # rounding may point past the end
-    return torch.minimum(token, last)
-
-
-class Drawn(NamedTuple):
-    """One token of one request; ``done`` with its last. ``token`` is EOS where the model ended by itself."""
+class Token(NamedTuple):
+    """One token of a sample; ``done`` with its last. ``token`` is EOS where the model ended by itself."""
 
     request: int
+    sample: int
     token: int
+    log_prob: float
     done: bool
 
 
+@dataclass
+class Prompt:
+    """A prompt under way: its number among the requests, which of its samples are still to begin, and its lane."""
+
+    number: int
+    ids: Sequence[int]
+    temperatures: tuple[float, ...]
+    begun: int = 0
+    ended: int = 0
+    lane: int = -1
+    logits: Tensor | None = None  # of what follows it, [V]
+
+    @property
+    def left(self) -> int:
+        """Samples still to begin."""
+        return len(self.temperatures) - self.begun
+
+
+@dataclass
+class Sample:
+    """A sample under way."""
+
+    prompt: Prompt
+    index: int
+    key: int
+    room: int  # tokens that it may have
+    said: list[int] = field(default_factory=list)
+
+
+def dtype_for(dtype: torch.dtype, device: torch.device, samples: int = 2) -> torch.dtype:
+    """What to load a model in, to draw so many samples at once.
+
+    A CPU without instructions for bf16 multiplies by bf16 weights as fast as it can read them, for one sample; for more
+    they are taken as fp32, which they are exactly.
+    """
+    return dtype if samples == 1 else product_dtype(torch.empty(0, dtype=dtype, device=device))
+
+
+def generate(
+    model: Llama, requests: Iterable[Request], sampling: Sampling, cache_memory: int | None = None
+) -> Iterator[list[Answer]]:
+    """The answers to each request, in order, as soon as they and those before them are there."""
+    under_way: deque[tuple[list[Answer], list[int]]] = deque()  # of each request: answers, and how many are whole
+    first = 0  # the number of the first of them
+
+    def noted() -> Iterator[Request]:
+        for request in requests:
+            under_way.append(([Answer([], False, []) for _ in request.temperatures], [0]))
+            yield request
+
+    for token in decode(model, noted(), sampling, cache_memory):
+        answers, whole = under_way[token.request - first]
+        answer = answers[token.sample]
+        answer.log_probs.append(token.log_prob)
+        if token.token == EOS:
+            answers[token.sample] = answer._replace(stopped=True)
+        else:
+            answer.ids.append(token.token)
+        whole[0] += token.done
+        while under_way and under_way[0][1][0] == len(under_way[0][0]):
+            yield under_way.popleft()[0]
+            first += 1
+
+
 @torch.inference_mode()
-def decode(model: Llama, requests: Sequence[Request], sampling: Sampling) -> Iterator[Drawn]:
-    """Continue all requests as one batch, token by token, in the order in which they are drawn."""
-    device = model.tok_embeddings.weight.device
-    longest = max(len(request.ids) for request in requests)
-    rooms = [min(sampling.max_new_tokens, model.config.context - len(request.ids)) for request in requests]
-    pads = torch.tensor([longest - len(request.ids) for request in requests], device=device)
-    cache = Cache(model.config, len(requests), longest + max(rooms), pads, model.dtype)
-    padded = [[EOS] * (longest - len(request.ids)) + request.ids for request in requests]
-    numbers = torch.tensor(np.stack([uniforms(sampling, request) for request in requests]), device=device)
-    tokens = torch.tensor(padded, device=device)
-    active = list(range(len(requests)))
-    for step in range(max(rooms)):
-        logits = model.logits(model(tokens, cache)[:, -1])
-        chosen = choose(logits, numbers[:, step], sampling)
-        going = []
-        for row, (number, token) in enumerate(zip(active, chosen.tolist(), strict=True)):
-            done = token == EOS or step + 1 >= rooms[number]
-            yield Drawn(number, token, done)
-            if not done:
-                going.append(row)
-        if not going:
-            return
-        if len(going) < len(active):
-            rows = torch.tensor(going, device=device)
-            active, numbers, chosen = [active[row] for row in going], numbers[rows], chosen[rows]
-            cache.select(rows)
-        tokens = chosen[:, None]
+def decode(
+    model: Llama, requests: Iterable[Request], sampling: Sampling, cache_memory: int | None = None
+) -> Iterator[Token]:
+    """All tokens of all samples, as they are drawn. ``cache_memory`` is in bytes, at most half of what is free if None.
+
+    Raises Fault where that cannot hold one sample, and where the scores are no numbers.
+    """
+    numbered, batch = enumerate(requests), None
+    while block := [Prompt(number, *request) for number, request in islice(numbered, AHEAD)]:
+        block.sort(key=lambda prompt: -len(prompt.ids))
+        if batch is None or not batch.holds(block):
+            if batch is not None:
+                yield from batch.run(deque(), to_the_end=True)
+            batch = Batch(model, sampling, block, cache_memory)
+        yield from batch.run(deque(block))
+    if batch is not None:
+        yield from batch.run(deque(), to_the_end=True)
 
 
-def generate(model: Llama, requests: Sequence[Request], sampling: Sampling) -> Iterator[Answer]:
-    """An answer to every request, in order, in batches that keep the cache within ``BATCH_TOKENS``."""
-    start = 0
-    while start < len(requests):
-        end, longest = start, 0
-        while end < len(requests):
-            longest = max(longest, len(requests[end].ids))
-            room = min(longest + sampling.max_new_tokens, model.config.context)
-            if end > start and (end - start + 1) * room > BATCH_TOKENS:
+class Batch:
+    """Samples that are drawn together; those under way stand in the cache's places by their order."""
+
+    def __init__(self, model: Llama, sampling: Sampling, prompts: Sequence[Prompt], cache_memory: int | None) -> None:
+        self._model, self._sampling = model, sampling
+        device = model.norm.weight.device
+        dtype = dtype_for(model.dtype, device)
+        memory = devices.free_memory(device) // 2 if cache_memory is None else cache_memory
+        size = _size(model.config, prompts, sampling, PLACES[device.type], memory, dtype)
+        self._cache = Cache(model.config, size, dtype, device)
+        self._samples: list[Sample] = []
+        self._lanes: list[Prompt] = []
+        self._open: deque[Prompt] = deque()  # those of the lanes that have samples to begin
+
+    def holds(self, prompts: Sequence[Prompt]) -> bool:
+        """Whether there is room for these, too."""
+        size = self._cache.size
+        fits = len(prompts[0].ids) <= size.prompt and _room(self._model.config, prompts, self._sampling) <= size.room
+        return fits and size.places >= min(PLACES[self._cache.device.type], sum(prompt.left for prompt in prompts))
+
+    def run(self, queue: deque[Prompt], to_the_end: bool = False) -> Iterator[Token]:
+        """Draw until all in the queue have begun, or ended."""
+        while True:
+            yield from self._begin(queue)
+            if not (self._samples if to_the_end else queue):
+                return
+            yield from self._go_on()
+
+    def _begin(self, queue: deque[Prompt]) -> Iterator[Token]:
+        """Give free places to new samples, and have these draw their first tokens."""
+        while free := self._cache.size.places - len(self._samples):
+            if not self._open:
+                self._read(queue, free)
+            begun: list[Sample] = []
+            while self._open and len(begun) < free:
+                prompt = self._open[0]
+                some = range(prompt.begun, prompt.begun + min(prompt.left, free - len(begun)))
+                begun += [Sample(prompt, index, *self._own(prompt, index)) for index in some]
+                prompt.begun = some.stop
+                if not prompt.left:
+                    self._open.popleft()
+            if not begun:
+                return
+            logits = torch.stack([cast(Tensor, sample.prompt.logits) for sample in begun])
+            for sample, token in zip(begun, self._drawn(begun, logits), strict=True):
+                if not token.done:
+                    self._samples.append(sample)
+                yield token
+            self._leave_lanes()
+
+    def _own(self, prompt: Prompt, index: int) -> tuple[int, int]:
+        room = min(self._sampling.max_new_tokens, self._model.config.context - len(prompt.ids))
+        return drawing.key(self._sampling.seed, prompt.ids, index), room
+
+    def _read(self, queue: deque[Prompt], wanted: int) -> None:
+        """Compute prompts until there are enough samples to begin, as far as lanes are free."""
+        read: list[Prompt] = []
+        while queue and wanted > 0 and len(self._lanes) + len(read) < self._cache.size.lanes:
+            if read and sum(len(prompt.ids) for prompt in read) + len(queue[0].ids) > READ:
                 break
-            end += 1
-        answers: list[list[int]] = [[] for _ in range(start, end)]
-        stopped = [False] * (end - start)
-        for drawn in decode(model, requests[start:end], sampling):
-            if drawn.token == EOS:
-                stopped[drawn.request] = True
-            else:
-                answers[drawn.request].append(drawn.token)
-        yield from map(Answer, answers, stopped)
-        start = end
+            read.append(queue.popleft())
+            wanted -= read[-1].left
+        if not read:
+            return
+        lengths = [len(prompt.ids) for prompt in read]
+        self._cache.reading(lengths, len(self._lanes))
+        hidden = self._model(self._row([token for prompt in read for token in prompt.ids]), self._cache)
+        logits = self._model.logits(hidden[0, self._row(lengths)[0].cumsum(0) - 1])
+        for prompt, row in zip(read, logits, strict=True):
+            prompt.logits, prompt.lane = row, len(self._lanes)
+            self._lanes.append(prompt)
+        self._open.extend(read)
+
+    def _go_on(self) -> Iterator[Token]:
+        """The next token of each sample; those that end leave their places to the last ones."""
+        samples = self._samples
+        self._cache.going_on(
+            Step(
+                [sample.prompt.lane for sample in samples],
+                [len(sample.prompt.ids) for sample in samples],
+                [len(sample.said) - 1 for sample in samples],
+            )
+        )
+        hidden = self._model(self._row([sample.said[-1] for sample in samples]), self._cache)
+        tokens = list(self._drawn(samples, self._model.logits(hidden[0])))
+        for place in reversed([place for place, token in enumerate(tokens) if token.done]):
+            last = samples.pop()
+            if place < len(samples):
+                samples[place] = last
+                self._cache.move_place(len(samples), place, len(last.said) - 1)
+        self._leave_lanes()
+        yield from tokens
+
+    def _drawn(self, samples: Sequence[Sample], logits: Tensor) -> Iterator[Token]:
+        """A token for each of the samples, by its scores ``[n, V]``."""
+        found = drawing.draw(logits, self._drawing(samples), self._sampling)
+        for sample, token, log_prob, doubtful in zip(samples, *(column.tolist() for column in found), strict=True):
+            if doubtful and self._model.dtype == torch.float32:
+                token, log_prob = self._again(sample)
+            if math.isnan(log_prob):
+                raise Fault("the model", "its scores are no numbers (NaN or infinite)", "look at how it was trained")
+            sample.said.append(token)
+            done = token == EOS or len(sample.said) == sample.room
+            sample.prompt.ended += done
+            yield Token(sample.prompt.number, sample.index, token, log_prob, done)
+
+    def _again(self, sample: Sample) -> tuple[int, float]:
+        """The token and its log p, by scores that are computed from the sample's own ids alone."""
+        hidden = self._model(self._row([*sample.prompt.ids, *sample.said]))
+        found = drawing.draw(self._model.logits(hidden[:, -1]), self._drawing([sample]), self._sampling)
+        return int(found.tokens), float(found.log_probs)
+
+    def _drawing(self, samples: Sequence[Sample]) -> Drawing:
+        facts = [(sample.prompt.temperatures[sample.index], sample.key, len(sample.said)) for sample in samples]
+        return Drawing.of(facts, self._cache.device)
+
+    def _row(self, numbers: Sequence[int]) -> Tensor:
+        return torch.tensor([numbers]).to(self._cache.device, non_blocking=True)
+
+    def _leave_lanes(self) -> None:
+        """Free the lanes of prompts whose samples have all ended, and have the last ones move up."""
+        for lane in reversed([lane for lane, one in enumerate(self._lanes) if one.ended == len(one.temperatures)]):
+            last = self._lanes.pop()
+            if lane < len(self._lanes):
+                self._lanes[lane] = last
+                self._cache.move_lane(last.lane, lane)
+                last.lane = lane
+
+
+def _room(config: Config, prompts: Sequence[Prompt], sampling: Sampling) -> int:
+    """Tokens that the longest answer to one of them may have."""
+    return min(sampling.max_new_tokens, config.context - min(len(prompt.ids) for prompt in prompts))
+
+
+def _size(
+    config: Config, prompts: Sequence[Prompt], sampling: Sampling, places: int, memory: int, dtype: torch.dtype
+) -> Size:
+    """Of a cache for these prompts, the longest one first, and more of their kind, within so many bytes."""
+    longest = min(-(-len(prompts[0].ids) // ROUND) * ROUND, config.context)
+    fewest = min(prompt.left for prompt in prompts)
+    places = min(places, sum(prompt.left for prompt in prompts))
+    while True:
+        lanes = min(places, 2 * -(-places // fewest))  # prompts that have nearly ended stand beside new ones
+        size = Size(lanes, longest, places, _room(config, prompts, sampling))
+        if (needed := size.bytes(config, dtype)) <= memory:
+            return size
+        if places == 1:
+            problem = f"{ui.size(memory)} cannot hold one sample: {ui.size(needed)} are needed"
+            raise Fault("--cache-memory", problem, "give it more, or fewer --max-new-tokens")
+        places = min(places - 1, places * memory // needed) or 1

@@ -101,16 +101,12 @@ class Attention(nn.Module):
         cos: Tensor,
         sin: Tensor,
         cache: Cache | None,
-        mask: Tensor | None,
         documents: Documents | None,
     ) -> Tensor:
         batch, time, _ = x.shape
         q, k, v = (w(x).view(batch, time, -1, self.head_dim) for w in (self.wq, self.wk, self.wv))
         q, k = rotate(q, cos, sin), rotate(k, cos, sin)
-        if cache is None:
-            mixed = functions.causal_attention(q, k, v, documents)
-        else:
-            mixed = functions.attention(q, *cache.extend(self.layer, k, v), mask)
+        mixed = functions.causal_attention(q, k, v, documents) if cache is None else cache.attend(self.layer, q, k, v)
         return cast(Tensor, self.wo(mixed.reshape(batch, time, -1)))
 
 
@@ -143,10 +139,9 @@ class Block(nn.Module):
         cos: Tensor,
         sin: Tensor,
         cache: Cache | None,
-        mask: Tensor | None,
         documents: Documents | None,
     ) -> Tensor:
-        x = x + self.attention(self.attention_norm(x), cos, sin, cache, mask, documents)
+        x = x + self.attention(self.attention_norm(x), cos, sin, cache, documents)
         return cast(Tensor, x + self.feed_forward(self.ffn_norm(x)))
 
 
@@ -165,23 +160,20 @@ class Transformer(nn.Module):
         self.norm = RMSNorm(config.dim, config.norm_eps)
 
     def forward(self, tokens: Tensor, cache: Cache | None = None, documents: Documents | None = None) -> Tensor:
-        """Hidden states ``[B, T, D]`` of tokens ``[B, T]``; with a cache, of the tokens that follow those in it.
+        """Hidden states ``[B, T, D]`` of tokens ``[B, T]``; with a cache, of the tokens that it has been told of.
 
         Each row is one document, or several that do not see each other.
         """
-        time, mask = tokens.shape[1], None
         if cache is not None:
-            positions, mask = cache.positions(time), cache.mask(time)
+            positions = cache.positions
         elif documents is not None:
             positions = documents.positions
         else:
-            positions = torch.arange(time, device=tokens.device)
+            positions = torch.arange(tokens.shape[1], device=tokens.device)
         cos, sin = rotary(positions, self.config.head_dim, self.config.rope_theta)
         x = self.tok_embeddings(tokens).to(self.dtype)
         for block in self.layers:
-            x = block(x, cos, sin, cache, mask, documents)
-        if cache is not None:
-            cache.length += time
+            x = block(x, cos, sin, cache, documents)
         return cast(Tensor, self.norm(x))
 
     def fresh(self, seed: int) -> Iterator[tuple[str, Tensor]]:

@@ -131,10 +131,10 @@ class Job:
         assert self.mesh is not None
         mesh = self.mesh["tensor"]
         between = Shard(1)  # between the matrix products, activations [B, T, D] are cut over T
-        gathered = partial(PrepareModuleInput, desired_input_layouts=(Replicate(), *[None] * 5))
+        gathered = partial(PrepareModuleInput, desired_input_layouts=(Replicate(), *[None] * 4))
         layer = {
             "attention_norm": SequenceParallel(),
-            "attention": gathered(input_layouts=(between, *[None] * 5)),
+            "attention": gathered(input_layouts=(between, *[None] * 4)),
             **{f"attention.{name}": ColwiseParallel() for name in ("wq", "wk", "wv")},
             "attention.wo": RowwiseParallel(output_layouts=between),
             "ffn_norm": SequenceParallel(),
