@@ -46,13 +46,13 @@ class Cache:
     """
 
     def __init__(self, config: Config, size: Size, dtype: torch.dtype, device: torch.device) -> None:
-        def empty(count: int, tokens: int) -> list[Tensor]:
+        def zeros(count: int, tokens: int) -> list[Tensor]:  # what is masked must be numbers, or 0 times it is none
             shape = (count, config.kv_heads, tokens, config.head_dim)
-            return [torch.empty(shape, dtype=self.dtype, device=device) for _ in range(config.layers)]
+            return [torch.zeros(shape, dtype=self.dtype, device=device) for _ in range(config.layers)]
 
         self.size, self.dtype, self.device = size, dtype, device
-        self._prompts = empty(size.lanes, size.prompt), empty(size.lanes, size.prompt)
-        self._said = empty(size.places, size.room), empty(size.places, size.room)
+        self._prompts = zeros(size.lanes, size.prompt), zeros(size.lanes, size.prompt)
+        self._said = zeros(size.places, size.room), zeros(size.places, size.room)
         self._documents: Documents | None = None
 
     # -- what is computed next

@@ -111,7 +111,7 @@ def draw(logits: Tensor, drawing: Drawing, sampling: Sampling) -> Drawn:
             likeliest = _likeliest(weights, error)
             tokens, doubtful = (torch.where(greedy, *pair) for pair in zip(likeliest, (tokens, doubtful), strict=True))
     chances = weights.gather(1, tokens[:, None]) / totals
-    return Drawn(tokens, chances[:, 0].log(), doubtful | ~totals[:, 0].isfinite())
+    return Drawn(tokens, chances[:, 0].log(), doubtful)
 
 
 def _likeliest(weights: Tensor, error: Tensor) -> tuple[Tensor, Tensor]:

@@ -238,10 +238,10 @@ class Batch:
         """A token for each of the samples, by its scores ``[n, V]``."""
         found = drawing.draw(logits, self._drawing(samples), self._sampling)
         for sample, token, log_prob, doubtful in zip(samples, *(column.tolist() for column in found), strict=True):
-            if doubtful and self._model.dtype == torch.float32:
-                token, log_prob = self._again(sample)
             if math.isnan(log_prob):
                 raise Fault("the model", "its scores are no numbers (NaN or infinite)", "look at how it was trained")
+            if doubtful and self._model.dtype == torch.float32:
+                token, log_prob = self._again(sample)
             sample.said.append(token)
             done = token == EOS or len(sample.said) == sample.room
             sample.prompt.ended += done
