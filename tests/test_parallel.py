@@ -16,7 +16,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import replace
 from functools import partial
 from multiprocessing.process import BaseProcess
@@ -30,12 +30,15 @@ from conftest import SERVER
 from safetensors.torch import load_file, save_file
 from test_resume import Moment, Pretraining, child
 from torch import Tensor
+from torch.distributed.tensor import DTensor
 
 from llamactl.align import reward
 from llamactl.artifacts.manifest import Run
 from llamactl.artifacts.state import Saver, State
 from llamactl.model import device, sharded
 from llamactl.model.config import Config
+from llamactl.model.drawing import Sampling
+from llamactl.model.generate import Request, generate
 from llamactl.model.heads import RewardModel
 from llamactl.model.llama import Llama, Transformer
 from llamactl.train import loop, parallel
@@ -181,6 +184,7 @@ def results(job: Job, case: Case, weights: Path) -> dict[str, Any]:
     views = all(  # what is local is the part of the whole that its box says
         torch.equal(sharded.local(p), sharded.box(p).of(sharded.whole(p))) for p in parameters.values()
     )
+    samples = sampled(job, model) if isinstance(model, Llama) else []
     optimizer = AdamW(model, Cosine(1e-2, 2, STEPS))
     share, outcomes = job.share(BATCH), []
     plain: Loss = partial(compared, objective=partial(reward.loss, safety_weight=0.5))
@@ -209,8 +213,20 @@ def results(job: Job, case: Case, weights: Path) -> dict[str, Any]:
         "told": [outcome.told for outcome in outcomes],
         "beside": [outcome.beside for outcome in outcomes],
         "initial": initial, "boxes": boxes, "views": views, "final": {n: digest(t) for n, t in final.items()},
-        "share": share, "facts": job.facts(),
+        "share": share, "facts": job.facts(), "samples": samples,
     }  # fmt: skip
+
+
+def sampled(job: Job, model: Llama) -> list[Any]:
+    """Answers of the first process's to all prompts, each process having sampled its own from whole weights."""
+    whole = model.gathered(torch.float32)
+    assert not any(isinstance(parameter, DTensor) for parameter in whole.parameters())
+
+    def answers(mine: Iterable[Request]) -> Iterator[list[Any]]:
+        for found in generate(whole, mine, Sampling(1.0, 0, 8, 0)):
+            yield [[answer.ids, answer.stopped] for answer in found]
+
+    return list(job.divided([Request([1, *range(5, 7 + n % 9), 3 + n % 59], (1.0,) * 3) for n in range(70)], answers))
 
 
 def gone(job: Job, leg: Leg, directory: Path) -> dict[str, Any]:
@@ -351,6 +367,17 @@ def test_all_processes_see_the_same(many: tuple[int, list[dict[str, Any]]]) -> N
         for key in ("losses", "norms", "told", "beside", "initial", "final", "facts"):
             assert all(other[name][key] == found[0][name][key] for other in found), (name, key)
         assert all(other[name]["views"] for other in found), name
+
+
+def test_prompts_are_divided_and_answered_as_by_one(
+    many: tuple[int, list[dict[str, Any]]], one: dict[str, Any]
+) -> None:
+    """From weights that were sharded, and are whole while they are sampled from; 70 prompts are more than a round."""
+    wanted = one["plain"]["samples"]
+    assert len({tuple(ids) for answers in wanted for ids, _ in answers}) > 100
+    for name, found in of_kind(many, lambda case: not case.scored):
+        assert found["samples"] == wanted, name
+    assert not any(other[name]["samples"] for other in many[1][1:] for name in CASES[many[0]])
 
 
 def test_initial_weights_are_the_same_to_the_bit(many: tuple[int, list[dict[str, Any]]], one: dict[str, Any]) -> None:

@@ -55,13 +55,17 @@ def linear(x: Tensor, weight: Tensor) -> Tensor:
     return F.linear(x, weight.to(x.dtype))
 
 
+def _inverse_rms(wide: Tensor, eps: float) -> Tensor:
+    return torch.rsqrt(torch.linalg.vector_norm(wide, dim=-1, keepdim=True).square() / wide.shape[-1] + eps)
+
+
 class _Norm(torch.autograd.Function):
     """RMSNorm that keeps x and one number a row for the backward pass; autograd would keep fp32 copies of x."""
 
     @staticmethod
     def forward(ctx: Any, x: Tensor, weight: Tensor, eps: float) -> Tensor:
         wide = x.float()
-        inverse = torch.rsqrt(torch.linalg.vector_norm(wide, dim=-1, keepdim=True).square() / x.shape[-1] + eps)
+        inverse = _inverse_rms(wide, eps)
         ctx.save_for_backward(x, weight, inverse)
         return (wide * inverse).to(x.dtype) * weight.to(x.dtype)
 
@@ -84,6 +88,9 @@ def rms_norm(x: Tensor, weight: Tensor, eps: float) -> Tensor:
     if torch.compiler.is_compiling() or type(x) is not Tensor:
         wide = x.float()
         return (wide * torch.rsqrt(wide.square().mean(-1, keepdim=True) + eps)).to(x.dtype) * weight.to(x.dtype)
+    if not torch.is_grad_enabled():  # the class would take longer than the numbers of one token
+        wide = x.float()
+        return (wide * _inverse_rms(wide, eps)).to(x.dtype) * weight.to(x.dtype)
     return cast(Tensor, _Norm.apply(x, weight, eps))  # type: ignore[no-untyped-call]
 
 
@@ -103,7 +110,7 @@ class _SwiGLU(torch.autograd.Function):
 
 def swiglu(a: Tensor, b: Tensor) -> Tensor:
     """silu(a) b."""
-    if torch.compiler.is_compiling() or type(a) is not Tensor:
+    if torch.compiler.is_compiling() or type(a) is not Tensor or not torch.is_grad_enabled():
         return F.silu(a) * b
     return cast(Tensor, _SwiGLU.apply(a, b))  # type: ignore[no-untyped-call]
 

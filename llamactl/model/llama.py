@@ -254,6 +254,21 @@ class Transformer(nn.Module):
         model.load_state_dict({name: loaded[name] for name in model.state_dict()}, assign=True)
         return model.eval().requires_grad_(False)
 
+    def gathered(self, dtype: torch.dtype) -> Self:
+        """The whole model for inference, on each process: all have to ask for it. It is freed with its last reference.
+
+        Sampling from sharded weights gathers them anew for each token: some twenty times slower (paper, section 3.2.3).
+        Weights that are whole here, and in ``dtype``, are shared.
+        """
+        with torch.device("meta"):
+            model = type(self)(self.config, dtype)
+        weights = {
+            name: sharded.whole(parameter.detach().to(torch.float32 if name in self.wide else dtype))
+            for name, parameter in self.named_parameters()
+        }
+        model.load_state_dict(weights, assign=True)
+        return model.eval().requires_grad_(False)
+
     def hf_state(self, dtype: torch.dtype) -> Iterator[tuple[str, Later]]:
         """Tensors in ``dtype``, by their Hugging Face names; whole when they are made, which all processes have to."""
         for name, parameter in self.named_parameters():

@@ -9,12 +9,14 @@ replicas x shards. One process has no mesh, and the same code.
 import logging
 import os
 import signal
-from collections.abc import Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from functools import partial
+from itertools import islice
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeVar
 
+import orjson
 import torch
 import torch.distributed as dist
 from torch import Tensor
@@ -37,6 +39,10 @@ from llamactl.model.heads import RewardModel
 from llamactl.model.llama import Llama, Transformer
 from llamactl.train import vocabulary
 from llamactl.train.planning import WHOLE_GRADIENTS
+
+T = TypeVar("T")
+
+ROUND = 32  # items that each process works on before they tell the first one
 
 LOST = (
     "gloo",
@@ -97,6 +103,30 @@ class Job:
     def agreed(self, fine: bool) -> bool:
         """Whether all processes are fine; they wait for each other here."""
         return self.sum(torch.tensor(int(not fine), device=self.device)).item() == 0
+
+    def divided(self, items: Sequence[T], work: Callable[[Iterable[T]], Iterator[Any]]) -> Iterator[Any]:
+        """What comes of items, in order, on the first process; each process works on every ``world``-th.
+
+        ``work`` makes one JSON value of each item, in order. The first process has those of a round when all have.
+        """
+        if self.mesh is None:
+            yield from work(items)
+            return
+        made = work(items[self.rank :: self.world])
+        for start in range(0, len(items), ROUND * self.world):
+            parts = [orjson.loads(part) for part in self._told(orjson.dumps(list(islice(made, ROUND))))]
+            for number in range(min(ROUND * self.world, len(items) - start)):
+                if self.rank == 0:
+                    yield parts[number % self.world][number // self.world]
+
+    def _told(self, mine: bytes) -> list[bytes]:
+        """What each process has to tell."""
+        sizes = torch.zeros(self.world, dtype=torch.int64, device=self.device)
+        sizes[self.rank] = len(mine)
+        room = int(self.sum(sizes).max())
+        told = torch.zeros(self.world, room, dtype=torch.uint8, device=self.device)
+        told[self.rank, : len(mine)] = torch.frombuffer(bytearray(mine), dtype=torch.uint8)
+        return [row[:size].numpy().tobytes() for row, size in zip(self.sum(told).cpu(), sizes.tolist(), strict=True)]
 
     @contextmanager
     def filling(self, run: Run, fresh: bool) -> Iterator[tuple[Path, list[dict[str, Any]]]]:
