@@ -38,11 +38,23 @@ class Step(NamedTuple):
     said: Sequence[int]
 
 
+class Layout(NamedTuple):
+    """A step as it is computed: numbers that decide on the shapes of its tensors, and ``[n]`` for its samples."""
+
+    live: int  # lanes
+    most: int  # samples of one lane
+    far: int  # tokens of a prompt that are attended to, masked or not
+    near: int  # and of a sample
+    spots: Tensor  # which row each sample is of ``live most``; ``live most`` itself for one that stands for none
+    prompts: Tensor
+    said: Tensor
+
+
 class Cache:
     """Keys and values of every layer: of prompts ``[lanes, K, prompt, E]``, of samples ``[places, K, room, E]``.
 
-    It is what a ``Transformer`` is called with: either for whole prompts (``reading``), or for the next token of
-    samples, those of the first places (``going_on``).
+    It is what a ``Transformer`` is called with: either for whole prompts (``read``), or for the next token of samples,
+    those of the first places (``go_on``).
     """
 
     def __init__(self, config: Config, size: Size, dtype: torch.dtype, device: torch.device) -> None:
@@ -57,33 +69,37 @@ class Cache:
 
     # -- what is computed next
 
-    def reading(self, lengths: Sequence[int], first: int) -> None:
+    def read(self, lengths: Sequence[int], first: int) -> None:
         """Whole prompts, one after the other in one row, into the lanes from ``first`` on."""
         self._documents = Documents.of([lengths], self.device)
         self.positions = self._documents.positions
         self._lengths, self._first = lengths, first
 
-    def going_on(self, step: Step) -> None:
-        """The next token of each sample, one after the other in one row."""
-        self._documents = None
-        count, live = len(step.lanes), max(step.lanes) + 1
-        nth, spots = [0] * live, []
+    def layout(self, step: Step, padded: bool) -> Layout:
+        """How to compute a step; ``padded``, so that few shapes come up, with more samples and tokens than it has."""
+        nth = [0] * (max(step.lanes) + 1)
+        places = []
         for lane in step.lanes:
-            spots.append(nth[lane])
+            places.append((lane, nth[lane]))
             nth[lane] += 1
-        self._live, self._most = live, max(nth)
-        self._spots = self._indices([lane * self._most + at for lane, at in zip(step.lanes, spots, strict=True)])
-        self._places = torch.arange(count, device=self.device)
-        self._ends = self._indices(step.said)
-        prompts = self._indices(step.prompts)
-        self.positions = (prompts + self._ends)[None]
-        self._longest = max(step.prompts), max(step.said) + 1
-        far, near = (torch.arange(length, device=self.device) for length in self._longest)
-        unseen = torch.cat((far >= prompts[:, None], near > self._ends[:, None]), -1)
-        self._bias = torch.zeros(unseen.shape, device=self.device).masked_fill_(unseen, -torch.inf)[:, None, None]
+        live, most, far, near, spare = len(nth), max(nth), max(step.prompts), max(step.said) + 1, 0
+        if padded:
+            live, far = self.size.lanes, self.size.prompt
+            most, near = _power(most), min(_power(near), self.size.room)
+            spare = min(_power(len(places)), self.size.places) - len(places)
+        spots = [lane * most + at for lane, at in places] + [live * most] * spare
+        columns = (spots, [*step.prompts, *[0] * spare], [*step.said, *[0] * spare])
+        given = (torch.tensor(column).to(self.device, non_blocking=True) for column in columns)
+        return Layout(live, most, far, near, *given)
 
-    def _indices(self, numbers: Sequence[int]) -> Tensor:
-        return torch.tensor(numbers, dtype=torch.int64).to(self.device, non_blocking=True)
+    def go_on(self, layout: Layout) -> None:
+        """The next token of each sample, one after the other in one row."""
+        self._documents, self._layout = None, layout
+        self.positions = (layout.prompts + layout.said)[None]
+        self._places = torch.arange(len(layout.said), device=self.device)
+        far, near = (torch.arange(length, device=self.device) for length in (layout.far, layout.near))
+        unseen = torch.cat((far >= layout.prompts[:, None], near > layout.said[:, None]), -1)
+        self._bias = torch.zeros(unseen.shape, device=self.device).masked_fill_(unseen, -torch.inf)[:, None, None]
 
     # -- while it is
 
@@ -100,12 +116,11 @@ class Cache:
 
     def _attend_on(self, layer: int, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
         count, heads, width = k.shape
-        far, near = self._longest
-        keys, values = (kept[layer] for kept in self._said)
-        keys[self._places, :, self._ends] = k.to(self.dtype)
-        values[self._places, :, self._ends] = v.to(self.dtype)
-        keys, values = (x.flatten(0, 1)[: count * heads, :near] for x in (keys, values))
-        stems = [kept[layer].flatten(0, 1)[: self._live * heads, :far] for kept in self._prompts]
+        live, far, near = self._layout.live, self._layout.far, self._layout.near
+        for kept, new in zip(self._said, (k, v), strict=True):
+            kept[layer][self._places, :, self._layout.said] = new.to(self.dtype)
+        keys, values = (kept[layer].flatten(0, 1)[: count * heads, :near] for kept in self._said)
+        stems = [kept[layer].flatten(0, 1)[: live * heads, :far] for kept in self._prompts]
         queries = (q.to(self.dtype) * width**-0.5).view(count, heads, -1, width)
         scores = torch.cat(
             (
@@ -121,14 +136,16 @@ class Cache:
 
     def _by_lane(self, x: Tensor) -> Tensor:
         """``[n, K, G, X]`` of samples as rows of products with their prompts, ``[lanes K, most G, X]``."""
-        laid = x.new_zeros(self._live * self._most, *x.shape[1:])
-        laid[self._spots] = x
-        return laid.view(self._live, self._most, *x.shape[1:]).transpose(1, 2).flatten(2, 3).flatten(0, 1)
+        live, most, *_ = self._layout
+        laid = x.new_zeros(live * most + 1, *x.shape[1:])
+        laid[self._layout.spots] = x
+        return laid[:-1].view(live, most, *x.shape[1:]).transpose(1, 2).flatten(2, 3).flatten(0, 1)
 
     def _by_sample(self, x: Tensor) -> Tensor:
         """The way back."""
-        heads = len(x) // self._live
-        return x.view(self._live, heads, self._most, -1, x.shape[-1]).transpose(1, 2).flatten(0, 1)[self._spots]
+        live, most, *_ = self._layout
+        laid = x.view(live, len(x) // live, most, -1, x.shape[-1]).transpose(1, 2).flatten(0, 1)
+        return laid[self._layout.spots.clamp_max(live * most - 1)]
 
     # -- between
 
@@ -141,3 +158,8 @@ class Cache:
         """A sample, which has ``said`` tokens, to another place."""
         for kept in (*self._said[0], *self._said[1]):
             kept[end, :, :said] = kept[start, :, :said]
+
+
+def _power(number: int) -> int:
+    """The next power of two."""
+    return 1 << (number - 1).bit_length()

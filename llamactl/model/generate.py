@@ -19,10 +19,11 @@ from llamactl import ui
 from llamactl.errors import Fault
 from llamactl.model import device as devices
 from llamactl.model import drawing
-from llamactl.model.cache import Cache, Size, Step
+from llamactl.model.cache import Cache, Layout, Size, Step
 from llamactl.model.config import Config
 from llamactl.model.drawing import Drawing, Sampling
 from llamactl.model.functions import product_dtype
+from llamactl.model.graphs import Compute, Graphs
 from llamactl.model.llama import Llama
 from llamactl.text.tokenizer import EOS
 
@@ -151,6 +152,7 @@ class Batch:
         memory = devices.free_memory(device) // 2 if cache_memory is None else cache_memory
         size = _size(model.config, prompts, sampling, PLACES[device.type], memory, dtype)
         self._cache = Cache(model.config, size, dtype, device)
+        self._scores: Compute = Graphs(self._compute) if device.type == "cuda" else self._compute
         self._samples: list[Sample] = []
         self._lanes: list[Prompt] = []
         self._open: deque[Prompt] = deque()  # those of the lanes that have samples to begin
@@ -206,7 +208,7 @@ class Batch:
         if not read:
             return
         lengths = [len(prompt.ids) for prompt in read]
-        self._cache.reading(lengths, len(self._lanes))
+        self._cache.read(lengths, len(self._lanes))
         hidden = self._model(self._row([token for prompt in read for token in prompt.ids]), self._cache)
         logits = self._model.logits(hidden[0, self._row(lengths)[0].cumsum(0) - 1])
         for prompt, row in zip(read, logits, strict=True):
@@ -216,16 +218,16 @@ class Batch:
 
     def _go_on(self) -> Iterator[Token]:
         """The next token of each sample; those that end leave their places to the last ones."""
-        samples = self._samples
-        self._cache.going_on(
-            Step(
-                [sample.prompt.lane for sample in samples],
-                [len(sample.prompt.ids) for sample in samples],
-                [len(sample.said) - 1 for sample in samples],
-            )
+        samples, padded = self._samples, isinstance(self._scores, Graphs)
+        step = Step(
+            [sample.prompt.lane for sample in samples],
+            [len(sample.prompt.ids) for sample in samples],
+            [len(sample.said) - 1 for sample in samples],
         )
-        hidden = self._model(self._row([sample.said[-1] for sample in samples]), self._cache)
-        tokens = list(self._drawn(samples, self._model.logits(hidden[0])))
+        layout = self._cache.layout(step, padded)
+        newest = [sample.said[-1] for sample in samples]
+        scores = self._scores(self._row(newest + [EOS] * (len(layout.said) - len(newest))), layout)
+        tokens = list(self._drawn(samples, scores[: len(samples)]))
         for place in reversed([place for place, token in enumerate(tokens) if token.done]):
             last = samples.pop()
             if place < len(samples):
@@ -233,6 +235,11 @@ class Batch:
                 self._cache.move_place(len(samples), place, len(last.said) - 1)
         self._leave_lanes()
         yield from tokens
+
+    def _compute(self, tokens: Tensor, layout: Layout) -> Tensor:
+        """Scores ``[n, V]`` of what follows tokens ``[1, n]``, the newest of the samples."""
+        self._cache.go_on(layout)
+        return self._model.logits(self._model(tokens, self._cache)[0])
 
     def _drawn(self, samples: Sequence[Sample], logits: Tensor) -> Iterator[Token]:
         """A token for each of the samples, by its scores ``[n, V]``."""
