@@ -326,7 +326,7 @@ def attention(
     import torch
 
     from llamactl.model import device
-    from llamactl.model.functions import Documents, causal_attention
+    from llamactl.model.attention import Documents, causal_attention
 
     device.keep_freed_memory()
     head = shape.dim // shape.heads

@@ -139,3 +139,11 @@ def base_model(tmp_path_factory: pytest.TempPathFactory, shards_dir: Path) -> Pa
         "--steps", 8, "--batch-size", 4, "--context", 128, "--save-every", 3, status=0,
     )  # fmt: skip
     return path
+
+
+@pytest.fixture(params=[True, False], ids=["bf16 products", "fp32 products"])
+def products(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As on a CPU with bf16 instructions, and on one without."""
+    from llamactl.model import functions
+
+    monkeypatch.setattr(functions, "BF16_PRODUCTS", request.param)

@@ -8,8 +8,8 @@ import numpy as np
 import pytest
 import torch
 
+from llamactl.model.attention import Documents
 from llamactl.model.config import size
-from llamactl.model.functions import Documents
 from llamactl.model.llama import Llama
 from llamactl.train.packing import Examples, Packed, Packs, answer_loss, best_fit
 

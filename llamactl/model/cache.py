@@ -11,9 +11,8 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from llamactl.model import functions
+from llamactl.model.attention import Documents, causal_attention
 from llamactl.model.config import Config
-from llamactl.model.functions import Documents
 
 
 class Size(NamedTuple):
@@ -112,7 +111,7 @@ class Cache:
             for kept, new in zip(self._prompts, (k, v), strict=True):
                 kept[layer][lane, :, :length] = new[0, start : start + length].transpose(0, 1)
             start += length
-        return functions.causal_attention(q, k, v, self._documents)
+        return causal_attention(q, k, v, self._documents)
 
     def _attend_on(self, layer: int, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
         count, heads, width = k.shape

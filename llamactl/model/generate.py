@@ -15,7 +15,6 @@ from typing import NamedTuple, cast
 import torch
 from torch import Tensor
 
-from llamactl import ui
 from llamactl.errors import Fault
 from llamactl.model import device as devices
 from llamactl.model import drawing
@@ -295,6 +294,6 @@ def _size(
         if (needed := size.bytes(config, dtype)) <= memory:
             return size
         if places == 1:
-            problem = f"{ui.size(memory)} cannot hold one sample: {ui.size(needed)} are needed"
+            problem = f"{memory:,} bytes cannot hold one sample: {needed:,} are needed"
             raise Fault("--cache-memory", problem, "give it more, or fewer --max-new-tokens")
         places = min(places - 1, places * memory // needed) or 1

@@ -20,10 +20,10 @@ from torch import Tensor, nn
 from llamactl.artifacts import checkpoint
 from llamactl.artifacts.tensors import Later
 from llamactl.model import functions, sharded
+from llamactl.model.attention import Documents, causal_attention
 from llamactl.model.cache import Cache
 from llamactl.model.config import LANGUAGE, Config
 from llamactl.model.device import PRECISIONS
-from llamactl.model.functions import Documents
 
 INIT_STD = 0.02  # the paper does not state an initialisation; this and its scaling by depth are GPT-2's
 
@@ -106,7 +106,7 @@ class Attention(nn.Module):
         batch, time, _ = x.shape
         q, k, v = (w(x).view(batch, time, -1, self.head_dim) for w in (self.wq, self.wk, self.wv))
         q, k = rotate(q, cos, sin), rotate(k, cos, sin)
-        mixed = functions.causal_attention(q, k, v, documents) if cache is None else cache.attend(self.layer, q, k, v)
+        mixed = causal_attention(q, k, v, documents) if cache is None else cache.attend(self.layer, q, k, v)
         return cast(Tensor, self.wo(mixed.reshape(batch, time, -1)))
 
 

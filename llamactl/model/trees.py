@@ -12,8 +12,8 @@ from typing import NamedTuple, Self
 import torch
 from torch import Tensor
 
+from llamactl.model.attention import Documents, Segment
 from llamactl.model.config import PAD
-from llamactl.model.functions import Documents, Segment
 
 MULTIPLE = 8  # of which the number of places is one, for tensor parallelism and for the shapes of products
 

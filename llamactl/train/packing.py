@@ -13,8 +13,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from llamactl.model.attention import Documents
 from llamactl.model.config import PAD
-from llamactl.model.functions import Documents
 from llamactl.model.llama import Llama
 from llamactl.train.batches import place
 
