@@ -41,7 +41,7 @@ def reward(
 
     from math import isfinite
 
-    from llamactl import ui
+    from llamactl import bootstrap, ui
     from llamactl.align.judges import Judges
     from llamactl.artifacts import jsonl, manifest
     from llamactl.artifacts.records import Score
@@ -101,7 +101,7 @@ def reward(
                 bar.advance(len(window), model=model.name)
             found[str(model)] = list(judged.measured(seed))
             how = f"raw score at the answer's end, {used}{', longer records cut' if truncate else ''}; a tie is half "
-            how += f"right; bootstrap of {measuring.RESAMPLES:,} resamples by prompt, seed {seed}"
+            how += f"right; bootstrap of {bootstrap.RESAMPLES:,} resamples by prompt, seed {seed}"
             scores += [
                 Score(
                     task="reward",

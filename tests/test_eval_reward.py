@@ -14,10 +14,12 @@ from conftest import turns, written
 from safetensors.torch import load_file, save_file
 from typer.testing import CliRunner
 
+from llamactl import bootstrap
 from llamactl.align import judges as judging
 from llamactl.align.judges import Judges
 from llamactl.artifacts import checkpoint, files, jsonl, manifest
 from llamactl.artifacts.records import Comparison, Dialogue, Message, Sample
+from llamactl.bootstrap import ratios
 from llamactl.cli import app
 from llamactl.errors import Fault
 from llamactl.evals import reward
@@ -28,7 +30,6 @@ from llamactl.evals.reward import (
     accuracy,
     calibration,
     likert,
-    ratios,
     safety,
     spearman,
     spread,
@@ -168,7 +169,7 @@ def test_the_seed_decides_and_memory_does_not(monkeypatch: pytest.MonkeyPatch) -
     assert first == again
     assert first.stderr != other.stderr
     for chunk in (1, 777):
-        monkeypatch.setattr(reward, "CHUNK", chunk)
+        monkeypatch.setattr(bootstrap, "CHUNK", chunk)
         assert next(accuracy(given, 1)) == first
 
 
