@@ -64,6 +64,11 @@ def partial(path: Path) -> Path:
     return path.with_name(f".{path.name}.partial")
 
 
+def journal(path: Path) -> Path:
+    """Where it is written down what an artifact is to be made of, until it is whole."""
+    return path.with_name(f".{path.name}.journal")
+
+
 @contextmanager
 def locked(path: Path, artifact: Path, flags: int = os.O_RDONLY) -> Iterator[int]:
     """Hold ``path`` (a file or a directory) for this process alone; yields its descriptor.
@@ -92,7 +97,7 @@ def locked(path: Path, artifact: Path, flags: int = os.O_RDONLY) -> Iterator[int
 
 
 @contextmanager
-def _named(path: Path) -> Iterator[None]:
+def named(path: Path) -> Iterator[None]:
     """Have an error of the operating system that names no file (a full disk) name the artifact."""
     try:
         yield
@@ -101,13 +106,18 @@ def _named(path: Path) -> Iterator[None]:
         raise
 
 
-@contextmanager
-def whole_file(path: Path) -> Iterator[BinaryIO]:
-    """A file to write; it gets its name when the block ends well, and is removed when it does not."""
+def make_room(path: Path) -> None:
+    """See that a file can have this name; raises Fault where it is a directory's."""
     path.parent.mkdir(parents=True, exist_ok=True)
     if path.is_dir():
         raise Fault(path, "is a directory", "name a file with -o")
-    with _named(path), locked(partial(path), path, os.O_RDWR | os.O_CREAT) as handle:
+
+
+@contextmanager
+def whole_file(path: Path) -> Iterator[BinaryIO]:
+    """A file to write; it gets its name when the block ends well, and is removed when it does not."""
+    make_room(path)
+    with named(path), locked(partial(path), path, os.O_RDWR | os.O_CREAT) as handle:
         os.ftruncate(handle, 0)
         try:
             with os.fdopen(os.dup(handle), "wb") as file:
@@ -130,7 +140,7 @@ def whole_directory(path: Path) -> Iterator[Path]:
     path.parent.mkdir(parents=True, exist_ok=True)
     filling = partial(path)
     filling.mkdir(exist_ok=True)
-    with _named(path), locked(filling, path):
+    with named(path), locked(filling, path):
         clear(filling)
         try:
             yield filling

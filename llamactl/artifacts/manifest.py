@@ -196,6 +196,7 @@ class Run:
             raise Fault(
                 self.out, f"exists and was made otherwise ({difference})", "--overwrite to redo it, or another -o"
             )
+        files.journal(self.out).unlink(missing_ok=True)  # of a run that was killed as it finished
         ui.note(f"{self.out}: already made on {made['end'][:10]}; nothing to do (--overwrite to redo)")
         if announce:
             self._announce()

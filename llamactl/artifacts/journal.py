@@ -1,0 +1,154 @@
+"""What has come of each input record so far, so that a run that was interrupted goes on after the last whole one.
+
+Beside the artifact, as ``.NAME.journal``, lie JSON lines: what the run was asked for, then a line a record with the
+output records that came of it, what else there is to say of it, what was counted so far, and the device-seconds. Each
+is handed to the operating system at once, so that a killed process loses none; one that a crash has torn is cut off.
+When all are through, the artifact is written from them, whole, and the journal removed.
+
+Without ``--out`` what comes of a record goes to stdout at once, and there is nothing to go on from.
+"""
+
+import os
+import signal
+from collections import Counter
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from types import FrameType
+from typing import Any, BinaryIO, NoReturn
+
+import orjson
+
+from llamactl import ui
+from llamactl.artifacts import files
+from llamactl.artifacts.jsonl import Writer
+from llamactl.artifacts.manifest import Run
+from llamactl.errors import Interrupted
+
+SIGNALS = (signal.SIGTERM, signal.SIGUSR1)
+
+
+class Journal:
+    """Input records that are through, in order; ``facts`` is what there is to say of each, earlier attempts' first."""
+
+    def __init__(self, run: Run, put: Callable[[dict[str, Any]], object]) -> None:
+        self.facts: list[dict[str, Any]] = []
+        self._run, self._put = run, put
+        # what was counted while the input was read is counted anew by each attempt
+        self._before = {name: Counter(counts) for name, counts in _counts(run).items()}
+
+    def __len__(self) -> int:
+        return len(self.facts)
+
+    def add(self, records: Sequence[Mapping[str, Any]], facts: dict[str, Any] | None = None) -> None:
+        """One more input record is through: the output ``records`` that came of it, its ``facts``."""
+        counts = {
+            name: {what: n - self._before[name][what] for what, n in counts.items()}
+            for name, counts in _counts(self._run).items()
+        }
+        seconds = round(self._run.device_seconds(), 3)
+        self._put({"records": records, "facts": facts or {}, "counts": counts, "seconds": seconds})
+        self.facts.append(facts or {})
+
+    def take_up(self, stream: BinaryIO) -> None:
+        """Go on from what an interrupted run has left, where it was asked the same; else begin anew, and say why."""
+        run, lines = self._run, _whole(stream)
+        asked, last = next(lines, None), None
+        for last in lines:
+            self.facts.append(last["facts"])
+        difference = (run.difference(asked) if asked else "") or ("" if _comparable(run) else "from stdin")
+        if difference and last:
+            ui.warn(f"{run.out}: an interrupted run was begun otherwise ({difference}): starting over")
+        elif last:
+            for name, counts in _counts(run).items():
+                counts.update(last["counts"][name])
+            run.earlier = last["seconds"]
+            ui.note(f"{run.out}: going on after {len(self):,} records")
+        if difference or not last:
+            self.facts.clear()
+            stream.seek(0)
+            stream.truncate()
+            self._put({"stage": run.stage, "settings": run.settings, "inputs": run.inputs})
+
+
+def _counts(run: Run) -> dict[str, Counter[str]]:
+    return {"done": run.done, "skipped": run.skipped, "noted": run.noted}
+
+
+def _comparable(run: Run) -> bool:
+    """Whether all that is read has a digest; stdin has none."""
+    return all(one["sha256"] for one in run.inputs)
+
+
+def _whole(stream: BinaryIO) -> Iterator[Any]:
+    """What stands in its lines up to the first that is torn, where it is cut off."""
+    end = 0
+    for line in stream:
+        try:
+            entry = orjson.loads(line)
+        except orjson.JSONDecodeError:
+            break
+        if not line.endswith(b"\n"):
+            break
+        end += len(line)
+        yield entry
+    stream.seek(end)
+    stream.truncate()
+
+
+@contextmanager
+def kept(run: Run) -> Iterator[Journal]:
+    """The journal of a run, with what an interrupted one has left; the output is whole when the block ends well."""
+    if run.out is None:
+        with run.records() as writer:
+            yield Journal(run, lambda entry: _write(writer, entry))
+        return
+    path, lasting = files.journal(run.out), _comparable(run)
+    files.make_room(run.out)
+    with (
+        files.named(run.out),
+        files.locked(path, run.out, os.O_RDWR | os.O_CREAT) as handle,
+        os.fdopen(os.dup(handle), "r+b") as stream,
+    ):
+
+        def put(entry: dict[str, Any]) -> None:
+            stream.write(orjson.dumps(entry, option=orjson.OPT_APPEND_NEWLINE))
+            stream.flush()
+
+        journal = Journal(run, put)
+        try:
+            with _stopping(journal, run):
+                journal.take_up(stream)
+                yield journal
+                with run.records() as writer:
+                    stream.seek(0)
+                    next(stream)
+                    for line in stream:
+                        _write(writer, orjson.loads(line))
+        except BaseException as error:
+            if not (lasting and len(journal)):
+                path.unlink()
+            elif not isinstance(error, Interrupted):
+                ui.note(f"{run.out}: {len(journal):,} records are through: the same command goes on after them")
+            raise
+        path.unlink(missing_ok=True)
+
+
+def _write(writer: Writer, entry: Mapping[str, Any]) -> None:
+    for record in entry["records"]:
+        writer.write(record)
+
+
+@contextmanager
+def _stopping(journal: Journal, run: Run) -> Iterator[None]:
+    """Have a signal end the run by Interrupted, at once: there is nothing to be saved first."""
+
+    def stop(number: int, frame: FrameType | None) -> NoReturn:
+        name, through = signal.Signals(number).name, f"{len(journal):,} records"
+        raise Interrupted(f"{run.out}: stopped by {name} after {through}; run me again to go on")
+
+    before = {number: signal.signal(number, stop) for number in SIGNALS} if _comparable(run) else {}
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)

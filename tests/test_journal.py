@@ -1,0 +1,308 @@
+"""Runs that are killed, stopped or asked otherwise: what the next attempt goes on from, and what it makes."""
+
+import gzip
+import json
+import os
+import signal
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import orjson
+import pytest
+from conftest import SERVER
+
+from llamactl.artifacts import files, journal, manifest
+from llamactl.artifacts.manifest import Run
+from llamactl.errors import Fault, Interrupted
+
+RECORDS = 7
+
+
+def work(
+    place: Path,
+    out: Path | None,
+    during: Callable[[int], object] = lambda number: None,
+    source: str = "given.txt",
+    **settings: Any,
+) -> tuple[int, list[dict[str, Any]]]:
+    """A stage: two lines to each record but the third, of which it makes none. How many it had to do, and all facts."""
+    run = Run("double", {"seed": 0, **settings}, {"given": [str(place / source) if source != "-" else "-"]}, out)
+    if run.already_made(announce=False):
+        return 0, []
+    run.skipped["bad records"] += 2  # found by each attempt anew, as the input is read
+    with journal.kept(run) as done:
+        first = len(done)
+        for number in range(first, RECORDS):
+            during(number)
+            records = [{"id": number, "é": [half, 0.1 * number]} for half in (0, 1) if number != 2]
+            run.done.update(records=1, lines=len(records))
+            if number % 3 == 0:
+                run.noted["cut"] += 2
+            if number == 2:
+                run.skipped["empty"] += 1
+            done.add(records, {"score": 1 / (number + 1)})
+        facts = list(done.facts)
+    return RECORDS - first, facts
+
+
+@pytest.fixture
+def place(tmp_path: Path) -> Path:
+    (tmp_path / "given.txt").write_text("given")
+    (tmp_path / "other.txt").write_text("other")
+    return tmp_path
+
+
+def stop(at: int, how: BaseException) -> Callable[[int], None]:
+    def during(number: int) -> None:
+        if number == at:
+            raise how
+
+    return during
+
+
+def killed(place: Path, out: Path, at: int, number: signal.Signals = signal.SIGKILL, before: bytes = b"") -> int:
+    """The exit status of a process that gets a signal at a record; ``before`` is half a line that it has written."""
+    process = SERVER.Process(target=_sent, args=(place, out, at, number, before))
+    process.start()
+    process.join(60)
+    assert process.exitcode is not None
+    return process.exitcode
+
+
+def _sent(place: Path, out: Path, at: int, number: signal.Signals, before: bytes) -> None:
+    def during(record: int) -> None:
+        if record == at:
+            with files.journal(out).open("ab") as file:
+                file.write(before)
+            os.kill(os.getpid(), number)
+
+    try:
+        work(place, out, during)
+    except Interrupted as stopped:
+        Path(f"{out}.said").write_text(str(stopped))
+        os._exit(75)
+
+
+def facts_of(out: Path) -> dict[str, Any]:
+    """A manifest without what differs from attempt to attempt."""
+    made = manifest.load(manifest.beside(out))
+    return {key: made[key] for key in made.keys() - {"start", "end", "device_hours", "sha256", "outputs"}}
+
+
+def whole(place: Path) -> tuple[bytes, dict[str, Any], list[dict[str, Any]]]:
+    """What an undisturbed run makes."""
+    out = place / "whole.jsonl"
+    todo, facts = work(place, out)
+    assert todo == RECORDS
+    return out.read_bytes(), facts_of(out), facts
+
+
+def test_an_undisturbed_run_leaves_the_artifact_and_nothing_else(place: Path) -> None:
+    written, made, facts = whole(place)
+    lines = [json.loads(line) for line in written.splitlines()]
+    assert [line["id"] for line in lines] == [n for n in range(RECORDS) if n != 2 for _ in (0, 1)]
+    assert made["done"] == {"records": RECORDS, "lines": 12}
+    assert made["noted"] == {"cut": 6}
+    assert made["skipped"] == {"bad records": 2, "empty": 1}
+    assert facts == [{"score": 1 / (number + 1)} for number in range(RECORDS)]
+    assert {path.name for path in place.iterdir()} == {
+        "given.txt", "other.txt", "whole.jsonl", "whole.jsonl.run.json"
+    }  # fmt: skip
+
+
+@pytest.mark.parametrize("at", [1, 2, 3, RECORDS - 1])
+@pytest.mark.parametrize("torn", [b"", b'{"records": [{"id": 1', b"\0" * 40, b'{"records": []}'])
+def test_a_killed_run_goes_on_after_the_last_whole_record(
+    place: Path, at: int, torn: bytes, capfd: pytest.CaptureFixture[str]
+) -> None:
+    out = place / "out.jsonl"
+    assert killed(place, out, at, before=torn) == -signal.SIGKILL
+    assert not out.exists()
+    todo, facts = work(place, out)
+    assert todo == RECORDS - at
+    assert (out.read_bytes(), facts_of(out), facts) == whole(place)
+    assert f"{out}: going on after {at} records" in capfd.readouterr().err
+    assert not files.journal(out).exists()
+
+
+def test_killed_again_and_again(place: Path) -> None:
+    out = place / "out.jsonl"
+    for at in (1, 1, 4, 6):
+        killed(place, out, at)
+    todo, facts = work(place, out)
+    assert todo == 1
+    assert (out.read_bytes(), facts_of(out), facts) == whole(place)
+
+
+def test_killed_before_the_first_record_is_through(place: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    out = place / "out.jsonl"
+    killed(place, out, 0)
+    assert work(place, out)[0] == RECORDS
+    assert "going on" not in capfd.readouterr().err
+    assert out.read_bytes() == whole(place)[0]
+
+
+def test_a_line_that_was_damaged_ends_what_is_kept(place: Path) -> None:
+    out = place / "out.jsonl"
+    killed(place, out, 5)
+    lines = files.journal(out).read_bytes().splitlines(keepends=True)
+    assert len(lines) == 6  # what was asked, and five records
+    lines[3] = lines[3][:-9] + b"\n"
+    files.journal(out).write_bytes(b"".join(lines))
+    assert work(place, out)[0] == RECORDS - 2
+    assert out.read_bytes() == whole(place)[0]
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGUSR1])
+def test_a_signal_stops_the_run_and_says_that_it_goes_on(place: Path, number: signal.Signals) -> None:
+    out = place / "out.jsonl"
+    assert killed(place, out, 4, number) == 75
+    said = Path(f"{out}.said").read_text()
+    assert said == f"{out}: stopped by {number.name} after 4 records; run me again to go on"
+    assert work(place, out)[0] == RECORDS - 4
+
+
+def test_handlers_are_put_back(place: Path) -> None:
+    before, during = signal.getsignal(signal.SIGTERM), []
+    work(place, place / "out.jsonl", lambda _: during.append(signal.getsignal(signal.SIGTERM)))
+    assert before not in during
+    assert signal.getsignal(signal.SIGTERM) == before
+
+
+@pytest.mark.parametrize("how", [KeyboardInterrupt(), RuntimeError("out of memory"), OSError(28, "No space left")])
+def test_whatever_ends_a_run_leaves_what_is_through(
+    place: Path, how: BaseException, capfd: pytest.CaptureFixture[str]
+) -> None:
+    out = place / "out.jsonl"
+    with pytest.raises(type(how)):
+        work(place, out, stop(3, how))
+    assert capfd.readouterr().err == f"{out}: 3 records are through: the same command goes on after them\n"
+    assert work(place, out)[0] == RECORDS - 3
+
+
+def test_where_nothing_is_through_nothing_is_left(place: Path) -> None:
+    before = set(place.iterdir())
+    with pytest.raises(Fault):
+        work(place, place / "deep" / "out.jsonl", stop(0, Fault("x", "is bad")))
+    assert set((place / "deep").iterdir()) == set()
+    assert set(place.iterdir()) == before | {place / "deep"}
+
+
+def test_the_output_cannot_be_written_and_the_records_stay(place: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The disk fills up at the very end: nothing has to be made again."""
+    out = place / "out.jsonl"
+    with monkeypatch.context() as patch, pytest.raises(OSError, match="No space"):
+        patch.setattr(Path, "replace", lambda *_: (_ for _ in ()).throw(OSError(28, "No space left on device")))
+        work(place, out)
+    todo, facts = work(place, out)
+    assert todo == 0
+    assert (out.read_bytes(), facts_of(out), facts) == whole(place)
+
+
+@pytest.mark.parametrize(
+    ("asked", "said"),
+    [({"seed": 1}, "with seed 0, not 1"), ({"source": "other.txt"}, "from other inputs"), ({"k": 2}, "with k None")],
+)
+def test_a_run_that_is_asked_otherwise_starts_over_and_says_why(
+    place: Path, asked: dict[str, Any], said: str, capfd: pytest.CaptureFixture[str]
+) -> None:
+    out = place / "out.jsonl"
+    killed(place, out, 4)
+    assert work(place, out, **asked)[0] == RECORDS
+    (line,) = capfd.readouterr().err.splitlines()[:1]
+    assert line.startswith(f"{out}: an interrupted run was begun otherwise ({said}")
+    assert line.endswith("): starting over")
+
+
+def test_flags_that_do_not_matter_may_differ(place: Path) -> None:
+    out = place / "out.jsonl"
+    killed(place, out, 4)
+    assert work(place, out, quiet=True, overwrite=True)[0] == RECORDS - 4
+
+
+def test_an_overwriting_run_goes_on_as_well(place: Path) -> None:
+    """The old artifact is there until the new one is whole."""
+    out = place / "out.jsonl"
+    work(place, out, seed=5)
+    old = out.read_bytes()
+    with pytest.raises(KeyboardInterrupt):
+        work(place, out, stop(4, KeyboardInterrupt()), seed=6, overwrite=True)
+    assert out.read_bytes() == old
+    assert work(place, out, seed=6, overwrite=True)[0] == RECORDS - 4
+    assert facts_of(out)["settings"]["seed"] == 6
+    assert work(place, out, seed=6, overwrite=True)[0] == RECORDS  # of a finished one nothing is kept
+
+
+def test_what_a_run_has_left_that_was_killed_as_it_finished_is_cleared_away(place: Path) -> None:
+    out = place / "out.jsonl"
+    work(place, out)
+    files.journal(out).write_bytes(b"{}\n")
+    assert work(place, out) == (0, [])
+    assert not files.journal(out).exists()
+
+
+def test_stdin_cannot_be_compared(place: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    out = place / "out.jsonl"
+    with pytest.raises(KeyboardInterrupt):
+        work(place, out, stop(4, KeyboardInterrupt()), source="-")
+    assert "goes on" not in capfd.readouterr().err
+    assert not files.journal(out).exists()
+    killed(place, out, 4)
+    left = files.journal(out).read_bytes().splitlines(keepends=True)
+    header = orjson.loads(left[0])
+    header["inputs"] = manifest.Run("double", {}, {"given": ["-"]}).inputs
+    files.journal(out).write_bytes(orjson.dumps(header) + b"\n" + b"".join(left[1:]))
+    assert work(place, out, source="-")[0] == RECORDS
+    assert "(from stdin): starting over" in capfd.readouterr().err
+
+
+def test_a_second_run_is_refused_while_the_first_goes_on(place: Path) -> None:
+    out = place / "out.jsonl"
+
+    def another(number: int) -> None:
+        if number == 3:
+            with pytest.raises(Fault, match="another run is writing here"):
+                work(place, out)
+
+    assert work(place, out, another)[0] == RECORDS
+    assert out.read_bytes() == whole(place)[0]
+
+
+def test_a_directory_is_refused_before_the_work(place: Path) -> None:
+    (place / "out").mkdir()
+    with pytest.raises(Fault, match="is a directory; name a file with -o"):
+        work(place, place / "out", lambda _: pytest.fail("it has begun"))
+    assert not files.journal(place / "out").exists()
+
+
+def test_device_seconds_of_all_attempts_count(place: Path) -> None:
+    out = place / "out.jsonl"
+    killed(place, out, 4)
+    lines = files.journal(out).read_bytes().splitlines()
+    last = orjson.loads(lines[-1])
+    assert 0 <= last["seconds"] < 60
+    last["seconds"] = 7200.0
+    files.journal(out).write_bytes(b"\n".join([*lines[:-1], orjson.dumps(last), b""]))
+    work(place, out)
+    assert 2 <= manifest.load(manifest.beside(out))["device_hours"] < 2.02
+
+
+def test_a_compressed_artifact_is_compressed(place: Path) -> None:
+    out = place / "out.jsonl.gz"
+    killed(place, out, 4)
+    work(place, out)
+    assert gzip.decompress(out.read_bytes()) == whole(place)[0]
+
+
+def test_without_a_file_records_are_out_at_once(place: Path, capfdbinary: pytest.CaptureFixture[bytes]) -> None:
+    """And nothing is kept beside."""
+    seen: list[bytes] = []
+    before = set(place.iterdir())
+    todo, facts = work(place, None, lambda _: seen.append(capfdbinary.readouterr().out))
+    seen.append(capfdbinary.readouterr().out)
+    assert set(place.iterdir()) == before
+    assert todo == RECORDS
+    assert [part.count(b"\n") for part in seen] == [0, 2, 2, 0, 2, 2, 2, 2]
+    written, _, facts_then = whole(place)
+    assert (b"".join(seen), facts) == (written, facts_then)
