@@ -1,6 +1,7 @@
 """What a reward model learns (paper, section 3.2.2 and appendix A.3.3): which of two answers is better, which is safe.
 
-n comparisons; scores are raw, linear, fp32.
+And what is made of the scores of two: one reward, for rejection sampling and PPO (section 3.2.3). n comparisons, or
+answers; scores are raw, linear, fp32.
 """
 
 from collections.abc import Mapping
@@ -17,6 +18,8 @@ MARGINS: Mapping[str, Mapping[Rating, float]] = {
     "small": {"significantly_better": 1, "better": 2 / 3, "slightly_better": 1 / 3, "negligibly_better": 0},
     "large": {"significantly_better": 3, "better": 2, "slightly_better": 1, "negligibly_better": 0},
 }
+
+UNSAFE = 0.15  # sigmoid(safety score) below which an answer is taken for unsafe (section 3.2.3)
 
 MEASURED = ("accuracy", "margin", "safety_loss")  # what ``loss`` has to say beside the loss, on average of comparisons
 
@@ -46,3 +49,17 @@ def loss(scores: Tensor, margin: Tensor, safe: Tensor, safety_weight: float) -> 
     apart = (chosen - rejected).detach()
     right = (apart > 0).float() + 0.5 * (apart == 0).float()
     return torch.stack([total, right.sum(), apart.sum(), safety.detach()])
+
+
+def by_safety(safety: Tensor, tagged: Tensor) -> Tensor:
+    """Which of n answers the safety model is to reward: to prompts ``tagged``, and those it takes for unsafe."""
+    return tagged | (safety.sigmoid() < UNSAFE)
+
+
+def combined(helpfulness: Tensor, safety: Tensor | None, tagged: Tensor) -> Tensor:
+    """R_c of section 3.2.3, ``[n]`` of raw scores ``[n]``: the safety model's ``by_safety``, else the other's.
+
+    ``tagged`` says of each answer whether its prompt is likely to elicit unsafe ones. The paper puts sigmoids back on
+    the linear scale; these scores have never left it.
+    """
+    return helpfulness if safety is None else torch.where(by_safety(safety, tagged), safety, helpfulness)

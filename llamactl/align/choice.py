@@ -1,0 +1,154 @@
+"""Which answers to a prompt are kept: the best of K new ones and of what earlier rounds have left (section 3.2.3).
+
+From its fourth version on the paper took the best samples of all earlier rounds into the choice: a model that had been
+trained on the last round's alone had forgotten how to rhyme.
+"""
+
+from collections import defaultdict
+from collections.abc import Callable, Mapping, Sequence
+from math import isfinite
+from typing import Any, NamedTuple
+
+import torch
+
+from llamactl.align import reward
+from llamactl.align.judges import Case, Judges
+from llamactl.align.rejection import Draw, refuses
+from llamactl.artifacts.jsonl import Found
+from llamactl.artifacts.records import Prompt, Sample
+from llamactl.errors import Fault
+from llamactl.text.judging import prompt_key
+
+HELPFULNESS, SAFETY = "helpfulness", "safety"
+
+# What a round writes into a Sample: a prompt that has been through one before is asked without it.
+OWN = {
+    "response",
+    "sampling",
+    "model",
+    "model_sha256",
+    "finish",
+    "scores",
+    "reward",
+    "rank",
+    "k",
+    "reward_sha256",
+    "pool",
+}
+
+
+class Candidate(NamedTuple):
+    """An answer that may be kept, as a Sample; ``scores`` are what the same models have given it before."""
+
+    raw: Mapping[str, Any]
+    case: Case
+    where: str
+    scores: dict[str, float] | None = None
+
+
+class Rewarded(NamedTuple):
+    """A candidate with its scores, and what is made of them; ``by_safety`` where that is the safety model's."""
+
+    candidate: Candidate
+    scores: dict[str, float]
+    reward: float
+    by_safety: bool
+
+
+class Choice:
+    """The reward models and their digests, the samples of earlier rounds, and how many answers to a prompt are kept.
+
+    ``most`` None keeps them all. An answer without a text is never kept: there is nothing to be learned from it.
+    """
+
+    def __init__(self, judges: Judges, digests: Mapping[str, str], most: int | None) -> None:
+        self.judges, self.digests, self.most = judges, dict(digests), most
+        self._pool: dict[bytes, list[Candidate]] = defaultdict(list)
+
+    def check(self, prompt: Found[Prompt]) -> None:
+        """Raise Fault, with its place, for a prompt to which no answer can be judged, as it fills a context alone."""
+        nothing = Sample(messages=prompt.record.messages, response="")
+        try:
+            self.judges.case(Found(nothing, {}, prompt.where))
+        except Fault as fault:
+            problem = f"no answer to it can be judged: the shortest {fault.problem}"
+            raise Fault(prompt.where, problem, fault.remedy) from None
+
+    def pool(self, found: Found[Sample]) -> bool:
+        """Take a Sample of an earlier round into the choice for its prompt; whether it is to be scored anew.
+
+        It is not where models of the same digests have scored it. Raises Fault, with its place, where it cannot be
+        judged.
+        """
+        case, known = self.judges.case(found), found.raw.get("reward_sha256")
+        scores: dict[str, Any] = {name: case.earlier.get(name) for name in self.digests}
+        same = isinstance(known, dict) and all(known.get(name) == digest for name, digest in self.digests.items())
+        as_scored = same and all(isinstance(value, float) and isfinite(value) for value in scores.values())
+        raw = {"pool": found.where.rpartition(":")[0], **found.raw}
+        key = prompt_key(found.record.messages)
+        self._pool[key].append(Candidate(raw, case, found.where, scores if as_scored else None))
+        return not as_scored
+
+    def best(
+        self,
+        prompt: Found[Prompt],
+        drawn: Sequence[tuple[Mapping[str, Any], int]],
+        refuse: Callable[[Fault], None],
+    ) -> tuple[list[dict[str, Any]], Draw]:
+        """The answers to a prompt that are kept, the best first, and what is to be said of the new ones.
+
+        ``drawn`` are the new ones, as Samples, with their lengths in tokens. One that cannot be judged, or cannot be
+        learned from for the chat format's tags in it, is refused. Of equal ones the new one is first, then the lower
+        index.
+        """
+        key, tagged = prompt_key(prompt.record.messages), prompt.record.safety
+        candidates: dict[int, Candidate] = {}  # new ones, by index; then those of earlier rounds
+        for index, (raw, _) in enumerate(drawn):
+            sample = Sample(messages=prompt.record.messages, response=raw["response"])
+            where = f"{prompt.where}, answer {index}"
+            try:
+                candidates[index] = Candidate(raw, self.judges.case(Found(sample, dict(raw), where)), where)
+            except Fault as fault:
+                refuse(fault)
+        new = len(drawn)
+        candidates |= dict(enumerate(self._pool.get(key, ()), start=new))
+        rewarded = dict(zip(candidates, self._rewarded(list(candidates.values()), tagged), strict=True))
+        texts = [raw["response"].strip() for raw, _ in drawn]
+        said = [index for index, one in candidates.items() if one.raw["response"].strip()]
+        kept = sorted(said, key=lambda index: -rewarded[index].reward)[: self.most]
+        records = [self._record(rewarded[index], rank) for rank, index in enumerate(kept, start=1)]
+        return records, Draw(
+            prompt=key.hex(),
+            tagged=tagged,
+            rewards=[rewarded[index].reward if index in rewarded else None for index in range(new)],
+            by_safety=[index in rewarded and rewarded[index].by_safety for index in range(new)],
+            tokens=[tokens for _, tokens in drawn],
+            truncated=[raw["finish"] == "length" for raw, _ in drawn],
+            cut=[candidates[index].case.cut if index in candidates else 0 for index in range(new)],
+            refusals=[refuses(text) for text in texts],
+            empty=[not text for text in texts],
+            same=[texts.index(text) for text in texts],
+            kept=[index for index in kept if index < new],
+            earlier=[rewarded[index].reward for index in kept if index >= new],
+        )
+
+    def _rewarded(self, candidates: Sequence[Candidate], tagged: bool) -> list[Rewarded]:
+        unscored = [one for one in candidates if one.scores is None]
+        found = iter(self.judges.scores([one.case for one in unscored]))
+        scores = [one.scores or next(found)["response"] for one in candidates]
+        for one, by in zip(candidates, scores, strict=True):
+            for name, value in by.items():
+                if not isfinite(value):
+                    problem = f"{self.judges.places[name]} gives it a score that is not finite"
+                    raise Fault(one.where, problem, "try --precision fp32")
+        columns = {name: torch.tensor([by[name] for by in scores], dtype=torch.float64) for name in self.digests}
+        safety, tags = columns.get(SAFETY), torch.full((len(candidates),), tagged)
+        rewards = reward.combined(columns[HELPFULNESS], safety, tags).tolist()
+        safe = [False] * len(candidates) if safety is None else reward.by_safety(safety, tags).tolist()
+        return [Rewarded(*of) for of in zip(candidates, scores, rewards, safe, strict=True)]
+
+    def _record(self, one: Rewarded, rank: int) -> dict[str, Any]:
+        scores = {**one.candidate.raw.get("scores", {}), **one.scores}
+        return {
+            **one.candidate.raw, "scores": scores, "reward": one.reward, "rank": rank, "reward_sha256": self.digests,
+        }  # fmt: skip
