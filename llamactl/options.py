@@ -21,6 +21,12 @@ def _shard(text: str | Shard) -> Shard:
     return Shard(int(index), int(count))
 
 
+def _kept(text: str) -> str:
+    if text not in ("best", "all") and not (text.isdigit() and int(text)):
+        raise typer.BadParameter(f"{text}: give best, all, or how many")
+    return text
+
+
 def _encoding(name: str | None) -> str | None:
     try:
         "a".encode(name or "utf-8")
@@ -72,12 +78,30 @@ Workers = Annotated[int | None, _option("--workers", text="Processes.", show_def
 
 # -- sampling
 Temperature = Annotated[float, _option("--temperature", text="0 is greedy.", min=0.0)]
+Temperatures = Annotated[
+    list[float], _option("--temperature", text="0 is greedy. Repeatable: samples are divided among them.", min=0.0)
+]
 TopP = Annotated[
     float, _option("--top-p", text="Sample from the smallest set of tokens of this probability.", min=0.0, max=1.0)
 ]
 TopK = Annotated[int, _option("--top-k", text="Sample from this many likeliest tokens; 0 is all.", min=0)]
 MaxNewTokens = Annotated[int, _option("--max-new-tokens", text="Longest answer, in tokens.", min=1)]
+CacheMemory = Annotated[
+    float | None,
+    _option(
+        "--cache-memory",
+        text="Memory for keys and values, in GiB. Less is slower; what is sampled stays the same.",
+        show_default="half of what is free",
+        min=0.0,
+    ),
+]
 Samples = Annotated[int, _option("-k", text="Samples a prompt.", min=1)]
+Kept = Annotated[
+    str,
+    _option(
+        "--keep", text="Of each prompt's answers: the best, all, or the N best.", parser=_kept, metavar="best|all|N"
+    ),
+]
 AllowTags = Annotated[bool, _option("--allow-tags", text="Accept [INST] and <<SYS>> inside messages.")]
 
 # -- training

@@ -25,6 +25,7 @@ def generate(
     max_new_tokens: options.MaxNewTokens = 256,
     precision: options.StoredPrecision = None,
     device: options.Device = None,
+    cache_memory: options.CacheMemory = None,
     shard: options.ShardOf = Shard(),
     skip_bad: options.SkipBad = False,
     allow_tags: options.AllowTags = False,
@@ -34,7 +35,8 @@ def generate(
 ) -> None:
     """Continue texts, or answer prompts. The defaults for sampling are the reference release's.
 
-    A sample depends on (seed, prompt, index), not on what else is asked, its order, or the shard.
+    A sample depends on (seed, prompt, index), not on what else is asked, its order, or the shard. With --out a run that
+    was killed goes on after the last prompt whose samples were through.
 
     Example: llamactl generate base --text "Return the"
     """
@@ -42,8 +44,8 @@ def generate(
 
     import sys
 
-    from llamactl import ui
-    from llamactl.artifacts import jsonl
+    from llamactl import hardware, ui
+    from llamactl.artifacts import journal, jsonl
     from llamactl.artifacts.manifest import Run
     from llamactl.artifacts.records import Document, Prompt
     from llamactl.errors import Fault
@@ -67,6 +69,7 @@ def generate(
     network = Llama.load(model, target, devices.PRECISIONS[precision or stored])
     run.device = devices.title(target)
     sampling = Sampling(top_p, top_k, max_new_tokens, seed)
+    memory = None if cache_memory is None else int(cache_memory * hardware.GIB)
     if temperature == 0 and k > 1:
         ui.warn(f"--temperature 0 is greedy: the {k} samples of a prompt are all one")
 
@@ -90,12 +93,15 @@ def generate(
             print(piece, end="", flush=True)
         print()
         return
-    with run.records() as writer, ui.Working("generate", k * len(requests), "samples") as bar:
-        for one, answers in zip(asked, sampler.generate(network, requests, sampling), strict=True):
+    with journal.kept(run) as through, ui.Working("generate", k * len(asked), "samples", k * len(through)) as bar:
+        answered = sampler.generate(network, requests[len(through) :], sampling, memory)
+        for one, answers in zip(asked[len(through) :], answered, strict=True):
+            samples = []
             for index, answer in enumerate(answers):
                 how = {"temperature": temperature, "top_p": top_p, "top_k": top_k, "seed": seed, "index": index}
-                writer.write(one.sample(answer.ids, tokenizer) | {
+                samples.append(one.sample(answer.ids, tokenizer) | {
                     "sampling": how, "model": str(model), "finish": "stop" if answer.stopped else "length",
                 })  # fmt: skip
                 run.done.update(samples=1, tokens=len(answer.ids))
-            bar.advance(len(answers), tokens=run.done["tokens"])
+            through.add(samples)
+            bar.advance(k, tokens=run.done["tokens"])

@@ -4,17 +4,21 @@ import gzip
 import json
 import os
 import signal
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
 import orjson
 import pytest
-from conftest import SERVER
+from conftest import SERVER, written
+from test_cli import Run as Command
+from test_cli import command
 
 from llamactl.artifacts import files, journal, manifest
 from llamactl.artifacts.manifest import Run
 from llamactl.errors import Fault, Interrupted
+
+assert command  # a fixture
 
 RECORDS = 7
 
@@ -306,3 +310,64 @@ def test_without_a_file_records_are_out_at_once(place: Path, capfdbinary: pytest
     assert [part.count(b"\n") for part in seen] == [0, 2, 2, 0, 2, 2, 2, 2]
     written, _, facts_then = whole(place)
     assert (b"".join(seen), facts) == (written, facts_then)
+
+
+# -- a stage, and what it comes to
+
+
+def struck(arguments: Sequence[object], moment: str, count: int, number: int = signal.SIGKILL) -> int | None:
+    """The exit status of the command in a process that sends itself a signal at its ``count``-th ``moment``."""
+    process = SERVER.Process(target=_striking, args=([*map(str, arguments)], moment, count, number))
+    process.start()
+    process.join(120)
+    return process.exitcode
+
+
+def _striking(arguments: list[str], moment: str, count: int, number: int) -> None:
+    import torch
+
+    from llamactl import cli
+    from llamactl.model.heads import RewardModel
+
+    torch.set_num_threads(1)
+    os.dup2(os.open(os.devnull, os.O_WRONLY), 2)
+    left = [count]
+
+    def striking(real: Callable[..., Any]) -> Callable[..., Any]:
+        def call(*given: Any, **named: Any) -> Any:
+            left[0] -= 1
+            if left[0] == 0:
+                os.kill(os.getpid(), number)
+            return real(*given, **named)
+
+        return call
+
+    holder, name = {
+        "add": (journal.Journal, "add"), "score": (RewardModel, "judge"), "sync": (os, "fsync"),
+        "rename": (Path, "replace"), "remove": (Path, "unlink"),
+    }[moment]  # fmt: skip
+    setattr(holder, name, striking(getattr(holder, name)))
+    cli.app(arguments)
+
+
+def test_generate_goes_on_to_the_same_bytes(base_model: Path, tmp_path: Path, command: Command) -> None:
+    texts = ["def ", "Return", "class A", "x", "import os"]
+    asked = written(tmp_path / "asked.jsonl", ({"text": text, "id": n} for n, text in enumerate(texts)))
+    flags = [base_model, asked, "-k", 3, "--temperature", 1, "--max-new-tokens", 8, "--device", "cpu"]
+    whole, out = tmp_path / "whole.jsonl", tmp_path / "out.jsonl"
+    assert command("generate", *flags, "-o", whole).status == 0
+    for count in (2, 3):  # the second time two more are through
+        assert struck(["generate", *flags, "-o", out], "add", count) == -signal.SIGKILL
+    again = command("generate", *flags, "-o", out)
+    assert f"{out}: going on after 3 records" in again.stderr
+    assert out.read_bytes() == whole.read_bytes()
+    assert facts_of(out) | {"command": 0} == facts_of(whole) | {"command": 0}
+
+
+def test_parts_of_generate_put_together_are_the_whole(base_model: Path, tmp_path: Path, command: Command) -> None:
+    asked = written(tmp_path / "asked.jsonl", ({"text": text} for text in "abcdefg"))
+    flags = [base_model, asked, "-k", 2, "--temperature", 1, "--max-new-tokens", 8, "--device", "cpu"]
+    whole = command("generate", *flags).stdout.splitlines()
+    parts = [command("generate", *flags, "--shard", f"{n}/3").stdout.splitlines() for n in range(3)]
+    assert sorted(line for part in parts for line in part) == sorted(whole)
+    assert len(whole) == 14
