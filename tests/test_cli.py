@@ -104,6 +104,7 @@ def test_help_lists_the_stages_in_the_recipes_order(llamactl: Command) -> None:
         "rm-train",
         "generate",
         "score",
+        "reject-sample",
         "chat",
         "eval",
     ]
@@ -181,8 +182,14 @@ FLAGS = {
     ),
     "generate": (
         "model prompts",
-        "--allow-tags --device --max-new-tokens --out/-o --overwrite --precision --quiet/-q --seed --shard --skip-bad "
-        "--temperature --text --top-k --top-p -k",
+        "--allow-tags --cache-memory --device --max-new-tokens --out/-o --overwrite --precision --quiet/-q --seed "
+        "--shard --skip-bad --temperature --text --top-k --top-p -k",
+    ),
+    "reject-sample": (
+        "model prompts",
+        "--allow-tags --cache-memory --device --helpfulness --keep --max-new-tokens --out/-o --overwrite --pool "
+        "--precision --quiet/-q --report --safety --seed --shard --skip-bad --temperature --top-k --top-p --truncate "
+        "-k",
     ),
     "chat": (
         "model",
@@ -212,8 +219,9 @@ def test_the_flags_of_all_commands() -> None:
 def test_a_flag_means_the_same_everywhere() -> None:
     """The same words of help, wherever it is not a stage's own."""
     # of a tokenizer or a model; a file or a directory; stored or not; to plan for or not; of a batch or a record;
-    # shards or comparisons
+    # shards or comparisons; states or answers; a tag or a model; one or several
     own = {"--vocab-size", "--out/-o", "--precision", "--device", "--context", "--data"}
+    own |= {"--keep", "--safety", "--temperature"}
     meanings: dict[str, set[str]] = {}
     for _, sub in commands():
         for parameter in sub.params:
@@ -245,6 +253,10 @@ def test_a_flag_means_the_same_everywhere() -> None:
         ["pretrain", "--precision", "fp8"],
         ["generate", "model", "--top-p", "1.5"],
         ["generate", "model", "-k", "0"],
+        ["reject-sample", "model"],
+        ["reject-sample", "model", "--helpfulness", "rm", "-k", "0"],
+        ["reject-sample", "model", "--helpfulness", "rm", "--keep", "0"],
+        ["reject-sample", "model", "--helpfulness", "rm", "--keep", "worst"],
         ["eval"],
     ],
     ids=" ".join,

@@ -27,7 +27,10 @@ FILE = "run.json"
 FORMAT = 1
 
 # Flags that do not change what is made: another value of one of these asks for the same artifact.
-NEUTRAL = {"out", "quiet", "overwrite", "resume", "dry_run", "log_every", "save_every", "keep", "verify", "workers"}
+NEUTRAL = {
+    "out", "report", "quiet", "overwrite", "resume", "dry_run", "log_every", "save_every", "keep", "verify", "workers",
+    "cache_memory",
+}  # fmt: skip
 
 SHOWN = 5  # bad records named one by one before they are only counted
 
@@ -223,8 +226,12 @@ class Run:
             if not fault.remedy:
                 fault = Fault(fault.subject, fault.problem, "mend it, or leave it out with --skip-bad")
             raise fault
-        self.skipped["bad records"] += 1
-        if self.skipped["bad records"] <= SHOWN:
+        self.skip(fault, "bad records")
+
+    def skip(self, fault: Fault, reason: str) -> None:
+        """Leave out what cannot be used, and count it; the first ones are named."""
+        self.skipped[reason] += 1
+        if self.skipped[reason] <= SHOWN:
             ui.warn(f"skipped {fault.subject}: {fault.problem}")
 
     def device_seconds(self) -> float:
