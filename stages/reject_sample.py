@@ -57,12 +57,16 @@ def reject_sample(
     """
     settings = dict(locals())
 
+    from collections.abc import Iterator, Sequence
+    from typing import Any
+
     import orjson
 
     from llamactl import hardware, ui
     from llamactl.align import rejection
     from llamactl.align.choice import OWN, Choice
     from llamactl.align.judges import Judges
+    from llamactl.align.rejection import Draw
     from llamactl.artifacts import files, journal, jsonl, manifest
     from llamactl.artifacts.records import Prompt, Sample
     from llamactl.errors import Fault
@@ -128,6 +132,10 @@ def reject_sample(
             run.noted[f"pool samples {'scored anew' if choice.pool(earlier) else 'taken as scored'}"] += 1
         except Fault as fault:
             run.refuse(fault)
+    if not safety and (tagged := sum(found.record.safety for found, _ in asked)):
+        run.noted["prompts tagged safety, where helpfulness alone decides"] = tagged
+    if report:
+        files.make_room(report)
     if problem := dialogue.stranger(model):
         ui.warn(f"{model}: {problem}")
     temperatures = tuple(temperature[index % len(temperature)] for index in range(k))
@@ -136,10 +144,11 @@ def reject_sample(
 
     sampling = Sampling(top_p, top_k, max_new_tokens, seed)
     memory = None if cache_memory is None else int(cache_memory * hardware.GIB)
-    with journal.kept(run) as through, ui.Working("reject-sample", len(asked), "prompts", start=len(through)) as bar:
-        left = asked[len(through) :]
-        requests = (sampler.Request(one.ids, temperatures) for _, one in left)
-        for (found, one), answers in zip(left, sampler.generate(network, requests, sampling, memory), strict=True):
+
+    def rounds(some: Sequence[tuple[jsonl.Found[Prompt], asking.Asked]]) -> Iterator[tuple[list[dict[str, Any]], Draw]]:
+        """Of each prompt the answers that are kept, and what is to be said of all."""
+        requests = (sampler.Request(one.ids, temperatures) for _, one in some)
+        for (found, one), answers in zip(some, sampler.generate(network, requests, sampling, memory), strict=True):
             drawn = []
             for index, answer in enumerate(answers):
                 how = {"temperature": temperatures[index], "top_p": top_p, "top_k": top_k, "seed": seed, "index": index}
@@ -148,14 +157,21 @@ def reject_sample(
                     "k": k, "model_sha256": digests["model"],
                 }  # fmt: skip
                 drawn.append((sample, len(answer.ids)))
-                run.done.update(samples=1, tokens=len(answer.ids))
-            best, draw = choice.best(found, drawn, lambda fault: run.skip(fault, "answers that cannot be judged"))
-            run.done.update(prompts=1, kept=len(best))
-            run.noted.update({"answers without a text, not kept": sum(draw.empty)} if any(draw.empty) else {})
-            run.noted.update({"tokens cut off to judge answers": sum(draw.cut)} if any(draw.cut) else {})
+            yield choice.best(found, drawn)
+
+    with journal.kept(run) as through, ui.Working("reject-sample", len(asked), "prompts", start=len(through)) as bar:
+        for best, draw in rounds(asked[len(through) :]):
+            run.done.update(prompts=1, samples=k, tokens=sum(draw.tokens), kept=len(best))
+            for where, problem in draw.refused:
+                run.skip(Fault(where, problem), "answers that cannot be judged")
+            for what, number in (
+                ("answers without a text, not kept", sum(draw.empty)),
+                ("tokens cut off", sum(draw.cut)),
+            ):
+                run.noted.update({what: number} if number else {})
             through.add(best, draw._asdict())
             bar.advance(1, tokens=run.done["tokens"])
-        draws = [rejection.Draw(**facts) for facts in through.facts]
+        draws = [Draw(**facts) for facts in through.facts]
         run.facts["report"] = made = rejection.report(draws, temperatures, seed)
     write(made)
     for title, rows, header in rejection.tables(made):

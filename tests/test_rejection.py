@@ -19,7 +19,7 @@ from llamactl.align.rejection import Draw, best_temperature, curves, expected, r
 def draw(prompt: str, rewards: Sequence[float | None], **more: Any) -> Draw:
     n = len(rewards)
     plain = Draw(
-        prompt=prompt, tagged=False, rewards=list(rewards), by_safety=[False] * n, tokens=[3] * n,
+        prompt=prompt, tagged=False, refused=[], rewards=list(rewards), by_safety=[False] * n, tokens=[3] * n,
         truncated=[False] * n, cut=[0] * n, refusals=[False] * n, empty=[False] * n, same=list(range(n)),
         kept=[0], earlier=[],
     )  # fmt: skip

@@ -5,7 +5,7 @@ trained on the last round's alone had forgotten how to rhyme.
 """
 
 from collections import defaultdict
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from math import isfinite
 from typing import Any, NamedTuple
 
@@ -90,26 +90,24 @@ class Choice:
         return not as_scored
 
     def best(
-        self,
-        prompt: Found[Prompt],
-        drawn: Sequence[tuple[Mapping[str, Any], int]],
-        refuse: Callable[[Fault], None],
+        self, prompt: Found[Prompt], drawn: Sequence[tuple[Mapping[str, Any], int]]
     ) -> tuple[list[dict[str, Any]], Draw]:
         """The answers to a prompt that are kept, the best first, and what is to be said of the new ones.
 
         ``drawn`` are the new ones, as Samples, with their lengths in tokens. One that cannot be judged, or cannot be
-        learned from for the chat format's tags in it, is refused. Of equal ones the new one is first, then the lower
+        learned from for the chat format's tags in it, is not kept. Of equal ones the new one is first, then the lower
         index.
         """
         key, tagged = prompt_key(prompt.record.messages), prompt.record.safety
         candidates: dict[int, Candidate] = {}  # new ones, by index; then those of earlier rounds
+        refused: list[tuple[str, str]] = []
         for index, (raw, _) in enumerate(drawn):
             sample = Sample(messages=prompt.record.messages, response=raw["response"])
             where = f"{prompt.where}, answer {index}"
             try:
                 candidates[index] = Candidate(raw, self.judges.case(Found(sample, dict(raw), where)), where)
             except Fault as fault:
-                refuse(fault)
+                refused.append((fault.subject, fault.problem))
         new = len(drawn)
         candidates |= dict(enumerate(self._pool.get(key, ()), start=new))
         rewarded = dict(zip(candidates, self._rewarded(list(candidates.values()), tagged), strict=True))
@@ -120,6 +118,7 @@ class Choice:
         return records, Draw(
             prompt=key.hex(),
             tagged=tagged,
+            refused=refused,
             rewards=[rewarded[index].reward if index in rewarded else None for index in range(new)],
             by_safety=[index in rewarded and rewarded[index].by_safety for index in range(new)],
             tokens=[tokens for _, tokens in drawn],

@@ -33,6 +33,7 @@ class Draw(NamedTuple):
 
     prompt: str  # a digest
     tagged: bool
+    refused: list[tuple[str, str]]  # of those that could not be judged: where, and why
     rewards: list[float | None]
     by_safety: list[bool]  # rewarded by the safety model
     tokens: list[int]
