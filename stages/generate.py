@@ -43,6 +43,8 @@ def generate(
     settings = dict(locals())
 
     import sys
+    from collections.abc import Iterable, Iterator
+    from typing import Any
 
     from llamactl import hardware, ui
     from llamactl.artifacts import journal, jsonl
@@ -55,10 +57,13 @@ def generate(
     from llamactl.model.llama import Llama
     from llamactl.text import asking, dialogue
     from llamactl.text.tokenizer import Tokenizer
+    from llamactl.train import parallel
 
     if text is not None and prompts:
         raise Fault("--text", f"given together with {prompts[0]}", "give one of them")
     files = [] if text is not None else prompts or [jsonl.STDIN]
+    if ui.world_size() > 1 and jsonl.STDIN in files:
+        raise Fault("stdin", "cannot be read by every process", "write it to a file first")
     config, stored = Llama.described(model)
     settings["precision"] = precision or stored
     run = Run("generate", settings, {"model": [model], "prompts": files}, out)
@@ -66,7 +71,6 @@ def generate(
         return
     tokenizer, target = Tokenizer.load(model), devices.chosen(device)
     tokenizer.fitting(config.vocab, model)
-    network = Llama.load(model, target, devices.PRECISIONS[precision or stored])
     run.device = devices.title(target)
     sampling = Sampling(top_p, top_k, max_new_tokens, seed)
     memory = None if cache_memory is None else int(cache_memory * hardware.GIB)
@@ -87,21 +91,29 @@ def generate(
     if any(one.text is None for one in asked) and (problem := dialogue.stranger(model)):
         ui.warn(f"{model}: {problem}")
     requests = [sampler.Request(one.ids, (temperature,) * k) for one in asked]
+    dtype = sampler.dtype_for(devices.PRECISIONS[precision or stored], target, k * len(asked))
+    network = Llama.load(model, target, dtype)
 
     if text is not None and k == 1 and out is None and sys.stdout and sys.stdout.isatty():
         for piece in asking.streamed(asked[0], sampler.decode(network, requests, sampling), tokenizer):
             print(piece, end="", flush=True)
         print()
         return
-    with journal.kept(run) as through, ui.Working("generate", k * len(asked), "samples", k * len(through)) as bar:
-        answered = sampler.generate(network, requests[len(through) :], sampling, memory)
-        for one, answers in zip(asked[len(through) :], answered, strict=True):
-            samples = []
-            for index, answer in enumerate(answers):
-                how = {"temperature": temperature, "top_p": top_p, "top_k": top_k, "seed": seed, "index": index}
-                samples.append(one.sample(answer.ids, tokenizer) | {
-                    "sampling": how, "model": str(model), "finish": "stop" if answer.stopped else "length",
-                })  # fmt: skip
-                run.done.update(samples=1, tokens=len(answer.ids))
-            through.add(samples)
-            bar.advance(k, tokens=run.done["tokens"])
+
+    def answered(some: Iterable[sampler.Request]) -> Iterator[list[Any]]:
+        for answers in sampler.generate(network, some, sampling, memory):
+            yield [(answer.ids, answer.stopped) for answer in answers]
+
+    with parallel.joined(target, stops=False) as job, journal.kept(run) as through:
+        begun, run.devices = job.told(len(through)), job.world
+        with ui.Working("generate", k * len(asked), "samples", k * begun) as bar:
+            for one, answers in zip(asked[begun:], job.divided(requests[begun:], answered), strict=job.rank == 0):
+                samples = []
+                for index, (ids, stopped) in enumerate(answers):
+                    how = {"temperature": temperature, "top_p": top_p, "top_k": top_k, "seed": seed, "index": index}
+                    samples.append(one.sample(ids, tokenizer) | {
+                        "sampling": how, "model": str(model), "finish": "stop" if stopped else "length",
+                    })  # fmt: skip
+                    run.done.update(samples=1, tokens=len(ids))
+                through.add(samples)
+                bar.advance(k, tokens=run.done["tokens"])

@@ -78,6 +78,7 @@ def reject_sample(
     from llamactl.text import asking, dialogue
     from llamactl.text.judging import prompt_key
     from llamactl.text.tokenizer import Tokenizer
+    from llamactl.train import parallel
 
     def write(made: dict[str, object]) -> None:
         """The report, where it was asked for."""
@@ -100,6 +101,8 @@ def reject_sample(
     judges = Judges(places, truncate, allow_tags)
     settings["precision"] = precision or [stored, judges.stored]
     names = prompts or [jsonl.STDIN]
+    if ui.world_size() > 1 and jsonl.STDIN in [*names, *pool]:
+        raise Fault("stdin", "cannot be read by every process", "write it to a file first")
     run = manifest.Run(
         "reject-sample", settings,
         {"model": [model], **{name: [place] for name, place in places.items()}, "pool": pool, "prompts": names}, out,
@@ -108,7 +111,7 @@ def reject_sample(
         write(manifest.load(manifest.beside(out))["report"])
         return
     target = devices.chosen(device)
-    network = Llama.load(model, target, devices.PRECISIONS[precision or stored])
+    network = Llama.load(model, target, sampler.dtype_for(devices.PRECISIONS[precision or stored], target))
     judges.load(target, devices.PRECISIONS[precision or judges.stored])
     run.device = devices.title(target)
     digests = {one["as"]: one["sha256"] for one in run.inputs}
@@ -145,7 +148,7 @@ def reject_sample(
     sampling = Sampling(top_p, top_k, max_new_tokens, seed)
     memory = None if cache_memory is None else int(cache_memory * hardware.GIB)
 
-    def rounds(some: Sequence[tuple[jsonl.Found[Prompt], asking.Asked]]) -> Iterator[tuple[list[dict[str, Any]], Draw]]:
+    def rounds(some: Sequence[tuple[jsonl.Found[Prompt], asking.Asked]]) -> Iterator[tuple[list[Any], dict[str, Any]]]:
         """Of each prompt the answers that are kept, and what is to be said of all."""
         requests = (sampler.Request(one.ids, temperatures) for _, one in some)
         for (found, one), answers in zip(some, sampler.generate(network, requests, sampling, memory), strict=True):
@@ -157,20 +160,26 @@ def reject_sample(
                     "k": k, "model_sha256": digests["model"],
                 }  # fmt: skip
                 drawn.append((sample, len(answer.ids)))
-            yield choice.best(found, drawn)
+            best, draw = choice.best(found, drawn)
+            yield best, draw._asdict()
 
-    with journal.kept(run) as through, ui.Working("reject-sample", len(asked), "prompts", start=len(through)) as bar:
-        for best, draw in rounds(asked[len(through) :]):
-            run.done.update(prompts=1, samples=k, tokens=sum(draw.tokens), kept=len(best))
-            for where, problem in draw.refused:
-                run.skip(Fault(where, problem), "answers that cannot be judged")
-            for what, number in (
-                ("answers without a text, not kept", sum(draw.empty)),
-                ("tokens cut off", sum(draw.cut)),
-            ):
-                run.noted.update({what: number} if number else {})
-            through.add(best, draw._asdict())
-            bar.advance(1, tokens=run.done["tokens"])
+    with parallel.joined(target, stops=False) as job, journal.kept(run) as through:
+        begun, run.devices = job.told(len(through)), job.world
+        with ui.Working("reject-sample", len(asked), "prompts", start=begun) as bar:
+            for best, facts in job.divided(asked[begun:], rounds):
+                draw = Draw(**facts)
+                run.done.update(prompts=1, samples=k, tokens=sum(draw.tokens), kept=len(best))
+                for where, problem in draw.refused:
+                    run.skip(Fault(where, problem), "answers that cannot be judged")
+                for what, number in (
+                    ("answers without a text, not kept", sum(draw.empty)),
+                    ("tokens cut off", sum(draw.cut)),
+                ):
+                    run.noted.update({what: number} if number else {})
+                through.add(best, facts)
+                bar.advance(1, tokens=run.done["tokens"])
+        if job.rank:
+            return
         draws = [Draw(**facts) for facts in through.facts]
         run.facts["report"] = made = rejection.report(draws, temperatures, seed)
     write(made)

@@ -98,6 +98,9 @@ def _whole(stream: BinaryIO) -> Iterator[Any]:
 @contextmanager
 def kept(run: Run) -> Iterator[Journal]:
     """The journal of a run, with what an interrupted one has left; the output is whole when the block ends well."""
+    if not ui.first_rank():  # what comes of its records is the first process's to keep
+        yield Journal(run, lambda entry: None)
+        return
     if run.out is None:
         with run.records() as writer:
             yield Journal(run, lambda entry: _write(writer, entry))

@@ -121,7 +121,7 @@ def open_input(path: str) -> Iterator[Input]:
         magic = raw.read(4)
         if not magic:
             raise Fault(path if path != STDIN else "stdin", "is empty", "give it something to read, or leave it out")
-        tell = raw.tell if path != STDIN else int
+        tell = raw.tell if path != STDIN and raw.seekable() else int
         if magic == b"\x28\xb5\x2f\xfd":
             yield Input(io.BufferedReader(_Stream(_unpacked(_chunks(magic, raw, ZSTD_BITE))), BLOCK), tell)
         elif magic[:2] == b"\x1f\x8b":

@@ -79,9 +79,9 @@ def described(name: str, path: str, verify: bool = True) -> dict[str, Any]:
     A directory's digest is that of the names and digests of its files. With ``verify`` the bytes are read and held
     against the directory's own manifest; raises Fault where they differ.
     """
-    if path == STDIN:
-        return {"as": name, "path": STDIN, "kind": "stream", "size": None, "sha256": None}
     place = Path(path)
+    if path == STDIN or place.is_fifo():  # which can be read once only
+        return {"as": name, "path": _plain(path), "kind": "stream", "size": None, "sha256": None}
     if not place.exists():
         raise Fault(place, "no such file or directory")
     own = beside(place)

@@ -9,7 +9,7 @@ replicas x shards. One process has no mesh, and the same code.
 import logging
 import os
 import signal
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from functools import partial
 from itertools import islice
@@ -100,11 +100,15 @@ class Job:
             dist.all_reduce(values)
         return values
 
+    def told(self, number: int) -> int:
+        """The first process's number, on all of them."""
+        return int(self.sum(torch.tensor(number if self.rank == 0 else 0, device=self.device)))
+
     def agreed(self, fine: bool) -> bool:
         """Whether all processes are fine; they wait for each other here."""
         return self.sum(torch.tensor(int(not fine), device=self.device)).item() == 0
 
-    def divided(self, items: Sequence[T], work: Callable[[Iterable[T]], Iterator[Any]]) -> Iterator[Any]:
+    def divided(self, items: Sequence[T], work: Callable[[Sequence[T]], Iterator[Any]]) -> Iterator[Any]:
         """What comes of items, in order, on the first process; each process works on every ``world``-th.
 
         ``work`` makes one JSON value of each item, in order. The first process has those of a round when all have.
@@ -114,13 +118,13 @@ class Job:
             return
         made = work(items[self.rank :: self.world])
         for start in range(0, len(items), ROUND * self.world):
-            parts = [orjson.loads(part) for part in self._told(orjson.dumps(list(islice(made, ROUND))))]
+            parts = [orjson.loads(part) for part in self._parts(orjson.dumps(list(islice(made, ROUND))))]
             for number in range(min(ROUND * self.world, len(items) - start)):
                 if self.rank == 0:
                     yield parts[number % self.world][number // self.world]
 
-    def _told(self, mine: bytes) -> list[bytes]:
-        """What each process has to tell."""
+    def _parts(self, mine: bytes) -> list[bytes]:
+        """What each process has to tell the first one."""
         sizes = torch.zeros(self.world, dtype=torch.int64, device=self.device)
         sizes[self.rank] = len(mine)
         room = int(self.sum(sizes).max())
@@ -218,16 +222,16 @@ def _context(checkpointing: str) -> dict[str, Any]:
 
 
 @contextmanager
-def joined(device: torch.device, tensor: int = 1, replicas: int = 1) -> Iterator[Job]:
+def joined(device: torch.device, tensor: int = 1, replicas: int = 1, stops: bool = True) -> Iterator[Job]:
     """This process among those that torchrun has started; by itself where it has not.
 
-    The numbers go together, as ``planning.misfit`` says. SIGTERM and SIGUSR1 are noted meanwhile in ``Job.caught``.
-    Raises Fault where another process leaves early.
+    The numbers go together, as ``planning.misfit`` says. SIGTERM and SIGUSR1 are noted meanwhile in ``Job.caught``,
+    where the job ``stops`` for them by itself. Raises Fault where another process leaves early.
     """
     world = ui.world_size()
     if world == 1:
         job = Job(None, device)
-        with _signals_noted(job.caught):
+        with _signals_noted(job.caught if stops else None):
             yield job
         return
     _set_threads(device)
@@ -237,7 +241,7 @@ def joined(device: torch.device, tensor: int = 1, replicas: int = 1) -> Iterator
     mesh = init_device_mesh(device.type, shape, mesh_dim_names=("replicas", "shards", "tensor"))
     job = Job(mesh, device)
     try:
-        with _signals_noted(job.caught):
+        with _signals_noted(job.caught if stops else None):
             yield job
     except RuntimeError as error:  # the collective operations have no error of their own under gloo
         if isinstance(error, NotImplementedError) or not any(word in str(error).lower() for word in LOST):
@@ -250,9 +254,11 @@ def joined(device: torch.device, tensor: int = 1, replicas: int = 1) -> Iterator
 
 
 @contextmanager
-def _signals_noted(caught: list[int]) -> Iterator[None]:
-    numbers = (signal.SIGTERM, signal.SIGUSR1)
-    before = {number: signal.signal(number, lambda n, _: caught.append(n)) for number in numbers}
+def _signals_noted(caught: list[int] | None) -> Iterator[None]:
+    before = {}
+    if caught is not None:
+        noted = caught.append
+        before = {n: signal.signal(n, lambda n, _: noted(n)) for n in (signal.SIGTERM, signal.SIGUSR1)}
     try:
         yield
     finally:
