@@ -2,7 +2,6 @@
 
 import json
 from dataclasses import replace
-from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +14,7 @@ from transformers import AutoModelForCausalLM, LlamaConfig, LlamaForCausalLM
 
 from llamactl.artifacts import checkpoint
 from llamactl.errors import Fault
-from llamactl.model.cache import Cache
+from llamactl.model.cache import Cache, Size, Step
 from llamactl.model.config import Config
 from llamactl.model.llama import Llama, RMSNorm, Transformer, rotary, rotate
 
@@ -338,62 +337,126 @@ def test_master_weights_in_fp32_compute_in_bf16() -> None:
 
 # -- the cache
 
-
-def cached(model: Llama, ids: Tensor, chunks: list[int], pads: Tensor | None = None) -> Tensor:
-    """Hidden states of ``ids``, computed with a cache, so many tokens at a time."""
-    pads = torch.zeros(len(ids), dtype=torch.long) if pads is None else pads
-    cache = Cache(model.config, len(ids), ids.shape[1] + 3, pads, model.dtype)
-    ends = [sum(chunks[: n + 1]) for n in range(len(chunks))]
-    assert ends[-1] == ids.shape[1]
-    return torch.cat([model(ids[:, start:end], cache) for start, end in pairwise([0, *ends])], 1)
+PROMPTS = [7, 1, 12, 5]  # tokens of the prompt in each lane
 
 
-@pytest.mark.parametrize("chunks", [[1] * 24, [24], [10] + [1] * 14, [3, 7, 1, 13], [23, 1]])
+class Decoding:
+    """A cache with prompts in its lanes, and the ids of samples in its places, which are told it one at a time."""
+
+    def __init__(self, model: Llama, padded: bool = False) -> None:
+        self._model, self._padded = model, padded
+        self.prompts = [some_ids(model.config, 1, length, length)[0].tolist() for length in PROMPTS]
+        self.lanes: list[int] = []  # of the samples
+        self.said: list[list[int]] = []
+        self._cache = Cache(model.config, Size(6, 14, 8, 16), torch.float32, CPU)
+        for kept in (*self._cache._prompts, *self._cache._said):
+            for one in kept:
+                one.fill_(1e3)  # as if others had been there before
+        self._read([0, 1], 0)
+        self._read([2, 3], 2)
+
+    def _read(self, lanes: list[int], first: int) -> None:
+        self._cache.read([PROMPTS[lane] for lane in lanes], first)
+        hidden = self._model(torch.tensor([[token for lane in lanes for token in self.prompts[lane]]]), self._cache)
+        whole = [self._model(torch.tensor([self.prompts[lane]]))[0] for lane in lanes]
+        assert (hidden[0] - torch.cat(whole)).abs().max() < 1e-5
+
+    def begin(self, *lanes: int) -> None:
+        """Samples of the prompts in these lanes."""
+        self.lanes += lanes
+        self.said += [[] for _ in lanes]
+
+    def leave(self, place: int) -> None:
+        """As the sampler does when a sample has ended: the last one takes its place."""
+        lane, said = self.lanes.pop(), self.said.pop()
+        if place < len(self.said):
+            self._cache.move_place(len(self.said), place, len(said))
+            self.lanes[place], self.said[place] = lane, said
+
+    def leave_lane(self, lane: int) -> None:
+        """As when all samples of a prompt have ended: the last one takes its lane."""
+        assert lane not in self.lanes
+        last = len(self.prompts) - 1
+        self._cache.move_lane(last, lane)
+        self.prompts[lane] = self.prompts.pop()
+        self.lanes = [lane if one == last else one for one in self.lanes]
+
+    def go_on(self, steps: int) -> None:
+        """Another token of each sample, against a full forward of all that is before it."""
+        for _ in range(steps):
+            newest = [(31 * place + 7 * len(said)) % self._model.config.vocab for place, said in enumerate(self.said)]
+            step = Step(self.lanes, [len(self.prompts[lane]) for lane in self.lanes], list(map(len, self.said)))
+            layout = self._cache.layout(step, self._padded)
+            self._cache.go_on(layout)
+            spare = [0] * (len(layout.said) - len(newest))
+            hidden = self._model(torch.tensor([newest + spare]), self._cache)[0]
+            for place, (lane, said) in enumerate(zip(self.lanes, self.said, strict=True)):
+                said.append(newest[place])
+                whole = self._model(torch.tensor([[*self.prompts[lane], *said]]))[0, -1]
+                assert (hidden[place] - whole).abs().max() < 1e-5
+
+
+@pytest.mark.parametrize("padded", [False, True])
 @Attention
 @torch.no_grad()
-def test_cached_decoding_is_the_full_forward(heads: int, kv_heads: int, chunks: list[int]) -> None:
-    model = fresh(shape(heads, kv_heads))
-    ids = some_ids(model.config, time=24)
-    assert (cached(model, ids, chunks) - model(ids)).abs().max() < 1e-5
+def test_cached_decoding_is_the_full_forward(heads: int, kv_heads: int, padded: bool) -> None:
+    """Of several samples of a prompt, of one, and of none, begun at different times."""
+    decoding = Decoding(fresh(shape(heads, kv_heads)), padded)
+    decoding.begin(2)
+    decoding.go_on(3)
+    decoding.begin(0, 3, 0)
+    decoding.go_on(2)
+    decoding.begin(3, 0)
+    decoding.go_on(4)
 
 
-@pytest.mark.parametrize("chunks", [[16] + [1] * 8, [16, 3, 5]])
+@pytest.mark.parametrize("padded", [False, True])
 @Attention
 @torch.no_grad()
-def test_padding_on_the_left_changes_nothing(heads: int, kv_heads: int, chunks: list[int]) -> None:
-    model = fresh(shape(heads, kv_heads))
-    ids = some_ids(model.config, rows=4, time=24)
-    pads = torch.tensor([0, 5, 15, 1])
-    hidden = cached(model, ids, chunks, pads)
-    assert torch.isfinite(hidden).all()
-    for row, pad in enumerate(pads.tolist()):
-        alone = model(ids[row : row + 1, pad:])[0]
-        assert (hidden[row, pad:] - alone).abs().max() < 1e-5
+def test_samples_and_prompts_can_move(heads: int, kv_heads: int, padded: bool) -> None:
+    decoding = Decoding(fresh(shape(heads, kv_heads)), padded)
+    decoding.begin(1, 0, 3)
+    decoding.go_on(3)
+    decoding.begin(2, 3)
+    decoding.go_on(2)
+    decoding.leave(0)  # the only one of lane 1
+    assert [len(said) for said in decoding.said] == [2, 5, 5, 2]
+    decoding.go_on(1)
+    decoding.leave_lane(1)
+    assert decoding.lanes == [1, 0, 1, 2]
+    decoding.go_on(2)
+    decoding.leave(3)
+    decoding.begin(1, 0)
+    decoding.go_on(3)
 
 
 @torch.no_grad()
-def test_what_stands_in_the_padding_is_never_read() -> None:
-    model = fresh(ODD)
-    ids, pads = some_ids(ODD, time=12), torch.tensor([4, 0, 7])
-    other = ids.clone()
-    for row, pad in enumerate(pads.tolist()):
-        other[row, :pad] = 3
-    a, b = (cached(model, one, [9, 1, 1, 1], pads) for one in (ids, other))
-    for row, pad in enumerate(pads.tolist()):
-        assert torch.equal(a[row, pad:], b[row, pad:])
+def test_samples_fill_the_cache_to_its_last_token() -> None:
+    """All places, and all that a sample may say; also where padding would ask for more."""
+    for padded in (False, True):
+        decoding = Decoding(fresh(ODD), padded)
+        decoding.begin(0, 1, 2, 3, 3, 3, 1, 0)
+        decoding.go_on(16)
 
 
-@torch.no_grad()
-def test_rows_can_leave_the_cache() -> None:
-    model = fresh(ODD)
-    ids, pads = some_ids(ODD, rows=4, time=12), torch.tensor([2, 0, 5, 1])
-    cache = Cache(ODD, 4, 12, pads, torch.float32)
-    model(ids[:, :10], cache)
-    cache.select(torch.tensor([3, 1]))
-    rest = model(ids[[3, 1], 10:], cache)
-    for row, number in enumerate((3, 1)):
-        alone = model(ids[number : number + 1, pads[number] :])[0, -2:]
-        assert (rest[row] - alone).abs().max() < 1e-5
+def test_a_cache_takes_the_bytes_that_it_is_said_to() -> None:
+    for dtype in (torch.float32, torch.bfloat16):
+        size = Size(lanes=3, prompt=10, places=5, room=7)
+        cache = Cache(ODD, size, dtype, CPU)
+        taken = sum(x.nbytes for kept in (*cache._prompts, *cache._said) for x in kept)
+        assert taken == size.bytes(ODD, dtype) == 2 * 3 * 3 * 12 * dtype.itemsize * (30 + 35)
+
+
+def test_padded_steps_come_in_few_shapes() -> None:
+    cache = Cache(ODD, Size(6, 14, 8, 16), torch.float32, CPU)
+    shapes = set()
+    for count in range(1, 9):
+        for said in range(16):
+            layout = cache.layout(Step(list(range(count))[:6] + [5] * (count - 6), [3] * count, [said] * count), True)
+            assert layout.near > said
+            assert len(layout.spots) == len(layout.prompts) == len(layout.said) in (1, 2, 4, 8)
+            shapes.add((len(layout.spots), *layout[:4]))
+    assert len(shapes) <= 4 * 5 * 3
 
 
 @torch.no_grad()
