@@ -26,7 +26,7 @@ from llamactl.artifacts.records import Dialogue
 from llamactl.cli import app
 from llamactl.errors import Fault
 from llamactl.model.config import Config
-from llamactl.model.generate import Drawn
+from llamactl.model.generate import Token
 from llamactl.model.llama import Llama
 from llamactl.text import dialogue
 from llamactl.text.conversation import HELP, Conversation, typed
@@ -58,7 +58,7 @@ def answered(talk: Conversation, text: str, answer: str, end: bool = True) -> st
     """Say something, and have this answered as a model would; the pieces of it, one after the other."""
     ids = talk._tokenizer.encode(answer) + [EOS] * end
     talk.say(text)
-    return "|".join(filter(None, talk.hear(Drawn(0, token, n + 1 == len(ids)) for n, token in enumerate(ids))))
+    return "|".join(filter(None, talk.hear(Token(0, 0, token, 0.0, n + 1 == len(ids)) for n, token in enumerate(ids))))
 
 
 def turns(talk: Conversation) -> Turns:
@@ -91,7 +91,7 @@ def test_how_an_answer_ended(talk: Conversation) -> None:
     answered(talk, "a", "", end=True)
     assert "empty answer" in talk.ending
     talk.say("a")
-    assert list(talk.hear(Drawn(0, 70, n == 19) for n in range(20)))
+    assert list(talk.hear(Token(0, 0, 70, 0.0, n == 19) for n in range(20)))
     assert talk.ending == "cut at 20 tokens, by --max-new-tokens"
 
 
@@ -99,7 +99,7 @@ def test_an_answer_that_is_stopped_keeps_what_was_said(talk: Conversation, token
     answered(talk, "a", "b")
     talk.say("Count.")
     ids = tokenizer.encode("one two three")
-    pieces = talk.hear(Drawn(0, token, False) for token in ids)
+    pieces = talk.hear(Token(0, 0, token, 0.0, False) for token in ids)
     said = next(pieces) + next(pieces)
     talk.stop()
     assert talk.messages[-1].content == said != ""
