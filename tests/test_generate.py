@@ -542,16 +542,12 @@ def test_a_cache_is_as_large_as_what_is_asked_needs(caches: list[Made]) -> None:
     assert second == cache.Size(1, 40, 1, 10)
 
 
-@pytest.mark.xfail(
-    strict=True, reason="a Batch refers to itself, by a bound method: it waits for the garbage collector"
-)
 def test_a_cache_is_freed_with_the_last_sample(caches: list[Made]) -> None:
     for _ in range(3):
         sampled(chain({5: EOS}), [Request([5], (1.0,))])
     assert [made.all for made in caches] == [caches[0].own] * 3
 
 
-@pytest.mark.xfail(strict=True, reason="the next cache is made before the last one is freed")
 def test_all_caches_together_keep_to_the_memory(caches: list[Made], monkeypatch: pytest.MonkeyPatch) -> None:
     """Also where later prompts are longer, and need another."""
     monkeypatch.setattr(sampler, "AHEAD", 2)
@@ -563,9 +559,6 @@ def test_all_caches_together_keep_to_the_memory(caches: list[Made], monkeypatch:
     assert max(made.all for made in caches) <= memory
 
 
-@pytest.mark.xfail(
-    strict=True, reason="a cache of fewer places, for lack of memory, is taken to be too small for what is next"
-)
 def test_a_long_answer_holds_nobody_up_where_memory_is_short(
     caches: list[Made], monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -5,8 +5,7 @@ a rounding error of the scores moves few bounds, and by little. Where a number l
 error could decide, the draw is in doubt: then the scores are computed again, in a way that depends on the sample alone.
 
 Top-p takes no sorting (as in FlashInfer's sampler): what was drawn is kept if the tokens likelier than it have less
-than top-p of the probability together; if not, neither it nor a less likely one can be meant, and the rest is drawn
-from again.
+than top-p of the probability together; if not, it is drawn again.
 """
 
 import hashlib
@@ -20,6 +19,7 @@ import torch.nn.functional as F  # noqa: N812
 from torch import Tensor
 
 CHOICES = 3
+PATIENCE = 8  # draws from the whole distribution
 NOISE = 1e-5  # how far rounding may move a score in fp32: three times the most that was seen, of 5,000 tokens
 
 # SplitMix64 (Steele, Lea and Flood, 2014): a number is a function of a key and of how many were drawn before it.
@@ -123,30 +123,36 @@ def _tokens(
     weights: Tensor, totals: Tensor, drawing: Drawing, sampling: Sampling, error: Tensor
 ) -> tuple[Tensor, Tensor]:
     """Tokens of those that top-k and top-p let in, and whether each is in doubt."""
-    edge = torch.zeros_like(error)  # a token no likelier than this may be let in or not
+    unclear = torch.zeros_like(error, dtype=torch.bool)  # who is let in
     if 0 < sampling.top_k < weights.shape[-1]:
-        *_, last, next_one = weights.topk(sampling.top_k + 1, -1).values.unbind(-1)
-        close = (next_one < last) & (next_one * (1 + error) > last)  # who is the last of them?
-        weights = weights.masked_fill(weights < last[:, None], 0.0)
+        last = weights.topk(sampling.top_k, -1).values[:, -1:]
+        unclear = _like(weights, last, error) > 0
+        weights = weights.masked_fill(weights < last, 0.0)
         totals = weights.sum(-1, keepdim=True)
-        error = error + close * 2 * last / totals[:, 0]
-        edge = torch.where(close, last * (1 + error), 0.0)
     tokens, doubtful = _one_of_three(weights, numbers(drawing, 0), error)
-    doubtful |= weights.gather(1, tokens[:, None])[:, 0] <= edge
+    doubtful |= unclear
     if sampling.top_p == 1:
         return tokens, doubtful
     rows, left, attempt = torch.arange(len(weights), device=weights.device), weights, 0
     while True:
         own = left.gather(1, tokens[rows, None])
-        before = (left * (left > own)).sum(-1) / totals[rows, 0]
-        doubtful[rows] |= (before - sampling.top_p).abs() < error[rows] * before * (1 - before)
+        before, close = (left * (left > own)).sum(-1) / totals[rows, 0], _like(left, own, error[rows]) / totals[rows, 0]
+        doubtful[rows] |= (before - sampling.top_p).abs() < error[rows] * before * (1 - before) + close
         beyond = ((before >= sampling.top_p) & (before > 0)).nonzero()[:, 0]
         if not len(beyond):
             return tokens, doubtful
-        rows, attempt = rows[beyond], attempt + 1
-        left = left[beyond] * (left[beyond] > own[beyond])
+        rows, left, attempt = rows[beyond], left[beyond], attempt + 1
+        if attempt > PATIENCE:  # of a small top-p: what is no likelier than this one cannot be meant either
+            left = left * (left > own[beyond])
+            doubtful[rows] |= close[beyond] > 0
         tokens[rows], unsure = _one_of_three(left, numbers(drawing.among(rows), attempt), error[rows])
         doubtful[rows] |= unsure
+
+
+def _like(weights: Tensor, one: Tensor, error: Tensor) -> Tensor:
+    """The weight of what a row of ``[B, V]`` has beside ``one [B, 1]`` that an error could put before or behind it."""
+    band = 1 + error[:, None]
+    return (weights * ((weights * band > one) & (weights < one * band) & (weights != one))).sum(-1)
 
 
 def _one_of_three(weights: Tensor, u: Tensor, error: Tensor) -> tuple[Tensor, Tensor]:

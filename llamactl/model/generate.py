@@ -19,10 +19,9 @@ from llamactl.errors import Fault
 from llamactl.model import device as devices
 from llamactl.model import drawing
 from llamactl.model.cache import Cache, Layout, Size, Step
-from llamactl.model.config import Config
 from llamactl.model.drawing import Drawing, Sampling
 from llamactl.model.functions import product_dtype
-from llamactl.model.graphs import Compute, Graphs
+from llamactl.model.graphs import Graphs
 from llamactl.model.llama import Llama
 from llamactl.text.tokenizer import EOS
 
@@ -132,10 +131,10 @@ def decode(
     numbered, batch = enumerate(requests), None
     while block := [Prompt(number, *request) for number, request in islice(numbered, AHEAD)]:
         block.sort(key=lambda prompt: -len(prompt.ids))
-        if batch is None or not batch.holds(block):
-            if batch is not None:
-                yield from batch.run(deque(), to_the_end=True)
-            batch = Batch(model, sampling, block, cache_memory)
+        if batch is not None and not batch.holds(block):
+            yield from batch.run(deque(), to_the_end=True)
+            batch = None  # its cache is freed before there is another
+        batch = batch or Batch(model, sampling, block, cache_memory)
         yield from batch.run(deque(block))
     if batch is not None:
         yield from batch.run(deque(), to_the_end=True)
@@ -147,20 +146,34 @@ class Batch:
     def __init__(self, model: Llama, sampling: Sampling, prompts: Sequence[Prompt], cache_memory: int | None) -> None:
         self._model, self._sampling = model, sampling
         device = model.norm.weight.device
-        dtype = dtype_for(model.dtype, device)
-        memory = devices.free_memory(device) // 2 if cache_memory is None else cache_memory
-        size = _size(model.config, prompts, sampling, PLACES[device.type], memory, dtype)
-        self._cache = Cache(model.config, size, dtype, device)
-        self._scores: Compute = Graphs(self._compute) if device.type == "cuda" else self._compute
+        self._memory = devices.free_memory(device) // 2 if cache_memory is None else cache_memory
+        self._cache = Cache(model.config, self._size(prompts), dtype_for(model.dtype, device), device)
+        self._graphs = Graphs() if device.type == "cuda" else None
         self._samples: list[Sample] = []
         self._lanes: list[Prompt] = []
         self._open: deque[Prompt] = deque()  # those of the lanes that have samples to begin
 
     def holds(self, prompts: Sequence[Prompt]) -> bool:
         """Whether there is room for these, too."""
-        size = self._cache.size
-        fits = len(prompts[0].ids) <= size.prompt and _room(self._model.config, prompts, self._sampling) <= size.room
-        return fits and size.places >= min(PLACES[self._cache.device.type], sum(prompt.left for prompt in prompts))
+        size, wanted = self._cache.size, self._size(prompts)
+        return wanted.prompt <= size.prompt and wanted.room <= size.room and wanted.places <= 2 * size.places
+
+    def _size(self, prompts: Sequence[Prompt]) -> Size:
+        """Of a cache for these prompts, the longest one first, and more of their kind, within the memory."""
+        config, device = self._model.config, self._model.norm.weight.device
+        longest = min(-(-len(prompts[0].ids) // ROUND) * ROUND, config.context)
+        room = min(self._sampling.max_new_tokens, config.context - min(len(prompt.ids) for prompt in prompts))
+        fewest = min(len(prompt.temperatures) for prompt in prompts)
+        places = min(PLACES[device.type], sum(len(prompt.temperatures) for prompt in prompts))
+        while True:
+            lanes = min(places, 2 * -(-places // fewest))  # prompts that have nearly ended stand beside new ones
+            size = Size(lanes, longest, places, room)
+            if (needed := size.bytes(config, dtype_for(self._model.dtype, device))) <= self._memory:
+                return size
+            if places == 1:
+                problem = f"{self._memory:,} bytes cannot hold one sample: {needed:,} are needed"
+                raise Fault("--cache-memory", problem, "give it more, or fewer --max-new-tokens")
+            places = min(places - 1, places * self._memory // needed) or 1
 
     def run(self, queue: deque[Prompt], to_the_end: bool = False) -> Iterator[Token]:
         """Draw until all in the queue have begun, or ended."""
@@ -217,7 +230,7 @@ class Batch:
 
     def _go_on(self) -> Iterator[Token]:
         """The next token of each sample; those that end leave their places to the last ones."""
-        samples, padded = self._samples, isinstance(self._scores, Graphs)
+        samples, padded = self._samples, self._graphs is not None
         step = Step(
             [sample.prompt.lane for sample in samples],
             [len(sample.prompt.ids) for sample in samples],
@@ -235,8 +248,11 @@ class Batch:
         self._leave_lanes()
         yield from tokens
 
+    def _scores(self, tokens: Tensor, layout: Layout) -> Tensor:
+        """Scores ``[n, V]`` of what follows tokens ``[1, n]``, the newest of the samples; as a graph on a GPU."""
+        return self._graphs(self._compute, tokens, layout) if self._graphs else self._compute(tokens, layout)
+
     def _compute(self, tokens: Tensor, layout: Layout) -> Tensor:
-        """Scores ``[n, V]`` of what follows tokens ``[1, n]``, the newest of the samples."""
         self._cache.go_on(layout)
         return self._model.logits(self._model(tokens, self._cache)[0])
 
@@ -274,26 +290,3 @@ class Batch:
                 self._lanes[lane] = last
                 self._cache.move_lane(last.lane, lane)
                 last.lane = lane
-
-
-def _room(config: Config, prompts: Sequence[Prompt], sampling: Sampling) -> int:
-    """Tokens that the longest answer to one of them may have."""
-    return min(sampling.max_new_tokens, config.context - min(len(prompt.ids) for prompt in prompts))
-
-
-def _size(
-    config: Config, prompts: Sequence[Prompt], sampling: Sampling, places: int, memory: int, dtype: torch.dtype
-) -> Size:
-    """Of a cache for these prompts, the longest one first, and more of their kind, within so many bytes."""
-    longest = min(-(-len(prompts[0].ids) // ROUND) * ROUND, config.context)
-    fewest = min(prompt.left for prompt in prompts)
-    places = min(places, sum(prompt.left for prompt in prompts))
-    while True:
-        lanes = min(places, 2 * -(-places // fewest))  # prompts that have nearly ended stand beside new ones
-        size = Size(lanes, longest, places, _room(config, prompts, sampling))
-        if (needed := size.bytes(config, dtype)) <= memory:
-            return size
-        if places == 1:
-            problem = f"{memory:,} bytes cannot hold one sample: {needed:,} are needed"
-            raise Fault("--cache-memory", problem, "give it more, or fewer --max-new-tokens")
-        places = min(places - 1, places * memory // needed) or 1
