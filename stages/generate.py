@@ -36,14 +36,14 @@ def generate(
     """Continue texts, or answer prompts. The defaults for sampling are the reference release's.
 
     A sample depends on (seed, prompt, index), not on what else is asked, its order, or the shard. With --out a run that
-    was killed goes on after the last prompt whose samples were through.
+    was killed goes on with the prompts that were left.
 
     Example: llamactl generate base --text "Return the"
     """
     settings = dict(locals())
 
     import sys
-    from collections.abc import Iterable, Iterator
+    from collections.abc import Iterator, Sequence
     from typing import Any
 
     from llamactl import hardware, ui
@@ -90,30 +90,32 @@ def generate(
             run.refuse(fault)
     if any(one.text is None for one in asked) and (problem := dialogue.stranger(model)):
         ui.warn(f"{model}: {problem}")
-    requests = [sampler.Request(one.ids, (temperature,) * k) for one in asked]
     dtype = sampler.dtype_for(devices.PRECISIONS[precision or stored], target, k * len(asked))
-    network = Llama.load(model, target, dtype)
+    network, temperatures = Llama.load(model, target, dtype), (temperature,) * k
 
     if text is not None and k == 1 and out is None and sys.stdout and sys.stdout.isatty():
-        for piece in asking.streamed(asked[0], sampler.decode(network, requests, sampling), tokenizer):
+        drawn = sampler.decode(network, [sampler.Request(asked[0].ids, temperatures)], sampling, memory)
+        for piece in asking.streamed(asked[0], drawn, tokenizer):
             print(piece, end="", flush=True)
         print()
         return
 
-    def answered(some: Iterable[sampler.Request]) -> Iterator[list[Any]]:
-        for answers in sampler.generate(network, some, sampling, memory):
-            yield [(answer.ids, answer.stopped) for answer in answers]
+    def answered(some: Sequence[asking.Asked]) -> Iterator[tuple[int, list[Any]]]:
+        """Of each what was sampled, as it is there."""
+        requests = (sampler.Request(one.ids, temperatures) for one in some)
+        for place, answers in sampler.finished(network, requests, sampling, memory):
+            yield place, [(answer.ids, answer.stopped) for answer in answers]
 
     with parallel.joined(target, stops=False) as job, journal.kept(run) as through:
-        begun, run.devices = job.told(len(through)), job.world
-        with ui.Working("generate", k * len(asked), "samples", k * begun) as bar:
-            for one, answers in zip(asked[begun:], job.divided(requests[begun:], answered), strict=job.rank == 0):
+        left, run.devices = job.told(through.left(len(asked))), job.world
+        with ui.Working("generate", k * len(asked), "samples", k * (len(asked) - len(left))) as bar:
+            for place, answers in job.divided([asked[number] for number in left], answered):
                 samples = []
                 for index, (ids, stopped) in enumerate(answers):
                     how = {"temperature": temperature, "top_p": top_p, "top_k": top_k, "seed": seed, "index": index}
-                    samples.append(one.sample(ids, tokenizer) | {
+                    samples.append(asked[left[place]].sample(ids, tokenizer) | {
                         "sampling": how, "model": str(model), "finish": "stop" if stopped else "length",
                     })  # fmt: skip
                     run.done.update(samples=1, tokens=len(ids))
-                through.add(samples)
+                through.add(left[place], samples)
                 bar.advance(k, tokens=run.done["tokens"])

@@ -49,8 +49,8 @@ def reject_sample(
 
     An answer's reward is its helpfulness score, or its safety score where the prompt is tagged safety or
     sigmoid(safety score) < 0.15. One that cannot be judged or has no text is not kept, and counted. Samples of --pool
-    are scored anew where other reward models have scored them. With --out a run that was killed goes on after the last
-    prompt that was through. The paper's best temperature moves from round to round (1.2 to 1.3 after RLHF): 1, and the
+    are scored anew where other reward models have scored them. With --out a run that was killed goes on with the
+    prompts that were left. The paper's best temperature moves from round to round (1.2 to 1.3 after RLHF): 1, and the
     whole distribution (--top-p 1), are ours; try several.
 
     Example: llamactl reject-sample chat prompts.jsonl -k 16 --helpfulness helpful-rm --safety safe-rm -o best.jsonl
@@ -148,10 +148,11 @@ def reject_sample(
     sampling = Sampling(top_p, top_k, max_new_tokens, seed)
     memory = None if cache_memory is None else int(cache_memory * hardware.GIB)
 
-    def rounds(some: Sequence[tuple[jsonl.Found[Prompt], asking.Asked]]) -> Iterator[tuple[list[Any], dict[str, Any]]]:
-        """Of each prompt the answers that are kept, and what is to be said of all."""
+    def rounds(some: Sequence[tuple[jsonl.Found[Prompt], asking.Asked]]) -> Iterator[tuple[int, Any]]:
+        """Of each prompt, as its answers are there, those that are kept, and what is to be said of all."""
         requests = (sampler.Request(one.ids, temperatures) for _, one in some)
-        for (found, one), answers in zip(some, sampler.generate(network, requests, sampling, memory), strict=True):
+        for place, answers in sampler.finished(network, requests, sampling, memory):
+            found, one = some[place]
             drawn = []
             for index, answer in enumerate(answers):
                 how = {"temperature": temperatures[index], "top_p": top_p, "top_k": top_k, "seed": seed, "index": index}
@@ -161,22 +162,19 @@ def reject_sample(
                 }  # fmt: skip
                 drawn.append((sample, len(answer.ids)))
             best, draw = choice.best(found, drawn)
-            yield best, draw._asdict()
+            yield place, (best, draw._asdict())
 
     with parallel.joined(target, stops=False) as job, journal.kept(run) as through:
-        begun, run.devices = job.told(len(through)), job.world
-        with ui.Working("reject-sample", len(asked), "prompts", start=begun) as bar:
-            for best, facts in job.divided(asked[begun:], rounds):
+        left, run.devices = job.told(through.left(len(asked))), job.world
+        with ui.Working("reject-sample", len(asked), "prompts", start=len(asked) - len(left)) as bar:
+            for turn, (best, facts) in job.divided([asked[number] for number in left], rounds):
                 draw = Draw(**facts)
                 run.done.update(prompts=1, samples=k, tokens=sum(draw.tokens), kept=len(best))
                 for where, problem in draw.refused:
                     run.skip(Fault(where, problem), "answers that cannot be judged")
-                for what, number in (
-                    ("answers without a text, not kept", sum(draw.empty)),
-                    ("tokens cut off", sum(draw.cut)),
-                ):
-                    run.noted.update({what: number} if number else {})
-                through.add(best, facts)
+                beside = {"answers without a text, not kept": sum(draw.empty), "tokens cut off": sum(draw.cut)}
+                run.noted.update({what: times for what, times in beside.items() if times})
+                through.add(left[turn], best, facts)
                 bar.advance(1, tokens=run.done["tokens"])
         if job.rank:
             return

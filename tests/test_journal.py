@@ -3,6 +3,7 @@
 import gzip
 import json
 import os
+import random
 import signal
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -13,6 +14,7 @@ import pytest
 from conftest import SERVER, written
 from test_cli import Run as Command
 from test_cli import command
+from test_parallel import ended, environment, meeting
 
 from llamactl.artifacts import files, journal, manifest
 from llamactl.artifacts.manifest import Run
@@ -28,6 +30,7 @@ def work(
     out: Path | None,
     during: Callable[[int], object] = lambda number: None,
     source: str = "given.txt",
+    order: Callable[[list[int]], list[int]] = sorted,
     **settings: Any,
 ) -> tuple[int, list[dict[str, Any]]]:
     """A stage: two lines to each record but the third, of which it makes none. How many it had to do, and all facts."""
@@ -36,8 +39,8 @@ def work(
         return 0, []
     run.skipped["bad records"] += 2  # found by each attempt anew, as the input is read
     with journal.kept(run) as done:
-        first = len(done)
-        for number in range(first, RECORDS):
+        left = done.left(RECORDS)
+        for number in order(left):
             during(number)
             records = [{"id": number, "é": [half, 0.1 * number]} for half in (0, 1) if number != 2]
             run.done.update(records=1, lines=len(records))
@@ -45,9 +48,9 @@ def work(
                 run.noted["cut"] += 2
             if number == 2:
                 run.skipped["empty"] += 1
-            done.add(records, {"score": 1 / (number + 1)})
-        facts = list(done.facts)
-    return RECORDS - first, facts
+            done.add(number, records, {"score": 1 / (number + 1)})
+        facts = done.facts
+    return len(left), facts
 
 
 @pytest.fixture
@@ -137,6 +140,29 @@ def test_killed_again_and_again(place: Path) -> None:
     todo, facts = work(place, out)
     assert todo == 1
     assert (out.read_bytes(), facts_of(out), facts) == whole(place)
+
+
+def shuffled(numbers: list[int]) -> list[int]:
+    return random.Random(0).sample(numbers, len(numbers))
+
+
+@pytest.mark.parametrize("stopped", [0, 2, 4])
+def test_records_may_be_through_in_any_order(
+    place: Path, stopped: int, capfdbinary: pytest.CaptureFixture[bytes]
+) -> None:
+    """The output is in theirs, also on stdout, and so are the facts; what is left is done once."""
+    out, todo = place / "out.jsonl", shuffled([*range(RECORDS)])
+    with pytest.raises(KeyboardInterrupt):
+        work(place, out, stop(todo[stopped], KeyboardInterrupt()), order=shuffled)
+    done: list[int] = []
+    left, facts = work(place, out, done.append, order=lambda numbers: sorted(numbers, reverse=True))
+    assert done == sorted(todo[stopped:], reverse=True)
+    assert left == RECORDS - stopped
+    wanted = whole(place)
+    assert (out.read_bytes(), facts_of(out), facts) == wanted
+    capfdbinary.readouterr()
+    assert work(place, None, order=shuffled) == (RECORDS, facts)
+    assert capfdbinary.readouterr().out == wanted[0]
 
 
 def test_killed_before_the_first_record_is_through(place: Path, capfd: pytest.CaptureFixture[str]) -> None:
@@ -317,18 +343,31 @@ def test_without_a_file_records_are_out_at_once(place: Path, capfdbinary: pytest
 
 def struck(arguments: Sequence[object], moment: str, count: int, number: int = signal.SIGKILL) -> int | None:
     """The exit status of the command in a process that sends itself a signal at its ``count``-th ``moment``."""
-    process = SERVER.Process(target=_striking, args=([*map(str, arguments)], moment, count, number))
+    process = SERVER.Process(target=_striking, args=([*map(str, arguments)], {}, moment, count, number))
     process.start()
     process.join(120)
     return process.exitcode
 
 
-def _striking(arguments: list[str], moment: str, count: int, number: int) -> None:
+def together(arguments: Sequence[object], *moment: Any) -> list[int | None]:
+    """Exit statuses of the command on two processes; ``moment`` is of the first one, as in ``struck``."""
+    store, processes = meeting(), []
+    for rank in (0, 1):
+        when = moment if moment and rank == 0 else ("add", 0, 0)
+        given = [*map(str, arguments)], environment(rank, 2, store.port), *when
+        processes.append(SERVER.Process(target=_striking, args=given))
+    for process in processes:
+        process.start()
+    return ended(processes)
+
+
+def _striking(arguments: list[str], env: dict[str, str], moment: str, count: int, number: int) -> None:
     import torch
 
     from llamactl import cli
     from llamactl.model.heads import RewardModel
 
+    os.environ.update(env)
     torch.set_num_threads(1)
     os.dup2(os.open(os.devnull, os.O_WRONLY), 2)
     left = [count]
@@ -362,6 +401,20 @@ def test_generate_goes_on_to_the_same_bytes(base_model: Path, tmp_path: Path, co
     assert f"{out}: going on after 3 records" in again.stderr
     assert out.read_bytes() == whole.read_bytes()
     assert facts_of(out) | {"command": 0} == facts_of(whole) | {"command": 0}
+
+
+def test_generate_on_two_processes_is_as_on_one(base_model: Path, tmp_path: Path, command: Command) -> None:
+    """Also where the first is killed, and one goes on with what both have left."""
+    asked = written(tmp_path / "asked.jsonl", ({"text": text} for text in ("def ", "Return", "class A", "x", "import")))
+    flags = [base_model, asked, "-k", 3, "--temperature", 1, "--max-new-tokens", 8, "--device", "cpu"]
+    whole = command("generate", *flags).stdout
+    out = tmp_path / "out.jsonl"
+    assert together(["generate", *flags, "-o", out]) == [0, 0]
+    assert out.read_text() == whole
+    cut = tmp_path / "cut.jsonl"
+    assert together(["generate", *flags, "-o", cut], "add", 3, signal.SIGKILL)[0] == -signal.SIGKILL
+    assert "going on after 2 records" in command("generate", *flags, "-o", cut).stderr
+    assert cut.read_text() == whole
 
 
 def test_parts_of_generate_put_together_are_the_whole(base_model: Path, tmp_path: Path, command: Command) -> None:

@@ -38,7 +38,7 @@ from llamactl.artifacts.state import Saver, State
 from llamactl.model import device, sharded
 from llamactl.model.config import Config
 from llamactl.model.drawing import Sampling
-from llamactl.model.generate import Request, generate
+from llamactl.model.generate import Request, finished
 from llamactl.model.heads import RewardModel
 from llamactl.model.llama import Llama, Transformer
 from llamactl.train import loop, parallel
@@ -222,11 +222,13 @@ def sampled(job: Job, model: Llama) -> list[Any]:
     whole = model.gathered(torch.float32)
     assert not any(isinstance(parameter, DTensor) for parameter in whole.parameters())
 
-    def answers(mine: Iterable[Request]) -> Iterator[list[Any]]:
-        for found in generate(whole, mine, Sampling(1.0, 0, 8, 0)):
-            yield [[answer.ids, answer.stopped] for answer in found]
+    def answers(mine: Iterable[Request]) -> Iterator[tuple[int, list[Any]]]:
+        for place, found in finished(whole, mine, Sampling(1.0, 0, 8, 0)):
+            yield place, [[answer.ids, answer.stopped] for answer in found]
 
-    return list(job.divided([Request([1, *range(5, 7 + n % 9), 3 + n % 59], (1.0,) * 3) for n in range(70)], answers))
+    asked = [Request([1, *range(5, 7 + n % 9), 3 + n % 59], (1.0,) * 3) for n in range(70)]
+    assert job.told([job.rank, "a"]) == [0, "a"]
+    return [found for _, found in sorted(job.divided(asked, answers))]
 
 
 def gone(job: Job, leg: Leg, directory: Path) -> dict[str, Any]:

@@ -2,6 +2,7 @@
 
 import json
 import math
+import re
 import signal
 from collections.abc import Callable, Iterable, Iterator
 from itertools import combinations, groupby
@@ -13,7 +14,7 @@ import pytest
 import torch
 from conftest import Command, run, turns, with_pieces, written
 from test_cli import Run, command, ended_without_a_reader, one_line
-from test_journal import struck
+from test_journal import struck, together
 from test_model import fresh
 from test_model import written as model_written
 
@@ -252,12 +253,12 @@ def says(monkeypatch: pytest.MonkeyPatch, models: Models, texts: list[str]) -> N
     """Have the sampler answer each prompt by these texts."""
     tokenizer = Tokenizer.load(models.chat)
 
-    def generate(model: object, requests: Iterable[Any], *_: object) -> Iterator[list[sampler.Answer]]:
-        for request in requests:
+    def finished(model: object, requests: Iterable[Any], *_: object) -> Iterator[tuple[int, list[sampler.Answer]]]:
+        for number, request in enumerate(requests):
             assert len(request.temperatures) == len(texts)
-            yield [sampler.Answer(tokenizer.encode(text), n != 1, []) for n, text in enumerate(texts)]
+            yield number, [sampler.Answer(tokenizer.encode(text), n != 1, []) for n, text in enumerate(texts)]
 
-    monkeypatch.setattr(sampler, "generate", generate)
+    monkeypatch.setattr(sampler, "finished", finished)
 
 
 def test_what_can_be_learned_is_what_comes_out(ask: Run, tmp_path: Path, command: Run) -> None:
@@ -510,6 +511,17 @@ def test_a_killed_run_goes_on_to_the_same_bytes(
     assert not list(tmp_path.glob(".*"))
 
 
+def test_two_processes_make_what_one_does(undisturbed: Callable[[Path], list[object]], tmp_path: Path) -> None:
+    out = tmp_path / "out.jsonl"
+    asked = undisturbed(out)
+    whole = Path(str(asked[2])).with_name("whole") / "out.jsonl"
+    assert together(asked) == [0, 0]
+    assert out.read_bytes() == whole.read_bytes()
+    assert (tmp_path / "report.json").read_bytes() == whole.with_name("report.json").read_bytes()
+    assert numbers(out) == numbers(whole)
+    assert manifest.load(manifest.beside(out))["devices"] == 2
+
+
 def test_sigterm_is_75_and_the_run_goes_on(
     undisturbed: Callable[[Path], list[object]], tmp_path: Path, command: Run
 ) -> None:
@@ -539,7 +551,7 @@ def test_a_prompt_that_cannot_be_asked_is_refused_before_anything_is_sampled(
     path, out = written(tmp_path / "p.jsonl", [ASKED[0], record]), tmp_path / "out.jsonl"
     flags = ["--helpfulness", narrow, *SHORT, "-k", 2, "-o", out, "-q"]
     with monkeypatch.context() as patch:
-        patch.setattr(sampler, "generate", lambda *_: pytest.fail("it has begun"))
+        patch.setattr(sampler, "finished", lambda *_: pytest.fail("it has begun"))
         assert one_line(command("reject-sample", models.chat, path, *flags)).startswith(f"{path}:2: {said}")
     assert {one.name for one in tmp_path.iterdir()} == {"p.jsonl"}
     done = command("reject-sample", models.chat, path, *flags, "--skip-bad")
@@ -592,7 +604,7 @@ def test_scores_that_are_no_numbers_end_the_run(
 ) -> None:
     monkeypatch.setattr(RewardModel, "judge", lambda _, groups: [[math.nan for _ in group] for group in groups])
     line = one_line(command("reject-sample", models.chat, prompts, "--helpfulness", models.helpful, *SHORT, "-q"))
-    assert line.startswith(f"{prompts}:1, answer 0: {models.helpful} gives it a score that is not finite; try ")
+    assert re.match(rf"{prompts}:[1-5], answer 0: {models.helpful} gives it a score that is not finite; try ", line)
 
 
 def test_no_prompts_at_all(models: Models, tmp_path: Path, command: Run) -> None:

@@ -1,11 +1,11 @@
-"""What has come of each input record so far, so that a run that was interrupted goes on after the last whole one.
+"""What has come of each input record so far, so that a run that was interrupted goes on with those that are left.
 
 Beside the artifact, as ``.NAME.journal``, lie JSON lines: what the run was asked for, then a line a record with the
 output records that came of it, what else there is to say of it, what was counted so far, and the device-seconds. Each
 is handed to the operating system at once, so that a killed process loses none; one that a crash has torn is cut off.
-When all are through, the artifact is written from them, whole, and the journal removed.
+When all are through, the artifact is written from them, whole and in order, and the journal removed.
 
-Without ``--out`` what comes of a record goes to stdout at once, and there is nothing to go on from.
+Without ``--out`` what comes of a record goes to stdout in its turn, and there is nothing to go on from.
 """
 
 import os
@@ -28,33 +28,43 @@ SIGNALS = (signal.SIGTERM, signal.SIGUSR1)
 
 
 class Journal:
-    """Input records that are through, in order; ``facts`` is what there is to say of each, earlier attempts' first."""
+    """Input records that are through, by their number; in whatever order they are, the output is in theirs."""
 
     def __init__(self, run: Run, put: Callable[[dict[str, Any]], object]) -> None:
-        self.facts: list[dict[str, Any]] = []
+        self._facts: dict[int, dict[str, Any]] = {}
         self._run, self._put = run, put
         # what was counted while the input was read is counted anew by each attempt
         self._before = {name: Counter(counts) for name, counts in _counts(run).items()}
 
     def __len__(self) -> int:
-        return len(self.facts)
+        return len(self._facts)
 
-    def add(self, records: Sequence[Mapping[str, Any]], facts: dict[str, Any] | None = None) -> None:
+    @property
+    def facts(self) -> list[dict[str, Any]]:
+        """What there is to say of each record that is through, earlier attempts' included, in order."""
+        return [facts for _, facts in sorted(self._facts.items())]
+
+    def left(self, total: int) -> list[int]:
+        """Of so many input records the numbers of those that are not through."""
+        return [number for number in range(total) if number not in self._facts]
+
+    def add(self, number: int, records: Sequence[Mapping[str, Any]], facts: dict[str, Any] | None = None) -> None:
         """One more input record is through: the output ``records`` that came of it, its ``facts``."""
         counts = {
             name: {what: n - self._before[name][what] for what, n in counts.items()}
             for name, counts in _counts(self._run).items()
         }
+        self._facts[number] = facts or {}
         seconds = round(self._run.device_seconds(), 3)
-        self._put({"records": records, "facts": facts or {}, "counts": counts, "seconds": seconds})
-        self.facts.append(facts or {})
+        entry = {"number": number, "records": records, "facts": facts or {}, "counts": counts, "seconds": seconds}
+        self._put(entry)
 
     def take_up(self, stream: BinaryIO) -> None:
         """Go on from what an interrupted run has left, where it was asked the same; else begin anew, and say why."""
         run, lines = self._run, _whole(stream)
         asked, last = next(lines, None), None
         for last in lines:
-            self.facts.append(last["facts"])
+            self._facts[last["number"]] = last["facts"]
         difference = (run.difference(asked) if asked else "") or ("" if _comparable(run) else "from stdin")
         if difference and last:
             ui.warn(f"{run.out}: an interrupted run was begun otherwise ({difference}): starting over")
@@ -64,7 +74,7 @@ class Journal:
             run.earlier = last["seconds"]
             ui.note(f"{run.out}: going on after {len(self):,} records")
         if difference or not last:
-            self.facts.clear()
+            self._facts.clear()
             stream.seek(0)
             stream.truncate()
             self._put({"stage": run.stage, "settings": run.settings, "inputs": run.inputs})
@@ -103,7 +113,7 @@ def kept(run: Run) -> Iterator[Journal]:
         return
     if run.out is None:
         with run.records() as writer:
-            yield Journal(run, lambda entry: _write(writer, entry))
+            yield Journal(run, _in_order(writer))
         return
     path, lasting = files.journal(run.out), _comparable(run)
     files.make_room(run.out)
@@ -123,10 +133,9 @@ def kept(run: Run) -> Iterator[Journal]:
                 journal.take_up(stream)
                 yield journal
                 with run.records() as writer:
-                    stream.seek(0)
-                    next(stream)
-                    for line in stream:
-                        _write(writer, orjson.loads(line))
+                    for place in _places(stream):
+                        stream.seek(place)
+                        _write(writer, orjson.loads(stream.readline()))
         except BaseException as error:
             if not (lasting and len(journal)):
                 path.unlink()
@@ -134,6 +143,32 @@ def kept(run: Run) -> Iterator[Journal]:
                 ui.note(f"{run.out}: {len(journal):,} records are through: the same command goes on after them")
             raise
         path.unlink(missing_ok=True)
+
+
+def _in_order(writer: Writer) -> Callable[[dict[str, Any]], None]:
+    """Write what came of a record as soon as that of all before it is written."""
+    waiting: dict[int, dict[str, Any]] = {}
+    following = 0
+
+    def put(entry: dict[str, Any]) -> None:
+        nonlocal following
+        waiting[entry["number"]] = entry
+        while following in waiting:
+            _write(writer, waiting.pop(following))
+            following += 1
+
+    return put
+
+
+def _places(stream: BinaryIO) -> list[int]:
+    """Where a journal's records begin, in the order of their numbers."""
+    stream.seek(0)
+    place = len(next(stream))
+    found: dict[int, int] = {}
+    for line in stream:
+        found[orjson.loads(line)["number"]] = place
+        place += len(line)
+    return [place for _, place in sorted(found.items())]
 
 
 def _write(writer: Writer, entry: Mapping[str, Any]) -> None:

@@ -98,26 +98,40 @@ def generate(
     model: Llama, requests: Iterable[Request], sampling: Sampling, cache_memory: int | None = None
 ) -> Iterator[list[Answer]]:
     """The answers to each request, in order, as soon as they and those before them are there."""
-    under_way: deque[tuple[list[Answer], list[int]]] = deque()  # of each request: answers, and how many are whole
-    first = 0  # the number of the first of them
+    waiting: dict[int, list[Answer]] = {}
+    first = 0
+    for number, answers in finished(model, requests, sampling, cache_memory):
+        waiting[number] = answers
+        while first in waiting:
+            yield waiting.pop(first)
+            first += 1
+
+
+def finished(
+    model: Llama, requests: Iterable[Request], sampling: Sampling, cache_memory: int | None = None
+) -> Iterator[tuple[int, list[Answer]]]:
+    """The answers to each request, and its number, as soon as all are there: the order is that of their ends."""
+    under_way: dict[int, list[Answer]] = {}
+    missing: dict[int, int] = {}  # samples of each request that have not ended
 
     def noted() -> Iterator[Request]:
-        for request in requests:
-            under_way.append(([Answer([], False, []) for _ in request.temperatures], [0]))
+        for number, request in enumerate(requests):
+            under_way[number] = [Answer([], False, []) for _ in request.temperatures]
+            missing[number] = len(request.temperatures)
             yield request
 
     for token in decode(model, noted(), sampling, cache_memory):
-        answers, whole = under_way[token.request - first]
+        answers = under_way[token.request]
         answer = answers[token.sample]
         answer.log_probs.append(token.log_prob)
         if token.token == EOS:
             answers[token.sample] = answer._replace(stopped=True)
         else:
             answer.ids.append(token.token)
-        whole[0] += token.done
-        while under_way and under_way[0][1][0] == len(under_way[0][0]):
-            yield under_way.popleft()[0]
-            first += 1
+        missing[token.request] -= token.done
+        if not missing[token.request]:
+            del missing[token.request]
+            yield token.request, under_way.pop(token.request)
 
 
 @torch.inference_mode()

@@ -14,7 +14,7 @@ from contextlib import contextmanager
 from functools import partial
 from itertools import islice
 from pathlib import Path
-from typing import Any, NamedTuple, TypeVar
+from typing import Any, NamedTuple, TypeVar, cast
 
 import orjson
 import torch
@@ -100,28 +100,33 @@ class Job:
             dist.all_reduce(values)
         return values
 
-    def told(self, number: int) -> int:
-        """The first process's number, on all of them."""
-        return int(self.sum(torch.tensor(number if self.rank == 0 else 0, device=self.device)))
+    def told(self, value: T) -> T:
+        """The first process's value, which is JSON, on all of them."""
+        if self.mesh is None:
+            return value
+        return cast(T, orjson.loads(self._parts(orjson.dumps(value if self.rank == 0 else None))[0]))
 
     def agreed(self, fine: bool) -> bool:
         """Whether all processes are fine; they wait for each other here."""
         return self.sum(torch.tensor(int(not fine), device=self.device)).item() == 0
 
-    def divided(self, items: Sequence[T], work: Callable[[Sequence[T]], Iterator[Any]]) -> Iterator[Any]:
-        """What comes of items, in order, on the first process; each process works on every ``world``-th.
+    def divided(
+        self, items: Sequence[T], work: Callable[[Sequence[T]], Iterator[tuple[int, Any]]]
+    ) -> Iterator[tuple[int, Any]]:
+        """What comes of items, with their places, on the first process; each process works on every ``world``-th.
 
-        ``work`` makes one JSON value of each item, in order. The first process has those of a round when all have.
+        ``work`` makes a JSON value of each item, in whatever order, and says its place. The first process has those of
+        a round when all have.
         """
         if self.mesh is None:
             yield from work(items)
             return
         made = work(items[self.rank :: self.world])
-        for start in range(0, len(items), ROUND * self.world):
+        for _ in range(0, len(items), ROUND * self.world):
             parts = [orjson.loads(part) for part in self._parts(orjson.dumps(list(islice(made, ROUND))))]
-            for number in range(min(ROUND * self.world, len(items) - start)):
-                if self.rank == 0:
-                    yield parts[number % self.world][number // self.world]
+            if self.rank == 0:
+                for rank, part in enumerate(parts):
+                    yield from ((place * self.world + rank, value) for place, value in part)
 
     def _parts(self, mine: bytes) -> list[bytes]:
         """What each process has to tell the first one."""
