@@ -350,7 +350,8 @@ def llamactl(task: Task, part: str) -> Engine:
     from llamactl.model.llama import Llama
 
     device = torch.device(task.device)
-    model = Llama.load(task.folder(part), device, PRECISIONS[task.precision])
+    dtype = sampler.dtype_for(PRECISIONS[task.precision], device, 1 if part == "alone" else K)
+    model = Llama.load(task.folder(part), device, dtype)
 
     def sampling(new: int, seed: int) -> sampler.Sampling:
         return sampler.Sampling(top_p=1.0, top_k=0, max_new_tokens=new, seed=seed)
