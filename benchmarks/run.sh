@@ -6,7 +6,8 @@
 #
 # llamactl is that of the `python` on the path. Each peer lives in an environment of its own, made here from its
 # requirements file, kept, and made again when that file has changed. Two peers are no packages: their sources are
-# cloned from GitHub at a fixed commit, and nothing else reaches the network for them. LLAMA2C_SOURCE and
+# cloned from GitHub at a fixed commit, and nothing else reaches the network for them. llama.cpp is compiled by pip, for
+# this machine's processor: that needs a C++ compiler and CMake, and takes ten minutes on two cores. LLAMA2C_SOURCE and
 # NANOCHAT_SOURCE name another place to clone from; a folder that is there already (.envs/sources/NAME) is taken as it is.
 set -euo pipefail
 here=$(cd "$(dirname "${BASH_SOURCE[0]}")" && pwd)
@@ -39,7 +40,7 @@ source_of() { # name, place to clone from, commit
     echo "$3" >"$folder.commit"
 }
 
-for peer in tokenizing transformers litgpt trl; do environment "$peer"; done
+for peer in tokenizing transformers litgpt trl llamacpp; do environment "$peer"; done
 source_of llama2.c "${LLAMA2C_SOURCE:-https://github.com/karpathy/llama2.c}" 350e04fe35433e6d2941dce5a1f53308f87058eb
 source_of nanochat "${NANOCHAT_SOURCE:-https://github.com/karpathy/nanochat}" 92d63d4e8bb4df75c3b71618f31ddde2378b2bcd
 if [ $# -gt 0 ] && [ "$1" = --environments-only ]; then exit; fi
@@ -48,3 +49,4 @@ python "$here/pretraining.py" "$@"
 python "$here/tuning.py" "$@"
 python "$here/tuning.py" --attention "$@"
 python "$here/comparing.py" "$@"
+python "$here/sampling.py" "$@"

@@ -106,7 +106,6 @@ ENVIRONMENT = {HUGGING: "transformers", HUGGING_FP32: "transformers", GGML: "lla
 PARTS = ("batch", "alone")
 CHANNEL = 4.0  # the constant channel beside the whole rest of the residual stream, about
 SCORES, LOGITS = 2.0, 1.3  # standard deviations that the random weights aim at
-NEVER = -30.0  # a logit
 
 
 class Load(NamedTuple):
@@ -252,11 +251,15 @@ def save_weights(task: Task, parts: Iterable[str]) -> None:
         hidden = model(torch.tensor([ids_of(dice, shape, length) for _ in range(4)], device=device))
         scores = model.logits(hidden)
         scores[..., EOS] = -math.inf
-        rest = float(scores.logsumexp(-1).mean())
-        channel = float(hidden[..., 0].float().mean())
-    share = {"batch": rest + math.log(task.load.stop / (1 - task.load.stop)), "alone": NEVER}
+        rest, channel = scores.logsumexp(-1), hidden[..., 0].float()
+        low, high = 0.0, 1.0  # the stop token's weight, by halving
+        for _ in range(30):
+            middle = (low + high) / 2
+            often = float((middle * channel - rest).sigmoid().mean()) > task.load.stop
+            low, high = (low, middle) if often else (middle, high)
+    weight = {"batch": middle, "alone": -1.0}
     for part in (*others, first):
-        head[EOS, 0] = torch.tensor(share[part] / channel).bfloat16()
+        head[EOS, 0] = torch.tensor(weight[part]).bfloat16()
         save(part)
 
 
