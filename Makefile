@@ -7,7 +7,7 @@ STAMP  := $(VENV)/.ready
 .PHONY: demo test check bench clean help
 
 help:
-	@echo "make demo    train a small model on this machine's own Python documentation, all stages (5 to 12 minutes on two cores)"
+	@echo "make demo    train a small model on this machine's own Python documentation, all stages (6 to 12 minutes on two cores)"
 	@echo "make test    run the tests"
 	@echo "make check   format, lint and types"
 	@echo "make bench   measure against peers (installs each peer into an environment of its own)"

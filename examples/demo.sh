@@ -1,10 +1,10 @@
 #!/usr/bin/env bash
 # The chain on what every Python installation carries: text -> tokenizer -> shards -> base model -> chat model ->
-# answers -> reward models -> scores.
+# answers -> reward models -> scores -> a better chat model.
 #
 #   examples/demo.sh [DIR]
 #
-# A few million parameters, 5 to 12 minutes on two cores. Stopped half-way, the same command goes on; run again, it makes
+# A few million parameters, 6 to 12 minutes on two cores. Stopped half-way, the same command goes on; run again, it makes
 # nothing twice.
 set -euo pipefail
 here=$(cd "$(dirname "$0")" && pwd)
@@ -13,26 +13,26 @@ began=$SECONDS
 
 say() { printf '\n== %s\n' "$*" >&2; }
 
-say "1/10 corpus: the standard library's documentation topics, docstrings and sources; questions about them, better and worse answers"
+say "1/11 corpus: the standard library's documentation topics, docstrings and sources; questions about them, better and worse answers"
 [ -s "$demo/corpus/valid.jsonl" ] || python3 "$here/stdlib_corpus.py" "$demo/corpus"
 [ -s "$demo/corpus/dialogues-valid.jsonl" ] || python3 "$here/stdlib_dialogues.py" "$demo/corpus"
 [ -s "$demo/corpus/comparisons-safety.jsonl" ] || python3 "$here/stdlib_comparisons.py" "$demo/corpus"
 llamactl validate "$demo/corpus/dialogues.jsonl" --held-out "$demo/corpus/dialogues-valid.jsonl"
 
-say "2/10 tokenizer: 4,096 pieces"
+say "2/11 tokenizer: 4,096 pieces"
 llamactl train-tokenizer "$demo"/corpus/{docs,code}.jsonl --vocab-size 4096 -o "$demo/tokenizer.model" >&2
 
-say "3/10 shards: two sources"
+say "3/11 shards: two sources"
 for source in docs code; do
     llamactl tokenize "$demo/corpus/$source.jsonl" --tokenizer "$demo/tokenizer.model" -o "$demo/shards-$source" >&2
 done
 
-say "4/10 base model: docs and code, 3 to 1"
+say "4/11 base model: docs and code, 3 to 1"
 llamactl pretrain --size tiny --dim 256 --layers 4 --heads 8 --kv-heads 4 --ffn 688 \
     --data "$demo/shards-docs=0.75" --data "$demo/shards-code=0.25" \
     --context 256 --batch-size 16 --steps 240 --lr 3e-3 -o "$demo/base" >&2
 
-say "5/10 what it writes"
+say "5/11 what it writes"
 prompts="$demo/prompts.jsonl"
 cat >"$prompts" <<'PROMPTS'
 {"id": 1, "text": "Return True if"}
@@ -49,14 +49,14 @@ for line in open(sys.argv[1], encoding="utf-8"):
     print()
 SHOW
 
-say "6/10 perplexity on held-out documentation"
+say "6/11 perplexity on held-out documentation"
 llamactl eval perplexity "$demo/base" "$demo/corpus/valid.jsonl" -o "$demo/scores.jsonl"
 
-say "7/10 chat model: fine-tuned on questions about the library"
+say "7/11 chat model: fine-tuned on questions about the library"
 llamactl sft "$demo/base" "$demo/corpus/dialogues.jsonl" --eval "$demo/corpus/dialogues-valid.jsonl" \
     --batch-size 16 --epochs 1 --lr 1e-3 -o "$demo/chat" >&2
 
-say "8/10 a short conversation"
+say "8/11 a short conversation"
 rm -f "$demo/conversation.jsonl"
 llamactl chat "$demo/chat" --temperature 0 --max-new-tokens 64 >/dev/null <<TALK
 What does \`os.path.getsize\` do?
@@ -71,7 +71,7 @@ for message in json.loads(open(sys.argv[1], encoding="utf-8").read())["messages"
     print(textwrap.indent(message["content"], "    > " if message["role"] == "user" else "    "), end="\n\n" if message["role"] == "assistant" else "\n")
 SHOW
 
-say "9/10 reward models: which answer is better, which is safe"
+say "9/11 reward models: which answer is better, which is safe"
 compare() {
     llamactl rm-train "$demo/chat" "$demo/corpus/comparisons-$1.jsonl" --mix "$demo/corpus/comparisons-$2.jsonl" \
         --kind "$1" --hold-out 200 --batch-size 16 --lr 1e-3 --eval-every 60 -o "$3" >&2
@@ -80,7 +80,7 @@ compare helpfulness safety "$demo/helpful-rm"
 compare safety helpfulness "$demo/safe-rm"
 llamactl eval reward "$demo/helpful-rm" --data "$demo/helpful-rm/held-out.jsonl" -o "$demo/reward-scores.jsonl"
 
-say "10/10 a score in a pipe: four answers to each question, the best and the worst of them"
+say "10/11 a score in a pipe: four answers to each question, the best and the worst of them"
 questions="$demo/questions.jsonl"
 cat >"$questions" <<'QUESTIONS'
 {"id": 1, "messages": [{"role": "user", "content": "What does `os.path.getsize` do?"}]}
@@ -104,6 +104,38 @@ for _, group in groupby(samples, key=lambda sample: sample["id"]):
     print()
 SHOW
 
+say "11/11 a round of rejection sampling: the best of 8 answers to each question, learned from in one pipe"
+held="$demo/questions-held-out.jsonl"
+[ -s "$held" ] || llamactl convert "$demo/corpus/dialogues-valid.jsonl" --to prompts -q | awk 'NR <= 60' >"$held"
+[ -s "$demo/questions-asked.jsonl" ] || llamactl convert "$demo/corpus/dialogues.jsonl" --to prompts -q |
+    awk 'NR % 12 == 1 && NR <= 2880' >"$demo/questions-asked.jsonl"
+[ -e "$demo/chat-v2/run.json" ] || llamactl reject-sample "$demo/chat" "$demo/questions-asked.jsonl" -k 8 \
+    --temperature 0.7 --temperature 1 --max-new-tokens 40 --helpfulness "$demo/helpful-rm" --safety "$demo/safe-rm" \
+    --report "$demo/round.json" | llamactl sft "$demo/chat" --batch-size 16 --epochs 2 --lr 3e-4 -o "$demo/chat-v2" >&2
+for version in chat chat-v2; do
+    llamactl reject-sample "$demo/$version" "$held" -k 4 --max-new-tokens 40 --helpfulness "$demo/helpful-rm" \
+        --safety "$demo/safe-rm" --keep all --report "$demo/$version.json" -q -o "$demo/$version.jsonl"
+done
+python3 - "$demo" <<'SHOW'
+import json, sys
+
+answers = {}
+for version in ("chat", "chat-v2"):
+    with open(f"{sys.argv[1]}/{version}.json", encoding="utf-8") as file:
+        reward = json.load(file)["answers"]["reward"]
+    low, high = reward["interval"]
+    print(f"    {version:8} mean reward of its answers to held-out questions {reward['value']:+.2f} [{low:+.2f}, {high:+.2f}]")
+    with open(f"{sys.argv[1]}/{version}.jsonl", encoding="utf-8") as file:
+        first = [line for line in map(json.loads, file) if line["sampling"]["index"] == 0]
+    answers[version] = {line["messages"][-1]["content"]: line["response"] for line in first}
+print()
+for question in list(answers["chat"])[:3]:
+    print(f"    > {question}")
+    for version, said in answers.items():
+        print(f"    {version:8} {' '.join(said[question].split())}")
+    print()
+SHOW
+
 say "made in $((SECONDS - began)) s"
 printf '%-24s %-34s %s\n' what path "go on with" \
     tokenizer "$demo/tokenizer.model" "llamactl tokenize CORPUS --tokenizer $demo/tokenizer.model -o SHARDS" \
@@ -113,5 +145,6 @@ printf '%-24s %-34s %s\n' what path "go on with" \
     "reward models" "$demo/{helpful,safe}-rm" "llamactl score YOUR.jsonl --reward helpfulness=$demo/helpful-rm" \
     "samples" "$demo/samples.jsonl" "less $demo/samples.jsonl" \
     "scored samples" "$demo/scored.jsonl" "less $demo/scored.jsonl" \
+    "after a round" "$demo/chat-v2" "llamactl chat $demo/chat-v2" \
     "scores" "$demo/scores.jsonl" "llamactl eval perplexity $demo/base YOUR.txt" \
     "" "$demo/reward-scores.jsonl" "llamactl eval reward $demo/safe-rm --data $demo/safe-rm/held-out.jsonl"
