@@ -355,6 +355,17 @@ def test_a_greedy_token_that_rounding_decides_is_in_doubt() -> None:
     assert found.doubtful.tolist() == [True, True, False]
 
 
+def test_one_of_two_that_share_all_is_in_doubt() -> None:
+    """Each is just about top-p by itself: rounding decides which is the likelier, and if both are let in."""
+    logits = torch.full((200, VOCABULARY), -30.0)
+    logits[:, [30, 70]] = torch.tensor([drawing.NOISE / 4, 0.0])
+    found = [
+        draw(rows, samples(200), ALL._replace(top_p=0.5)) for rows in (logits.clone(), logits.flip(-1).roll(1, -1))
+    ]
+    assert [set(one.tokens.tolist()) for one in found] == [{30}, {70}]
+    assert all(one.doubtful.all() for one in found)
+
+
 @pytest.mark.parametrize(("top_k", "top_p"), [(0, 1.0), (40, 1.0), (0, 0.9), (40, 0.9)])
 @pytest.mark.parametrize("temperature", [0.0, 0.6, 1.0])
 def test_few_tokens_are_in_doubt(temperature: float, top_k: int, top_p: float) -> None:

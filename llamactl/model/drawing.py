@@ -137,7 +137,8 @@ def _tokens(
     while True:
         own = left.gather(1, tokens[rows, None])
         before, close = (left * (left > own)).sum(-1) / totals[rows, 0], _like(left, own, error[rows]) / totals[rows, 0]
-        doubtful[rows] |= (before - sampling.top_p).abs() < error[rows] * before * (1 - before) + close
+        margin = close + error[rows] * (before + close) * (1 - before + close)
+        doubtful[rows] |= (before - sampling.top_p).abs() < margin
         beyond = ((before >= sampling.top_p) & (before > 0)).nonzero()[:, 0]
         if not len(beyond):
             return tokens, doubtful
