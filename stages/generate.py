@@ -23,6 +23,9 @@ def generate(
     top_p: options.TopP = 0.9,
     top_k: options.TopK = 0,
     max_new_tokens: options.MaxNewTokens = 256,
+    log_probs: Annotated[
+        bool, typer.Option("--log-probs", help="Add log p of each token, at the temperature, whatever top-p and top-k.")
+    ] = False,
     precision: options.StoredPrecision = None,
     device: options.Device = None,
     cache_memory: options.CacheMemory = None,
@@ -35,8 +38,9 @@ def generate(
 ) -> None:
     """Continue texts, or answer prompts. The defaults for sampling are the reference release's.
 
-    A sample depends on (seed, prompt, index), not on what else is asked, its order, or the shard. With --out a run that
-    was killed goes on with the prompts that were left.
+    A sample depends on (seed, prompt, index), not on what else is asked, its order, -k, or the shard: in fp32 token for
+    token. In bf16, where a GPU or a CPU has instructions for it, rounding depends on what is computed beside a sample,
+    and it may come out otherwise. With --out a run that was killed goes on with the prompts that were left.
 
     Example: llamactl generate base --text "Return the"
     """
@@ -104,18 +108,18 @@ def generate(
         """Of each what was sampled, as it is there."""
         requests = (sampler.Request(one.ids, temperatures) for one in some)
         for place, answers in sampler.finished(network, requests, sampling, memory):
-            yield place, [(answer.ids, answer.stopped) for answer in answers]
+            yield place, [(answer.ids, answer.stopped, answer.log_probs if log_probs else []) for answer in answers]
 
     with parallel.joined(target, stops=False) as job, journal.kept(run) as through:
         left, run.devices = job.told(through.left(len(asked))), job.world
         with ui.Working("generate", k * len(asked), "samples", k * (len(asked) - len(left))) as bar:
             for place, answers in job.divided([asked[number] for number in left], answered):
                 samples = []
-                for index, (ids, stopped) in enumerate(answers):
+                for index, (ids, stopped, chances) in enumerate(answers):
                     how = {"temperature": temperature, "top_p": top_p, "top_k": top_k, "seed": seed, "index": index}
                     samples.append(asked[left[place]].sample(ids, tokenizer) | {
                         "sampling": how, "model": str(model), "finish": "stop" if stopped else "length",
-                    })  # fmt: skip
+                    } | ({"log_probs": chances} if log_probs else {}))  # fmt: skip
                     run.done.update(samples=1, tokens=len(ids))
                 through.add(left[place], samples)
                 bar.advance(k, tokens=run.done["tokens"])

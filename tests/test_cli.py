@@ -182,8 +182,8 @@ FLAGS = {
     ),
     "generate": (
         "model prompts",
-        "--allow-tags --cache-memory --device --max-new-tokens --out/-o --overwrite --precision --quiet/-q --seed "
-        "--shard --skip-bad --temperature --text --top-k --top-p -k",
+        "--allow-tags --cache-memory --device --log-probs --max-new-tokens --out/-o --overwrite --precision --quiet/-q "
+        "--seed --shard --skip-bad --temperature --text --top-k --top-p -k",
     ),
     "reject-sample": (
         "model prompts",

@@ -800,3 +800,21 @@ def test_text_streams_to_a_terminal(generate: Run, restless: Path) -> None:
         shown = b"".join(read_all(ours)).decode()
     assert process.returncode == 0
     assert shown.replace("\r\n", "\n").rstrip("\n") == response.rstrip("\n")
+
+
+def test_log_probs_come_along_where_they_are_asked_for(generate: Run, model: Llama, tokenizer: Tokenizer) -> None:
+    """Those of a full forward pass at the temperature, the end's included."""
+    asked = {"asked": [{"text": "Return"}]}
+    how = ("-k", 24, "--temperature", 1.5, "--top-p", 0.9, "--max-new-tokens", 40)
+    assert all("log_probs" not in sample for sample in lines(generate(*how, **asked).stdout))
+    ended = set()
+    for sample in lines(generate(*how, "--log-probs", **asked).stdout):
+        ids = [BOS, *tokenizer.encode("Return")]
+        request = Request(ids, (1.5,) * 24)
+        answer = next(sampler.generate(model, [request], Sampling(0.9, 0, 40, 0)))[sample["sampling"]["index"]]
+        said = [*answer.ids, *[EOS] * answer.stopped]
+        scores = model.logits(model(torch.tensor([[*ids, *said]]))[0, len(ids) - 1 : -1]).double() / 1.5
+        wanted = scores.log_softmax(-1).gather(1, torch.tensor(said)[:, None])[:, 0]
+        assert torch.allclose(torch.tensor(sample["log_probs"], dtype=torch.float64), wanted, atol=1e-5)
+        ended.add(answer.stopped)
+    assert ended == {True, False}
