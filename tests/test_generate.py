@@ -803,18 +803,17 @@ def test_text_streams_to_a_terminal(generate: Run, restless: Path) -> None:
 
 
 def test_log_probs_come_along_where_they_are_asked_for(generate: Run, model: Llama, tokenizer: Tokenizer) -> None:
-    """Those of a full forward pass at the temperature, the end's included."""
-    asked = {"asked": [{"text": "Return"}]}
-    how = ("-k", 24, "--temperature", 1.5, "--top-p", 0.9, "--max-new-tokens", 40)
+    """Those of a full forward pass at the temperature, the end's included, whatever top-p."""
+    asked = {"asked": [{"text": text} for text in TEXTS]}
+    how = ("-k", 3, "--temperature", 1.5, "--top-p", 0.9, "--max-new-tokens", 40)
     assert all("log_probs" not in sample for sample in lines(generate(*how, **asked).stdout))
-    ended = set()
-    for sample in lines(generate(*how, "--log-probs", **asked).stdout):
-        ids = [BOS, *tokenizer.encode("Return")]
-        request = Request(ids, (1.5,) * 24)
-        answer = next(sampler.generate(model, [request], Sampling(0.9, 0, 40, 0)))[sample["sampling"]["index"]]
+    found = lines(generate(*how, "--log-probs", **asked).stdout)
+    prompts = [[BOS, *tokenizer.encode(text)] for text in TEXTS]
+    drawn = sampler.generate(model, [Request(ids, (1.5,) * 3) for ids in prompts], Sampling(0.9, 0, 40, 0))
+    answers = [(ids, answer) for ids, answers in zip(prompts, drawn, strict=True) for answer in answers]
+    for sample, (ids, answer) in zip(found, answers, strict=True):
         said = [*answer.ids, *[EOS] * answer.stopped]
         scores = model.logits(model(torch.tensor([[*ids, *said]]))[0, len(ids) - 1 : -1]).double() / 1.5
         wanted = scores.log_softmax(-1).gather(1, torch.tensor(said)[:, None])[:, 0]
         assert torch.allclose(torch.tensor(sample["log_probs"], dtype=torch.float64), wanted, atol=1e-5)
-        ended.add(answer.stopped)
-    assert ended == {True, False}
+    assert {answer.stopped for _, answer in answers} == {True, False}
