@@ -299,6 +299,17 @@ def test_lanes_and_places_can_be_used_many_times(monkeypatch: pytest.MonkeyPatch
     assert min(map(len, moves)) > 15
 
 
+@torch.inference_mode()
+def test_later_prompts_may_be_longer_or_leave_more_room(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Than the cache that was made for the first ones has."""
+    monkeypatch.setattr(sampler, "AHEAD", 2)
+    monkeypatch.setattr(sampler, "ROUND", 1)
+    model, sampling = attentive(ending=-1.0), ALL._replace(max_new_tokens=ENDLESS)
+    for lengths in ((20, 20, 20, 30, 10, 20, 5, 35), (38, 37, 3, 2), (30, 38)):
+        asked = [Request(ids, (1.0,)) for ids in prompts(model, lengths)]
+        assert sampled(model, asked, sampling) == said(plain(model, request, sampling) for request in asked)
+
+
 def test_samples_of_a_prompt_differ_and_so_do_seeds(model: Llama) -> None:
     (answers,) = sampled(model, [Request([BOS, 40, 50], (1.0,) * 8)])
     assert len({tuple(ids) for ids, _ in answers}) > 5
@@ -446,6 +457,15 @@ def test_prompts_are_computed_some_at_a_time(monkeypatch: pytest.MonkeyPatch) ->
     lengths = [40, 3, 9, 50, 30, 1, 10, 10, 10, 29, 2]
     assert sampled(model, [Request([5] * length, (1.0,)) for length in lengths]) == [[([], True)]] * len(lengths)
     assert [list(lengths) for lengths, _ in calls] == [[50], [40], [30], [29], [10, 10, 10], [9, 3, 2, 1]]
+
+
+def test_no_more_prompts_are_computed_than_there_are_places_for(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Two whose samples fill all places, and then the next one."""
+    monkeypatch.setattr(sampler, "PLACES", {"cpu": 4})
+    calls = watched(monkeypatch, "read")
+    asked = [Request([6] * length, (1.0,) * 2) for length in (9, 8, 7, 6, 5)]
+    assert sampled(chain({6: 7, 7: EOS}), asked) == [[([7], True)] * 2] * 5
+    assert [list(lengths) for lengths, _ in calls] == [[9, 8], [7, 6], [5]]
 
 
 # -- when
