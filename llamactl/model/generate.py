@@ -169,7 +169,11 @@ class Batch:
 
     def holds(self, prompts: Sequence[Prompt]) -> bool:
         """Whether there is room for these, too."""
-        size, wanted = self._cache.size, self._size(prompts)
+        size = self._cache.size
+        try:
+            wanted = self._size(prompts)
+        except Fault:  # it is raised again when those under way have ended
+            return False
         return wanted.prompt <= size.prompt and wanted.room <= size.room and wanted.places <= 2 * size.places
 
     def _size(self, prompts: Sequence[Prompt]) -> Size:
