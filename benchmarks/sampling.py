@@ -351,15 +351,18 @@ def llamactl(task: Task, part: str) -> Engine:
     import torch
 
     from llamactl.model import generate as sampler
-    from llamactl.model.device import PRECISIONS
+    from llamactl.model.device import PRECISIONS, keep_freed_memory
+    from llamactl.model.drawing import Sampling
     from llamactl.model.llama import Llama
+
+    keep_freed_memory()
 
     device = torch.device(task.device)
     dtype = sampler.dtype_for(PRECISIONS[task.precision], device, 1 if part == "alone" else K)
     model = Llama.load(task.folder(part), device, dtype)
 
-    def sampling(new: int, seed: int) -> sampler.Sampling:
-        return sampler.Sampling(top_p=1.0, top_k=0, max_new_tokens=new, seed=seed)
+    def sampling(new: int, seed: int) -> Sampling:
+        return Sampling(top_p=1.0, top_k=0, max_new_tokens=new, seed=seed)
 
     def batch(prompts: list[list[int]], new: int, seed: int) -> list[int]:
         requests = [sampler.Request(prompt, (1.0,) * K) for prompt in prompts]

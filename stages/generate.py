@@ -96,6 +96,7 @@ def generate(
         ui.warn(f"{model}: {problem}")
     dtype = sampler.dtype_for(devices.PRECISIONS[precision or stored], target, k * len(asked))
     network, temperatures = Llama.load(model, target, dtype), (temperature,) * k
+    devices.keep_freed_memory()
 
     if text is not None and k == 1 and out is None and sys.stdout and sys.stdout.isatty():
         drawn = sampler.decode(network, [sampler.Request(asked[0].ids, temperatures)], sampling, memory)

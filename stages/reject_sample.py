@@ -114,6 +114,7 @@ def reject_sample(
     network = Llama.load(model, target, sampler.dtype_for(devices.PRECISIONS[precision or stored], target))
     judges.load(target, devices.PRECISIONS[precision or judges.stored])
     run.device = devices.title(target)
+    devices.keep_freed_memory()
     digests = {one["as"]: one["sha256"] for one in run.inputs}
     most = None if kept == "all" else 1 if kept == "best" else int(kept)
     choice = Choice(judges, {name: digests[name] for name in places}, most)

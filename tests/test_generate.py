@@ -271,7 +271,7 @@ def test_samples_do_not_depend_on_what_is_sampled_beside_them(monkeypatch: pytes
     for places in (1, 3):
         for ahead in (2, 256):
             with monkeypatch.context() as patch:
-                patch.setattr(sampler, "PLACES", {"cpu": places})
+                patch.setattr(sampler, "PLACES", {"cpu": (places, places)})
                 patch.setattr(sampler, "AHEAD", ahead)
                 assert together == sampled(model, asked)
     one = cache.Size(1, 40, 1, 20).bytes(model.config, torch.float32)
@@ -290,7 +290,7 @@ def test_the_first_of_many_samples_are_those_of_few() -> None:
 @torch.inference_mode()
 def test_lanes_and_places_can_be_used_many_times(monkeypatch: pytest.MonkeyPatch) -> None:
     """What was kept in them before is not seen, and what moves to another takes all that it needs along."""
-    monkeypatch.setattr(sampler, "PLACES", {"cpu": 5})
+    monkeypatch.setattr(sampler, "PLACES", {"cpu": (5, 5)})
     model = attentive(ending=1.5)
     lengths = torch.randint(1, 40, (60,), generator=torch.Generator().manual_seed(1)).tolist()
     asked = [Request(ids, (1.0,) * (1 + number % 4)) for number, ids in enumerate(prompts(model, lengths))]
@@ -437,7 +437,7 @@ def test_a_prompt_is_computed_once_for_all_of_its_samples() -> None:
 @pytest.mark.parametrize("ahead", [8, 256])
 def test_a_long_answer_holds_nobody_up(ahead: int, monkeypatch: pytest.MonkeyPatch) -> None:
     """The places of those that have ended are taken at once: there are as many steps as the longest has tokens."""
-    monkeypatch.setattr(sampler, "PLACES", {"cpu": 4})
+    monkeypatch.setattr(sampler, "PLACES", {"cpu": (4, 4)})
     monkeypatch.setattr(sampler, "AHEAD", ahead)
     calls = watched(monkeypatch, "go_on")
     model = chain({5: 5, 6: 7, 7: 8, 8: EOS, 9: EOS})
@@ -461,7 +461,7 @@ def test_prompts_are_computed_some_at_a_time(monkeypatch: pytest.MonkeyPatch) ->
 
 def test_no_more_prompts_are_computed_than_there_are_places_for(monkeypatch: pytest.MonkeyPatch) -> None:
     """Two whose samples fill all places, and then the next one."""
-    monkeypatch.setattr(sampler, "PLACES", {"cpu": 4})
+    monkeypatch.setattr(sampler, "PLACES", {"cpu": (4, 4)})
     calls = watched(monkeypatch, "read")
     asked = [Request([6] * length, (1.0,) * 2) for length in (9, 8, 7, 6, 5)]
     assert sampled(chain({6: 7, 7: EOS}), asked) == [[([7], True)] * 2] * 5
@@ -492,7 +492,7 @@ def test_answers_come_in_order_and_as_soon_as_they_are_there(monkeypatch: pytest
 
 def test_no_more_is_read_than_there_are_places_for(monkeypatch: pytest.MonkeyPatch) -> None:
     """However many requests there are: they may be lines of a pipe that does not end."""
-    monkeypatch.setattr(sampler, "PLACES", {"cpu": 4})
+    monkeypatch.setattr(sampler, "PLACES", {"cpu": (4, 4)})
     monkeypatch.setattr(sampler, "AHEAD", 3)
     numbers = iter(range(1 << 30))
     answers = sampler.generate(chain({6: 7, 7: 8, 8: EOS}), (Request([6], (1.0,)) for _ in numbers), ALL)

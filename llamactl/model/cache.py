@@ -136,7 +136,7 @@ class Cache:
     def _by_lane(self, x: Tensor) -> Tensor:
         """``[n, K, G, X]`` of samples as rows of products with their prompts, ``[lanes K, most G, X]``."""
         live, most, *_ = self._layout
-        laid = x.new_zeros(live * most + 1, *x.shape[1:])
+        laid = x.new_empty(live * most + 1, *x.shape[1:])  # rows that stand for no sample are not looked at
         laid[self._layout.spots] = x
         return laid[:-1].view(live, most, *x.shape[1:]).transpose(1, 2).flatten(2, 3).flatten(0, 1)
 

@@ -26,7 +26,10 @@ from llamactl.model.llama import Llama
 from llamactl.text.tokenizer import EOS
 
 AHEAD = 256  # prompts that are looked at together, to compute long ones with long ones
-PLACES = {"cpu": 64, "cuda": 512}  # samples at once: more make matrix products no faster
+# Samples at once: enough for matrix products to be fast, and more where their cache is small, so that what a step costs
+# beside them is shared by more (on a CPU a model of 5 M parameters drew 40 % more tokens by 256 than by 64).
+PLACES = {"cpu": (64, 256), "cuda": (512, 512)}
+SMALL = 256 << 20  # bytes
 READ = 4096  # tokens of prompts computed at once
 ROUND = 64  # tokens: a cache is made for prompts up to a multiple of so many
 
@@ -182,16 +185,22 @@ class Batch:
         longest = min(-(-len(prompts[0].ids) // ROUND) * ROUND, config.context)
         room = min(self._sampling.max_new_tokens, config.context - min(len(prompt.ids) for prompt in prompts))
         fewest = min(len(prompt.temperatures) for prompt in prompts)
-        places = min(PLACES[device.type], sum(len(prompt.temperatures) for prompt in prompts))
+        enough, most = PLACES[device.type]
+        places = min(most, sum(len(prompt.temperatures) for prompt in prompts))
         while True:
             lanes = min(places, 2 * -(-places // fewest))  # prompts that have nearly ended stand beside new ones
             size = Size(lanes, longest, places, room)
-            if (needed := size.bytes(config, dtype_for(self._model.dtype, device))) <= self._memory:
+            needed = size.bytes(config, dtype_for(self._model.dtype, device))
+            if needed <= (self._memory if places <= enough else min(self._memory, SMALL)):
                 return size
             if places == 1:
                 problem = f"{self._memory:,} bytes cannot hold one sample: {needed:,} are needed"
                 raise Fault("--cache-memory", problem, "give it more, or fewer --max-new-tokens")
-            places = min(places - 1, places * self._memory // needed) or 1
+            places = (
+                max(enough, places // 2)
+                if places > enough
+                else max(1, min(places - 1, places * self._memory // needed))
+            )
 
     def run(self, queue: deque[Prompt], to_the_end: bool = False) -> Iterator[Token]:
         """Draw until all in the queue have begun, or ended."""

@@ -44,6 +44,9 @@ class Linear(nn.Linear):
 class Head(Linear):
     """The scores of the next token."""
 
+    def forward(self, x: Tensor) -> Tensor:
+        return functions.scores(x, self.weight)
+
     def nll(self, hidden: Tensor, targets: Tensor) -> Tensor:
         """-log p of each target, fp32 ``[B, T]``, by its hidden state ``[B, T, D]``."""
         return functions.negative_log_likelihood(hidden, self.weight, targets)
