@@ -136,6 +136,8 @@ class Cache:
     def _by_lane(self, x: Tensor) -> Tensor:
         """``[n, K, G, X]`` of samples as rows of products with their prompts, ``[lanes K, most G, X]``."""
         live, most, *_ = self._layout
+        if live == most == len(x) == 1:
+            return x[0]
         laid = x.new_empty(live * most + 1, *x.shape[1:])  # rows that stand for no sample are not looked at
         laid[self._layout.spots] = x
         return laid[:-1].view(live, most, *x.shape[1:]).transpose(1, 2).flatten(2, 3).flatten(0, 1)
@@ -143,6 +145,8 @@ class Cache:
     def _by_sample(self, x: Tensor) -> Tensor:
         """The way back."""
         live, most, *_ = self._layout
+        if live == most == len(self._layout.spots) == 1:
+            return x[None]
         laid = x.view(live, len(x) // live, most, -1, x.shape[-1]).transpose(1, 2).flatten(0, 1)
         return laid[self._layout.spots.clamp_max(live * most - 1)]
 
