@@ -57,6 +57,17 @@ def test_negative_log_likelihood(
     )
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("rows", [1, 7])
+def test_scores_in_pieces_are_those_of_one_product(rows: int, dtype: torch.dtype, products: None) -> None:
+    x, weight = randn(1, rows, 24, dtype=dtype), randn(2 * functions.WORDS + 5, 24, dtype=dtype, seed=1)
+    with torch.no_grad():
+        found = functions.scores(x, weight)
+    wanted = x.double() @ weight.double().mT
+    assert found.dtype == dtype
+    assert (found.double() - wanted).norm() <= TOLERANCE[dtype] * wanted.norm()
+
+
 def test_the_loss_of_what_is_all_but_impossible_is_finite() -> None:
     """exp(-200) is 0 in fp32, its logarithm is not."""
     hidden, weight = torch.tensor([[200.0], [-200.0]]), torch.tensor([[1.0], [0.0]], requires_grad=True)
