@@ -274,7 +274,7 @@ def test_usage_errors_are_2(
 @contextmanager
 def tokenizing(out: Path, tokenizer: Path) -> Iterator["subprocess.Popen[bytes]"]:
     """``llamactl tokenize -`` that has read some of its input, and waits for more."""
-    arguments = ["tokenize", "-", "--tokenizer", str(tokenizer), "-o", str(out), "--workers", "2"]
+    arguments = ["tokenize", "-", "--tokenizer", str(tokenizer), "-o", str(out), "--workers", "2", "-q"]
     process = subprocess.Popen(
         [*LLAMACTL, *arguments], stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE
     )
