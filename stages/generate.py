@@ -117,10 +117,11 @@ def generate(
             for place, answers in job.divided([asked[number] for number in left], answered):
                 samples = []
                 for index, (ids, stopped, chances) in enumerate(answers):
-                    how = {"temperature": temperature, "top_p": top_p, "top_k": top_k, "seed": seed, "index": index}
-                    samples.append(asked[left[place]].sample(ids, tokenizer) | {
-                        "sampling": how, "model": str(model), "finish": "stop" if stopped else "length",
-                    } | ({"log_probs": chances} if log_probs else {}))  # fmt: skip
+                    sample = asked[left[place]].sampled(
+                        ids, stopped, tokenizer, model,
+                        temperature=temperature, top_p=top_p, top_k=top_k, seed=seed, index=index,
+                    )  # fmt: skip
+                    samples.append(sample | ({"log_probs": chances} if log_probs else {}))
                     run.done.update(samples=1, tokens=len(ids))
                 through.add(left[place], samples)
                 bar.advance(k, tokens=run.done["tokens"])

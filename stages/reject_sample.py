@@ -156,12 +156,11 @@ def reject_sample(
             found, one = some[place]
             drawn = []
             for index, answer in enumerate(answers):
-                how = {"temperature": temperatures[index], "top_p": top_p, "top_k": top_k, "seed": seed, "index": index}
-                sample = one.sample(answer.ids, tokenizer) | {
-                    "sampling": how, "model": str(model), "finish": "stop" if answer.stopped else "length",
-                    "k": k, "model_sha256": digests["model"],
-                }  # fmt: skip
-                drawn.append((sample, len(answer.ids)))
+                sample = one.sampled(
+                    answer.ids, answer.stopped, tokenizer, model,
+                    temperature=temperatures[index], top_p=top_p, top_k=top_k, seed=seed, index=index,
+                )  # fmt: skip
+                drawn.append((sample | {"k": k, "model_sha256": digests["model"]}, len(answer.ids)))
             best, draw = choice.best(found, drawn)
             yield place, (best, draw._asdict())
 

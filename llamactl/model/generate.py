@@ -164,7 +164,8 @@ class Batch:
         self._model, self._sampling = model, sampling
         device = model.norm.weight.device
         self._memory = devices.free_memory(device) // 2 if cache_memory is None else cache_memory
-        self._cache = Cache(model.config, self._size(prompts), dtype_for(model.dtype, device), device)
+        self._dtype = dtype_for(model.dtype, device)  # of keys and values
+        self._cache = Cache(model.config, self._size(prompts), self._dtype, device)
         self._graphs = Graphs() if device.type == "cuda" else None
         self._samples: list[Sample] = []
         self._lanes: list[Prompt] = []
@@ -190,7 +191,7 @@ class Batch:
         while True:
             lanes = min(places, 2 * -(-places // fewest))  # prompts that have nearly ended stand beside new ones
             size = Size(lanes, longest, places, room)
-            needed = size.bytes(config, dtype_for(self._model.dtype, device))
+            needed = size.bytes(config, self._dtype)
             if needed <= (self._memory if places <= enough else min(self._memory, SMALL)):
                 return size
             if places == 1:

@@ -250,12 +250,18 @@ class Transformer(nn.Module):
             model = cls(config, dtype)
         ours = {checkpoint.hf_name(name): name for name, _ in model.named_parameters()}
         wanted = {theirs: model.get_parameter(name).shape for theirs, name in ours.items()}
-        loaded = {
-            ours[name]: tensor.to(torch.float32 if ours[name] in cls.wide else dtype)
-            for name, tensor in checkpoint.tensors(path, wanted, None, device)
-        }
-        model.load_state_dict({name: loaded[name] for name in model.state_dict()}, assign=True)
-        return model.eval().requires_grad_(False)
+        tensors = checkpoint.tensors(path, wanted, None, device)
+        return model._with({ours[name]: tensor.to(cls._kept(ours[name], dtype)) for name, tensor in tensors})
+
+    @classmethod
+    def _kept(cls, name: str, dtype: torch.dtype) -> torch.dtype:
+        """What a parameter is stored in, where the rest is in ``dtype``."""
+        return torch.float32 if name in cls.wide else dtype
+
+    def _with(self, weights: dict[str, Tensor]) -> Self:
+        """The model for inference, with these weights as they are."""
+        self.load_state_dict({name: weights[name] for name in self.state_dict()}, assign=True)
+        return self.eval().requires_grad_(False)
 
     def gathered(self, dtype: torch.dtype) -> Self:
         """The whole model for inference, on each process: all have to ask for it. It is freed with its last reference.
@@ -265,17 +271,13 @@ class Transformer(nn.Module):
         """
         with torch.device("meta"):
             model = type(self)(self.config, dtype)
-        weights = {
-            name: sharded.whole(parameter.detach().to(torch.float32 if name in self.wide else dtype))
-            for name, parameter in self.named_parameters()
-        }
-        model.load_state_dict(weights, assign=True)
-        return model.eval().requires_grad_(False)
+        parameters = self.named_parameters()
+        return model._with({name: sharded.whole(p.detach().to(self._kept(name, dtype))) for name, p in parameters})
 
     def hf_state(self, dtype: torch.dtype) -> Iterator[tuple[str, Later]]:
         """Tensors in ``dtype``, by their Hugging Face names; whole when they are made, which all processes have to."""
         for name, parameter in self.named_parameters():
-            kept = torch.float32 if name in self.wide else dtype
+            kept = self._kept(name, dtype)
             make = partial(lambda tensor, kept: sharded.whole(tensor.detach().to(kept)), parameter, kept)
             yield checkpoint.hf_name(name), Later(kept, tuple(parameter.shape), make)
 

@@ -1,6 +1,7 @@
 """What a model is asked, and its answer as text: Prompts in the chat format, Documents continued as they are."""
 
 from collections.abc import Iterable, Iterator, Sequence
+from pathlib import Path
 from typing import Any, NamedTuple
 
 from llamactl.artifacts.jsonl import Found
@@ -20,6 +21,13 @@ class Asked(NamedTuple):
     def sample(self, answer: Sequence[int], tokenizer: Tokenizer) -> dict[str, Any]:
         """The record with the answer as its ``response``."""
         return {**self.raw, "response": self.response(answer, tokenizer)}
+
+    def sampled(
+        self, answer: Sequence[int], stopped: bool, tokenizer: Tokenizer, model: Path, **sampling: float
+    ) -> dict[str, Any]:
+        """The same as a Sample: with how and by what it was sampled, and whether the model ended by itself."""
+        how = {"sampling": sampling, "model": str(model), "finish": "stop" if stopped else "length"}
+        return self.sample(answer, tokenizer) | how
 
     def response(self, answer: Sequence[int], tokenizer: Tokenizer) -> str:
         """The answer as text. A Document is decoded with it, or the answer's first space would be lost."""
