@@ -18,6 +18,7 @@ from stages.convert import convert
 from stages.eval_perplexity import perplexity
 from stages.eval_reward import reward
 from stages.generate import generate
+from stages.ppo import ppo
 from stages.pretrain import pretrain
 from stages.reject_sample import reject_sample
 from stages.rm_train import rm_train
@@ -100,6 +101,7 @@ _stage("rm-train", rm_train)
 _stage("generate", generate)
 _stage("score", score)
 _stage("reject-sample", reject_sample)
+_stage("ppo", ppo)
 _stage("chat", chat)
 app.add_typer(measures, name="eval", short_help="Measure a model: perplexity, reward.")
 _stage("perplexity", perplexity, measures)

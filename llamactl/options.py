@@ -3,6 +3,7 @@
 Stages use these aliases as types and give their own defaults. Nothing here imports torch.
 """
 
+import math
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -24,6 +25,16 @@ def _shard(text: str | Shard) -> Shard:
 def _kept(text: str) -> str:
     if text not in ("best", "all") and not (text.isdigit() and int(text)):
         raise typer.BadParameter(f"{text}: give best, all, or how many")
+    return text
+
+
+def _truncated(text: str) -> str:
+    try:
+        fine = text == "judged" or math.isfinite(float(text))
+    except ValueError:
+        fine = False
+    if not fine:
+        raise typer.BadParameter(f"{text}: give judged, or a number")
     return text
 
 
@@ -102,6 +113,16 @@ Kept = Annotated[
         "--keep", text="Of each prompt's answers: the best, all, or the N best.", parser=_kept, metavar="best|all|N"
     ),
 ]
+TruncatedReward = Annotated[
+    str,
+    _option(
+        "--truncated",
+        text="What an answer that is cut off gets in place of its whitened score (0 is the mean, 1 a standard "
+        "deviation): a number, or judged to score it like the others. Ours: as Stiennon et al. had it.",
+        parser=_truncated,
+        metavar="judged|NUMBER",
+    ),
+]
 AllowTags = Annotated[bool, _option("--allow-tags", text="Accept [INST] and <<SYS>> inside messages.")]
 
 # -- training
@@ -117,7 +138,10 @@ MicroBatch = Annotated[
 Truncate = Annotated[bool, _option("--truncate", text="Cut what is longer than the context.")]
 Evaluation = Annotated[Path | None, _option("--eval", text="Records that are held out: measured as training goes on.")]
 EvalEvery = Annotated[
-    int | None, _option("--eval-every", text="Steps between measurements.", show_default="a tenth of the run", min=1)
+    int | None,
+    _option(
+        "--eval-every", text="Steps, or iterations, between measurements.", show_default="a tenth of the run", min=1
+    ),
 ]
 Context = Annotated[int | None, _option("--context", text="Tokens a sequence.", show_default="by size", min=2)]
 Steps = Annotated[int | None, _option("--steps", text="Optimizer steps, instead of --tokens.", min=1)]
@@ -146,7 +170,12 @@ Replicas = Annotated[
 ]
 SaveEvery = Annotated[
     int | None,
-    _option("--save-every", text="Steps between states.", show_default="a tenth of the run, at most 1,000", min=1),
+    _option(
+        "--save-every",
+        text="Steps, or iterations, between states.",
+        show_default="a tenth of the run, at most 1,000",
+        min=1,
+    ),
 ]
 Keep = Annotated[int, _option("--keep", text="States kept; the oldest go first.", min=1)]
 LogEvery = Annotated[int, _option("--log-every", text="Steps between lines of metrics.jsonl.", min=1)]

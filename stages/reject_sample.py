@@ -123,7 +123,7 @@ def reject_sample(
     for found in jsonl.read(names, Prompt, shard=shard, refuse=run.refuse):
         try:
             one = asking.asked(found, tokenizer, config.context, allow_tags)
-            choice.check(found)
+            judges.check(found)
             asked.append((found, one._replace(raw={key: one.raw[key] for key in one.raw if key not in OWN})))
         except Fault as fault:
             run.refuse(fault)

@@ -105,6 +105,7 @@ def test_help_lists_the_stages_in_the_recipes_order(llamactl: Command) -> None:
         "generate",
         "score",
         "reject-sample",
+        "ppo",
         "chat",
         "eval",
     ]
@@ -191,6 +192,15 @@ FLAGS = {
         "--precision --quiet/-q --report --safety --seed --shard --skip-bad --temperature --top-k --top-p --truncate "
         "-k",
     ),
+    "ppo": (
+        "model prompts",
+        "--activation-checkpointing --allow-tags --batch-size --cache-memory --clip --compile --critic --critic-lr "
+        "--device --devices --dry-run --eval --eval-every --gae-lambda --gamma --general --helpfulness --iterations "
+        "--keep --kl --kl-stop --length-stop --lr --max-new-tokens --mfu --micro-batch --mini-batch-size --model-every "
+        "--offload --out/-o --overwrite --patience --precision --quiet/-q --reference --replicas --resume/--no-resume "
+        "--safety --samples-every --save-every --seed --skip-bad --temperature --tensor-parallel --truncate "
+        "--truncated --value-clip --verify/--no-verify --weight-decay",
+    ),
     "chat": (
         "model",
         "--allow-tags --device --max-new-tokens --precision --quiet/-q --seed --system --temperature --top-k --top-p",
@@ -219,9 +229,9 @@ def test_the_flags_of_all_commands() -> None:
 def test_a_flag_means_the_same_everywhere() -> None:
     """The same words of help, wherever it is not a stage's own."""
     # of a tokenizer or a model; a file or a directory; stored or not; to plan for or not; of a batch or a record;
-    # shards or comparisons; states or answers; a tag or a model; one or several
+    # shards or comparisons; states or answers; a tag or a model; one or several; of a step or an iteration
     own = {"--vocab-size", "--out/-o", "--precision", "--device", "--context", "--data"}
-    own |= {"--keep", "--safety", "--temperature"}
+    own |= {"--keep", "--safety", "--temperature", "--batch-size"}
     meanings: dict[str, set[str]] = {}
     for _, sub in commands():
         for parameter in sub.params:

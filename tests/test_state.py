@@ -144,7 +144,7 @@ def test_a_piece_that_no_process_has_written_is_missed(tmp_path: Path) -> None:
 def test_a_manifest_says_what_is_where_and_can_be_read(tmp_path: Path) -> None:
     found = saved(tmp_path, 12, wholes(), 3, refused=4, asked={"stage": "test"})
     facts = json.loads((found.place / state.MANIFEST).read_text())
-    assert (facts["format"], facts["step"], facts["refused"], facts["asked"]) == (2, 12, 4, {"stage": "test"})
+    assert (facts["format"], facts["step"], facts["refused"], facts["asked"]) == (3, 12, 4, {"stage": "test"})
     assert facts == manifest.load_signed(found.place / state.MANIFEST)
     listed = {file["path"]: file for file in facts["files"]}
     assert listed.keys() | {state.MANIFEST} == {path.name for path in found.place.iterdir()}
@@ -274,7 +274,7 @@ def test_no_state_is_none_and_no_whole_state_is_a_fault(tmp_path: Path) -> None:
 def test_a_state_of_another_format_is_refused_by_name(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     saved(tmp_path, 1, wholes())
     newer = saved(tmp_path, 2, wholes()).place / state.MANIFEST
-    newer.write_bytes(manifest.dumps(manifest.load_signed(newer) | {"format": 3}))
+    newer.write_bytes(manifest.dumps(manifest.load_signed(newer) | {"format": 4}))
     found = state.newest(tmp_path)
     assert found is not None and found.facts["step"] == 1
     assert "is a state of another version of llamactl" in capsys.readouterr().err

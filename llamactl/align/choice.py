@@ -65,15 +65,6 @@ class Choice:
         self.judges, self.digests, self.most = judges, dict(digests), most
         self._pool: dict[bytes, list[Candidate]] = defaultdict(list)
 
-    def check(self, prompt: Found[Prompt]) -> None:
-        """Raise Fault, with its place, for a prompt to which no answer can be judged, as it fills a context alone."""
-        nothing = Sample(messages=prompt.record.messages, response="")
-        try:
-            self.judges.case(Found(nothing, {}, prompt.where))
-        except Fault as fault:
-            problem = f"no answer to it can be judged: the shortest {fault.problem}"
-            raise Fault(prompt.where, problem, fault.remedy) from None
-
     def pool(self, found: Found[Sample]) -> bool:
         """Take a Sample of an earlier round into the choice for its prompt; whether it is to be scored anew.
 

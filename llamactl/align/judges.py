@@ -7,8 +7,9 @@ from typing import Any, NamedTuple
 import torch
 
 from llamactl.artifacts.jsonl import Found, Refuse
-from llamactl.artifacts.records import Comparison, to_last_question
+from llamactl.artifacts.records import Comparison, Prompt, Sample, to_last_question
 from llamactl.errors import Fault
+from llamactl.model.device import lent
 from llamactl.model.heads import RewardModel
 from llamactl.text import judging
 from llamactl.text.judging import Judged, Judging
@@ -77,9 +78,10 @@ class Judges:
             places[name] = Path(place)
         return cls(places, truncate, allow_tags)
 
-    def load(self, device: torch.device, dtype: torch.dtype) -> None:
-        """Take the models into memory."""
-        self._models = {name: RewardModel.load(place, device, dtype) for name, place in self.places.items()}
+    def load(self, device: torch.device, dtype: torch.dtype, away: bool = False) -> None:
+        """Take the models into memory: the device's, or the host's until they have something to judge."""
+        self._device, self._away, here = device, away, torch.device("cpu") if away else device
+        self._models = {name: RewardModel.load(place, here, dtype) for name, place in self.places.items()}
 
     def case(self, found: Found[Any]) -> Case:
         """A record to be judged; raises Fault, with its place, where it cannot be."""
@@ -95,6 +97,15 @@ class Judges:
             if not isinstance(value, dict):
                 raise Fault(f"{found.where}: {place}", "is no object of scores by name")
         return Case(judging.prompt_key(prompt), sides, earlier)
+
+    def check(self, prompt: Found[Prompt]) -> None:
+        """Raise Fault, with its place, for a prompt to which no answer can be judged, as it fills a context alone."""
+        nothing = Sample(messages=prompt.record.messages, response="")
+        try:
+            self.case(Found(nothing, {}, prompt.where))
+        except Fault as fault:
+            problem = f"no answer to it can be judged: the shortest {fault.problem}"
+            raise Fault(prompt.where, problem, fault.remedy) from None
 
     def verdicts(self, records: Iterable[Found[Any]], refuse: Refuse) -> Iterator[list[Verdict]]:
         """Records with their scores, in order, ``WINDOW`` at a time; one that cannot be judged is refused."""
@@ -126,9 +137,9 @@ class Judges:
                 [(number, field, one.ids) for number in numbers for field, one in cases[number].sides[context].items()]
                 for numbers in together.values()
             ]
-            for group, scores in zip(
-                groups, model.judge([[ids for *_, ids in group] for group in groups]), strict=True
-            ):
+            with lent(model, self._device, self._away):
+                judged = model.judge([[ids for *_, ids in group] for group in groups])
+            for group, scores in zip(groups, judged, strict=True):
                 for (number, field, _), value in zip(group, scores, strict=True):
                     found[number][field][name] = value
         return found

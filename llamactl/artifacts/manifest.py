@@ -29,7 +29,7 @@ FORMAT = 1
 # Flags that do not change what is made: another value of one of these asks for the same artifact.
 NEUTRAL = {
     "out", "report", "quiet", "overwrite", "resume", "dry_run", "log_every", "save_every", "keep", "verify", "workers",
-    "cache_memory",
+    "cache_memory", "samples_every", "model_every", "kl_stop", "length_stop",
 }  # fmt: skip
 
 SHOWN = 5  # bad records named one by one before they are only counted
@@ -268,6 +268,10 @@ class Run:
             **self.facts,
         }
 
+    def write(self, directory: Path, outputs: Sequence[Mapping[str, Any]]) -> None:
+        """Write it into a directory that is being filled."""
+        (directory / FILE).write_bytes(dumps(self.manifest(outputs)))
+
     @contextmanager
     def file(self, announce: bool = True) -> Iterator[BinaryIO]:
         """The output file, which appears whole, its manifest just before it."""
@@ -308,7 +312,7 @@ class Run:
         outputs: list[dict[str, Any]] = []
         with files.whole_directory(self.out) as partial:
             yield partial, outputs
-            (partial / FILE).write_bytes(dumps(self.manifest(outputs)))
+            self.write(partial, outputs)
         self._report()
 
     @contextmanager

@@ -1,4 +1,4 @@
-"""``metrics.jsonl`` of a training: what can be plotted."""
+"""``metrics.jsonl`` of a training: what can be plotted. And other files that have lines of steps."""
 
 from collections.abc import Mapping
 from pathlib import Path
@@ -15,12 +15,12 @@ FILE = "metrics.jsonl"
 class Metrics:
     """One object a logged step, in order, also across interruptions."""
 
-    def __init__(self, directory: Path, step: int, last: int, every: int = 1) -> None:
+    def __init__(self, directory: Path, step: int, last: int, every: int = 1, name: str = FILE) -> None:
         """Open it to go on after ``step``: what an interrupted attempt has written beyond it is taken out.
 
         A line is written ``every`` so many steps, and of the ``last``. Of many processes the first one writes.
         """
-        self.path, self._last, self._every = directory / FILE, last, every
+        self.path, self._last, self._every = directory / name, last, every
         if not ui.first_rank():
             return
         kept = []
@@ -52,4 +52,4 @@ class Metrics:
             return {}
         self._file.close()
         files.sync(self.path)
-        return files.entry(self.path, "metrics")
+        return files.entry(self.path, self.path.stem)

@@ -27,7 +27,7 @@ if TYPE_CHECKING:
     import torch
 
 MANIFEST = "manifest.json"
-FORMAT = 2
+FORMAT = 3
 
 
 class Piece(NamedTuple):

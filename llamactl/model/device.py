@@ -3,9 +3,12 @@
 import ctypes
 import os
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import torch
+from torch import nn
 
 from llamactl import hardware
 from llamactl.errors import Fault
@@ -36,6 +39,16 @@ def keep_freed_memory() -> None:
     if mallopt is not None:
         mallopt(-4, 0)  # M_MMAP_MAX: no blocks of their own, which free() gives back at once
         mallopt(-1, 2**31 - 1)  # M_TRIM_THRESHOLD: nor from the top of the heap
+
+
+@contextmanager
+def lent(model: nn.Module, device: torch.device, away: bool) -> Iterator[None]:
+    """Have a model on a device while it works, where it is ``away`` in the host's memory for the rest of the time."""
+    if away:
+        model.to(device)
+    yield
+    if away:
+        model.to("cpu")
 
 
 def title(device: torch.device) -> str:

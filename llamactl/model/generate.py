@@ -35,10 +35,11 @@ ROUND = 64  # tokens: a cache is made for prompts up to a multiple of so many
 
 
 class Request(NamedTuple):
-    """A prompt to go on from, and the temperature of each of its samples."""
+    """A prompt to go on from, the temperature of each of its samples, and the index that the first of them has."""
 
     ids: Sequence[int]
     temperatures: tuple[float, ...]
+    first: int = 0
 
 
 class Answer(NamedTuple):
@@ -66,6 +67,7 @@ class Prompt:
     number: int
     ids: Sequence[int]
     temperatures: tuple[float, ...]
+    first: int = 0  # index of its first sample, by which that is drawn
     begun: int = 0
     ended: int = 0
     lane: int = -1
@@ -235,7 +237,7 @@ class Batch:
 
     def _own(self, prompt: Prompt, index: int) -> tuple[int, int]:
         room = min(self._sampling.max_new_tokens, self._model.config.context - len(prompt.ids))
-        return drawing.key(self._sampling.seed, prompt.ids, index), room
+        return drawing.key(self._sampling.seed, prompt.ids, prompt.first + index), room
 
     def _read(self, queue: deque[Prompt], wanted: int) -> None:
         """Compute prompts until there are enough samples to begin, as far as lanes are free."""

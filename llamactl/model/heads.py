@@ -10,6 +10,7 @@ import torch.nn.functional as F  # noqa: N812
 from torch import Tensor
 
 from llamactl.model import sharded
+from llamactl.model.attention import Documents
 from llamactl.model.config import SCORED, Config
 from llamactl.model.llama import Linear, Llama, Transformer
 from llamactl.model.trees import Forest, Tree
@@ -67,6 +68,17 @@ class RewardModel(Transformer):
         model.fill(path, without=SCORE, beside="lm_head.weight")
         sharded.local(model.score.weight).zero_()
         return model
+
+
+class Critic(RewardModel):
+    """A reward model that says of each place what the score will come to: the value model of PPO (section 3.2.3)."""
+
+    loss = "values"
+
+    def values(self, tokens: Tensor, documents: Documents, learned: Tensor) -> Tensor:
+        """Values, fp32 ``[M]``, at places ``learned [M]`` of tokens ``[B, T]``, in rows laid one after the other."""
+        hidden = self.forward(tokens, documents=documents)
+        return cast(Tensor, self.score(hidden.flatten(0, 1)[learned]))[:, 0]
 
 
 def _trees(group: Sequence[Sequence[int]]) -> Iterator[Tree]:

@@ -224,6 +224,21 @@ class Transformer(nn.Module):
         model.fill(path)
         return model
 
+    @classmethod
+    def frozen(
+        cls, path: Path, dtype: torch.dtype, device: torch.device, arrange: Callable[[Self], None] = lambda model: None
+    ) -> Self:
+        """A model directory that stays as it is beside one that is trained: in ``dtype``, sharded by ``arrange``."""
+        config, _ = cls.described(path)
+        with torch.device("meta"):
+            model = cls(config, dtype)
+            for name, parameter in model.named_parameters():
+                parameter.data = parameter.to(cls._kept(name, dtype))
+        arrange(model)
+        model.to_empty(device=device)
+        model.fill(path)
+        return model.eval().requires_grad_(False)
+
     def fill(self, path: Path, without: str = "", beside: str = "") -> None:
         """Give the parameters, but for those ``without``, their values from a directory.
 
@@ -267,12 +282,16 @@ class Transformer(nn.Module):
         """The whole model for inference, on each process: all have to ask for it. It is freed with its last reference.
 
         Sampling from sharded weights gathers them anew for each token: some twenty times slower (paper, section 3.2.3).
-        Weights that are whole here, and in ``dtype``, are shared.
+        The weights are those that this model computes with, rounded to its own dtype first. What is whole here, and in
+        ``dtype``, is shared.
         """
         with torch.device("meta"):
             model = type(self)(self.config, dtype)
-        parameters = self.named_parameters()
-        return model._with({name: sharded.whole(p.detach().to(self._kept(name, dtype))) for name, p in parameters})
+
+        def used(name: str, parameter: Tensor) -> Tensor:
+            return parameter.detach().to(self._kept(name, self.dtype)).to(self._kept(name, dtype))
+
+        return model._with({name: sharded.whole(used(name, p)) for name, p in self.named_parameters()})
 
     def hf_state(self, dtype: torch.dtype) -> Iterator[tuple[str, Later]]:
         """Tensors in ``dtype``, by their Hugging Face names; whole when they are made, which all processes have to."""
@@ -297,11 +316,17 @@ class Llama(Transformer):
         return cast(Tensor, self.output(hidden)).float()
 
     def nll(
-        self, tokens: Tensor, targets: Tensor, documents: Documents | None = None, learned: Tensor | None = None
+        self,
+        tokens: Tensor,
+        targets: Tensor,
+        documents: Documents | None = None,
+        learned: Tensor | None = None,
+        temperature: float = 1.0,
     ) -> Tensor:
         """-log p(target), fp32 ``[B, T]``, where ``targets [B, T]`` are what should follow each of ``tokens [B, T]``.
 
         ``learned [M]`` are the only places, in rows laid one after the other, that count; targets are then ``[M]``.
         """
         hidden = self.forward(tokens, documents=documents)
-        return self.output.nll(hidden if learned is None else hidden.flatten(0, 1)[learned], targets)
+        hidden = hidden if learned is None else hidden.flatten(0, 1)[learned]
+        return self.output.nll(hidden if temperature == 1 else hidden / temperature, targets)

@@ -5,7 +5,6 @@ of updates that were made: a batch whose loss or gradient is not finite is refus
 a row end the run with the state saved.
 """
 
-import signal
 import time
 from collections import deque
 from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
@@ -17,7 +16,7 @@ from typing import Any, NamedTuple
 from torch import Tensor
 
 from llamactl import ui
-from llamactl.errors import Fault, Interrupted
+from llamactl.errors import Fault
 from llamactl.model.device import peak_flops, peak_memory
 from llamactl.train.parallel import Job
 from llamactl.train.schedule import Plan
@@ -157,9 +156,5 @@ def steps(
                     training.directory, problem, "look at the data, or lower --lr and start over with --no-resume"
                 )
             if stopping and not last:
-                training.finish_saving()
-                name = signal.Signals(job.caught[0]).name if job.caught else "a signal to another process"
-                raise Interrupted(
-                    f"{training.directory}: stopped by {name} after step {training.step}; run me again to go on"
-                )
+                training.stop()
         training.finish_saving()

@@ -34,6 +34,11 @@ class AdamW:
         rates = [schedule.at(step) for step in range(schedule.steps)]
         self._rates = torch.tensor(rates, device=device)
 
+    @property
+    def updates(self) -> int:
+        """How many have been made."""
+        return int(next(iter(self._counts.values())))
+
     def counted(self, updates: int) -> None:
         """Set how many updates have been made."""
         for count in self._counts.values():

@@ -74,6 +74,20 @@ def best_fit(lengths: Sequence[int], room: int) -> list[list[int]]:
     return bins
 
 
+def balanced(lengths: Sequence[int], most: int) -> list[list[int]]:
+    """At most so many things of ``lengths`` together, in as few parts as can be, as long as each other as can be.
+
+    Their numbers; the longest come first, each into the part that is the shortest so far.
+    """
+    parts: list[list[int]] = [[] for _ in range(-(-len(lengths) // most))]
+    totals = [0] * len(parts)
+    for number in sorted(range(len(lengths)), key=lambda n: -lengths[n]):
+        shortest = min((n for n, part in enumerate(parts) if len(part) < most), key=totals.__getitem__)
+        parts[shortest].append(number)
+        totals[shortest] += lengths[number]
+    return parts
+
+
 class Row(NamedTuple):
     """One sequence: ids ``[T]``, where in it something is learned ``[M]`` and what ``[M]``, the lengths of examples."""
 

@@ -18,6 +18,7 @@ from torch import Tensor
 from llamactl.model.heads import RewardModel
 from llamactl.model.trees import Forest, Tree
 from llamactl.train.batches import place
+from llamactl.train.packing import balanced
 
 UNKNOWN = math.nan  # whether an answer is safe that has no label
 
@@ -44,13 +45,8 @@ class Compared(NamedTuple):
 
     def split(self, size: int) -> list[Self]:
         """Batches of at most ``size`` pairs, as few as can be, and as long as each other as can be: longest first."""
-        parts: list[list[Pair]] = [[] for _ in range(math.ceil(len(self.pairs) / size))]
-        lengths = [0] * len(parts)
-        for pair in sorted(self.pairs, key=lambda pair: -pair.tree.places):
-            shortest = min((n for n, part in enumerate(parts) if len(part) < size), key=lengths.__getitem__)
-            parts[shortest].append(pair)
-            lengths[shortest] += pair.tree.places
-        return [self._replace(pairs=tuple(part)) for part in parts]
+        parts = balanced([pair.tree.places for pair in self.pairs], size)
+        return [self._replace(pairs=tuple(self.pairs[number] for number in part)) for part in parts]
 
 
 def compared(model: RewardModel, batch: Compared, objective: Objective) -> Tensor:

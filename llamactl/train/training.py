@@ -1,16 +1,21 @@
-"""A training as it stands: a model, its optimizer, how many steps they have made; saved to and resumed from disk."""
+"""A training as it stands: a model, its optimizer, how many steps they have made; saved to and resumed from disk.
 
+PPO trains a second model beside it, its critic, which is part of the same state.
+"""
+
+import signal
 import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any, NoReturn
 
 from torch import Tensor
 
 from llamactl import ui
 from llamactl.artifacts import files, state
 from llamactl.artifacts.manifest import Run
-from llamactl.errors import Fault
+from llamactl.errors import Fault, Interrupted
 from llamactl.model import sharded
 from llamactl.model.llama import Transformer
 from llamactl.train.optim import AdamW
@@ -24,8 +29,19 @@ MOMENTS = ("exp_avg", "exp_avg_sq")
 class Training:
     """A model, its optimizer and where they are in a run; saved to and resumed from ``directory/state``."""
 
-    def __init__(self, model: Transformer, optimizer: AdamW, run: Run, directory: Path, job: Job, keep: int) -> None:
+    def __init__(
+        self,
+        model: Transformer,
+        optimizer: AdamW,
+        run: Run,
+        directory: Path,
+        job: Job,
+        keep: int,
+        beside: Mapping[str, AdamW] = {},
+    ) -> None:
         self.model, self.optimizer, self.run, self.directory, self.job = model, optimizer, run, directory, job
+        self._optimizers = {"": optimizer, **{f"{name}/": other for name, other in beside.items()}}
+        self.facts: dict[str, Any] = {}  # what else is part of the state: JSON
         self.step = self.refused = 0
         self.saver = state.Saver(directory / STATE, job.rank, keep)
         self.stalled = 0.0  # seconds spent waiting for states to be saved
@@ -41,6 +57,7 @@ class Training:
         with self._stall():
             asked = {"stage": self.run.stage, "settings": self.run.settings, "inputs": self.run.inputs}
             facts = {"refused": self.refused, "device_seconds": self.run.device_seconds(), "job": self.job.facts()}
+            facts |= {"updates": [each.updates for each in self._optimizers.values()], "beside": self.facts}
             pieces = {
                 name: state.Piece(tensor, sharded.box(parameter).offset, tuple(parameter.shape))
                 for name, parameter, tensor in self.tensors()
@@ -62,6 +79,12 @@ class Training:
         if self.saver.busy:
             with self._stall():
                 self.saver.commit()
+
+    def stop(self, unit: str = "step") -> NoReturn:
+        """Leave after a signal to any process, the state saved: raises Interrupted."""
+        self.finish_saving()
+        name = signal.Signals(self.job.caught[0]).name if self.job.caught else "a signal to another process"
+        raise Interrupted(f"{self.directory}: stopped by {name} after {unit} {self.step}; run me again to go on")
 
     def before_update(self) -> None:
         """What is being saved from the memory of a CPU must not change: wait until it is written."""
@@ -102,16 +125,19 @@ class Training:
             wanted.add(name)
         if more := sorted(found.facts["tensors"].keys() - wanted):
             raise Fault(found.place, f"holds a tensor that this model has not: {more[0]}", "--no-resume to start over")
-        self.optimizer.counted(self.step)
+        for optimizer, updates in zip(self._optimizers.values(), found.facts["updates"], strict=True):
+            optimizer.counted(updates)
+        self.facts = found.facts["beside"]
         ui.note(f"{self.directory}: going on after step {self.step:,}")
         return True
 
     def tensors(self) -> Iterator[tuple[str, Tensor, Tensor]]:
         """All that makes up the state: its name, the parameter it belongs to, what this process holds of it."""
-        for name, parameter in self.optimizer.parameters.items():
-            yield f"parameter/{name}", parameter, sharded.local(parameter)
-            for moment, tensor in zip(MOMENTS, self.optimizer.moments[name], strict=True):
-                yield f"{moment}/{name}", parameter, tensor
+        for whose, optimizer in self._optimizers.items():
+            for name, parameter in optimizer.parameters.items():
+                yield f"{whose}parameter/{name}", parameter, sharded.local(parameter)
+                for moment, tensor in zip(MOMENTS, optimizer.moments[name], strict=True):
+                    yield f"{whose}{moment}/{name}", parameter, tensor
 
 
 def _shape(job: Mapping[str, int]) -> str:

@@ -1,0 +1,366 @@
+"""PPO with the paper's reward (section 3.2.3): the policy answers, reward models judge, and it learns from that.
+
+In: a chat model, Prompts, reward models. Out: a model directory, metrics.jsonl, and samples.jsonl to look at.
+"""
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from llamactl import options
+
+SHOWN = 4  # answers of an iteration that are written down to be looked at
+
+
+def ppo(
+    model: options.Model,
+    helpfulness: Annotated[Path, typer.Option(help="The reward model for helpfulness.")],
+    prompts: Annotated[list[str] | None, typer.Argument(help="JSON lines of Prompts; stdin if none.")] = None,
+    out: options.Out = Path("ppo"),
+    safety: Annotated[
+        Path | None,
+        typer.Option(help="That for safety: it decides on prompts tagged safety, and on answers it takes for unsafe."),
+    ] = None,
+    general: Annotated[
+        Path | None,
+        typer.Option(help="A third reward model, which decides nothing: an alarm is given where it drifts away."),
+    ] = None,
+    reference: Annotated[Path | None, typer.Option(help="The model that KL is taken to.", show_default="MODEL")] = None,
+    critic: Annotated[
+        Path | None, typer.Option(help="A reward model that the critic starts as.", show_default="--helpfulness")
+    ] = None,
+    iterations: Annotated[
+        int, typer.Option(help="Rounds of sampling and learning; the paper took 200 to 400.", min=1)
+    ] = 200,
+    batch_size: Annotated[int, typer.Option(help="Answers sampled an iteration, over all processes.", min=2)] = 512,
+    mini_batch_size: Annotated[
+        int, typer.Option(help="Of them a gradient step; each is learned from once.", min=1)
+    ] = 64,
+    micro_batch: options.MicroBatch = None,
+    kl: Annotated[
+        float | None,
+        typer.Option(help="beta: what KL costs.", show_default="0.01; 0.005 from 34b on", min=0.0),
+    ] = None,
+    lr: options.LearningRate = 1e-6,
+    clip: Annotated[float, typer.Option(help="Ratios count to 1 - and + so much.", min=0.0)] = 0.2,
+    critic_lr: Annotated[
+        float, typer.Option(help="The critic's learning rate. Ours: InstructGPT's; the paper says nothing.", min=0.0)
+    ] = 9e-6,
+    value_clip: Annotated[
+        float, typer.Option(help="How far values may move an iteration. Ours, as --clip.", min=0.0)
+    ] = 0.2,
+    gamma: Annotated[float, typer.Option(help="Discount. Ours: none.", min=0.0, max=1.0)] = 1.0,
+    gae_lambda: Annotated[
+        float, typer.Option(help="Of generalised advantage estimation. Ours: the usual.", min=0.0, max=1.0)
+    ] = 0.95,
+    truncated: options.TruncatedReward = "-1",
+    temperature: Annotated[float, typer.Option(help="Of sampling, and of all log-probabilities.", min=0.01)] = 1.0,
+    max_new_tokens: options.MaxNewTokens = 256,
+    eval: options.Evaluation = None,
+    eval_every: options.EvalEvery = None,
+    patience: Annotated[int, typer.Option(help="Measurements without a new best that end the run.", min=1)] = 3,
+    kl_stop: Annotated[
+        float | None, typer.Option(help="Stop where KL, in nats an answer, is above.", show_default="alarm only")
+    ] = None,
+    length_stop: Annotated[
+        float | None, typer.Option(help="Stop where answers are longer, in tokens.", show_default="alarm only")
+    ] = None,
+    samples_every: Annotated[
+        int, typer.Option(help="Iterations between answers written to samples.jsonl.", min=1)
+    ] = 10,
+    model_every: Annotated[
+        int | None,
+        typer.Option(help="Iterations between models saved as OUT/iteration-N.", show_default="never", min=1),
+    ] = None,
+    truncate: options.Truncate = False,
+    weight_decay: Annotated[float, typer.Option(help="Of matrices; norms are not decayed.", min=0.0)] = 0.1,
+    precision: options.Precision = "bf16",
+    activation_checkpointing: options.Checkpointing = "none",
+    tensor_parallel: options.TensorParallel = 1,
+    replicas: options.Replicas = 1,
+    compile: options.Compile = False,
+    offload: Annotated[
+        bool,
+        typer.Option("--offload", help="Keep reference and reward models in the host's memory while they do not work."),
+    ] = False,
+    cache_memory: options.CacheMemory = None,
+    device: options.DeviceOrPlanned = None,
+    devices: options.Devices = None,
+    mfu: options.Mfu = None,
+    save_every: options.SaveEvery = None,
+    keep: options.Keep = 2,
+    resume: options.Resume = True,
+    dry_run: options.DryRun = False,
+    verify: options.Verify = True,
+    skip_bad: options.SkipBad = False,
+    allow_tags: options.AllowTags = False,
+    seed: options.Seed = 0,
+    overwrite: options.Overwrite = False,
+    quiet: options.Quiet = False,
+) -> None:
+    """Train a chat model by PPO: 512 answers an iteration, whitened rewards less beta times KL, as the paper did.
+
+    An answer's reward is its helpfulness score, or its safety score where the prompt is tagged safety or
+    sigmoid(safety score) < 0.15. With --eval the policy that is kept is the one that answers held-out prompts best, and
+    the run ends when there has been no better one for --patience measurements. What the paper leaves open is marked as
+    ours below. Killed at any moment, the same command goes on from the newest state, to the same bits.
+
+    Example: llamactl ppo chat prompts.jsonl --helpfulness helpful-rm --safety safe-rm --eval held-out.jsonl -o ppo
+    """
+    settings = dict(locals())
+
+    from dataclasses import replace
+
+    from llamactl import hardware, ui
+    from llamactl.align import answering
+    from llamactl.align.judges import Judges
+    from llamactl.artifacts import jsonl, manifest
+    from llamactl.artifacts.records import Prompt
+    from llamactl.errors import Fault
+    from llamactl.model import trees
+    from llamactl.model.heads import RewardModel
+    from llamactl.model.llama import Llama
+    from llamactl.text.tokenizer import Tokenizer
+    from llamactl.train import planning, schedule
+
+    if not dry_run:
+        planning.refuse(device, devices, mfu)
+    if batch_size % mini_batch_size:
+        problem = f"{mini_batch_size:,} does not divide the {batch_size:,} answers of an iteration"
+        raise Fault("--mini-batch-size", problem, "choose a divisor")
+    config, _ = Llama.described(model)
+    tokenizer = Tokenizer.load(model)
+    tokenizer.fitting(config.vocab, model)
+    shape, _ = Llama.described(reference or model)
+    if replace(shape, context=config.context) != config:
+        raise Fault(reference or model, f"is of another shape than {model}", "name a --reference that it came from")
+    places = {answering.HELPFULNESS: helpfulness, answering.SAFETY: safety, answering.GENERAL: general}
+    judging = {name: place for name, place in places.items() if place}
+    RewardModel.described(critic or helpfulness)  # raises Fault where it is none
+    for place in {*judging.values(), critic or helpfulness, reference or model}:
+        if Tokenizer.load(place).proto != tokenizer.proto:
+            raise Fault(place, f"has another tokenizer than {model}", "train one from a model with the same tokenizer")
+    judges = Judges(judging, truncate, allow_tags)
+    names = prompts or [jsonl.STDIN]
+    if ui.world_size() > 1 and jsonl.STDIN in names:
+        raise Fault("stdin", "cannot be read by every process", "write it to a file first")
+    beta = (0.005 if config.parameters > 2e10 else 0.01) if kl is None else kl
+    inputs: dict[str, list[str | Path]] = {
+        "model": [model], **{name: [place] for name, place in judging.items()},
+        "critic": [critic] if critic else [], "reference": [reference] if reference else [],
+        "prompts": [*names], "eval": [eval] if eval else [],
+    }  # fmt: skip
+    planned = {"device", "devices", "mfu", "micro_batch", "activation_checkpointing", "tensor_parallel", "replicas"}
+    settings = {name: value for name, value in settings.items() if name not in planned | {"compile", "offload"}}
+    run = manifest.Run("ppo", settings | {"kl": beta}, inputs, out, verify and not dry_run)
+    same = all(one["sha256"] == run.inputs[0]["sha256"] for one in run.inputs if one["as"] == "reference")
+
+    def read(files: list[str]) -> dict[bytes, answering.Question]:
+        records = jsonl.read(files, Prompt, refuse=run.refuse)
+        found, again = answering.questions(records, tokenizer, config.context, judges, run.refuse, allow_tags)
+        run.skipped.update({"prompts given before": again} if again else {})
+        return found
+
+    held_out, asked = read([str(eval)] if eval else []), read(names)
+    questions = [question for key, question in asked.items() if key not in held_out]
+    if not questions:
+        raise Fault(", ".join(names), "holds no prompt to learn from", "look at what was skipped, and at --eval")
+    if len(questions) < len(asked):
+        run.skipped["prompts that are held out"] = len(asked) - len(questions)
+    tagged = sum(question.found.record.safety for question in questions)
+    if tagged and not safety:
+        run.noted["prompts tagged safety, where helpfulness alone decides"] = tagged
+
+    longest = max(len(question.asked.ids) for question in questions)
+    length = min(config.context, longest + max_new_tokens)
+    steps, tenth = iterations * (batch_size // mini_batch_size), max(1, iterations // 10)
+    every, save_every = eval_every or tenth, save_every or min(1000, tenth)
+    as_judged = truncated == "judged"
+    penalty = -1.0 if as_judged else float(truncated)
+    micro = min(mini_batch_size, micro_batch or max(1, schedule.MICRO_TOKENS // length))
+    layout = planning.Layout(
+        mini_batch_size, -(-length // trees.MULTIPLE) * trees.MULTIPLE, micro, precision, activation_checkpointing,
+        tensor_parallel, replicas, devices or ui.world_size(),
+    )  # fmt: skip
+    if fault := planning.misfit(config, layout):
+        raise fault
+    rows = [
+        ("prompts", f"{len(questions):,}, of which {tagged:,} tagged safety; {len(held_out):,} held out"),
+        ("iterations", f"{iterations:,} of {batch_size:,} answers, {steps:,} steps of {mini_batch_size:,}"),
+        ("each prompt", f"answered {iterations * batch_size / len(questions):,.1f} times"),
+        ("learning rates", f"{lr:g}, of the critic {critic_lr:g}, constant"),
+        ("KL", f"beta {beta:g}, to {reference or model}"),
+        ("saves state", f"every {save_every:,} iterations, keeps {keep}"),
+    ]
+    ui.table(f"ppo {model} -> {out}", rows)
+    if dry_run or run.already_made():
+        return
+
+    import math
+    import time
+    from collections.abc import Callable, Sequence
+    from functools import partial
+    from typing import Any
+
+    import torch
+    from torch import Tensor
+
+    from llamactl.align import alarms
+    from llamactl.align import ppo as algorithm
+    from llamactl.align.answering import Answer, Answering, Judgement, Question
+    from llamactl.artifacts import checkpoint
+    from llamactl.artifacts.card import card
+    from llamactl.artifacts.metrics import Metrics
+    from llamactl.model import device as machine
+    from llamactl.model import generate as sampler
+    from llamactl.model.drawing import Sampling
+    from llamactl.model.heads import Critic
+    from llamactl.text import dialogue
+    from llamactl.train import actor_critic, optim, parallel, rollouts
+    from llamactl.train.actor_critic import ActorCritic
+    from llamactl.train.rollouts import Part, Rollout, Rollouts
+    from llamactl.train.schedule import Cosine
+    from llamactl.train.training import Training
+    from llamactl.train.versions import Versions
+
+    target = machine.chosen(device)
+    run.device = machine.title(target)
+    machine.keep_freed_memory()
+    dtype = machine.PRECISIONS[precision]
+    with (
+        parallel.joined(target, tensor_parallel, replicas) as job,
+        job.filling(run, fresh=not resume) as (directory, outputs),
+    ):
+        arrange = partial(job.arrange, checkpointing=activation_checkpointing, compiled=compile)
+        policy = Llama.trainable(model, dtype, target, arrange)
+        valuer = Critic.trainable(critic or helpfulness, dtype, target, arrange)
+        away = offload and job.mesh is None  # a sharded reference stays: little of it is here
+        origin = Llama.frozen(reference or model, dtype, torch.device("cpu") if away else target, arrange)
+        judges.load(target, machine.PRECISIONS[judges.stored], offload)
+        optimizer = optim.AdamW(policy, Cosine(lr, 0, steps, 1.0), weight_decay)
+        of_valuer = optim.AdamW(valuer, Cosine(critic_lr, 0, steps, 1.0), weight_decay)
+        learners = ActorCritic(
+            policy, valuer, origin, (optimizer, of_valuer), job, micro, temperature, algorithm.OF_POLICY, away
+        )
+        training = Training(policy, optimizer, run, directory, job, keep, {"critic": of_valuer})
+        # what else is part of its state: tokens so far, the first iteration's line, alarms given, the best version
+        training.facts |= {"tokens": 0, "alarms": {}, "cache": machine.free_memory(target) // 4}
+        if cache_memory:
+            training.facts["cache"] = int(cache_memory * hardware.GIB)
+        training.resume()
+        metrics = Metrics(directory, training.step, iterations)
+        shown = Metrics(directory, training.step, iterations, samples_every, "samples.jsonl")
+        sampling = Sampling(1.0, 0, max_new_tokens, seed)
+        how = {"temperature": temperature, "top_p": 1.0, "top_k": 0, "seed": seed}
+        asking = Answering(judges, tokenizer, temperature, sampling, training.facts["cache"])
+        gathered = partial(policy.gathered, sampler.dtype_for(dtype, target))
+
+        def answered(some: Sequence[Question], stopping: Callable[[], object]) -> list[Answer]:
+            """Sampled and judged, on all processes alike."""
+            return [Answer(*fields) for fields in job.together(some, partial(asking.answers, gathered, stopping))]
+
+        def saved(where: Path) -> list[dict[str, Any]]:
+            """The policy as a model directory."""
+            what, seen = f"a chat model, trained by llamactl ppo from {model.name}", training.step * batch_size
+            source = {"path": ", ".join(names), "share": 1.0, "epochs": seen / len(questions)}
+            return checkpoint.save(
+                where, config.to_hf(machine.STORED[precision]), policy.hf_state(dtype), tokenizer.proto,
+                dialogue.tokenizer_config(config.context), card(out.name, what, run.settings, [source]),
+            )  # fmt: skip
+
+        def measured(iteration: int) -> dict[str, float]:
+            """What is thought of answers to what is held out, where that is due; the best policy is kept."""
+            if not held_out or (iteration % every and iteration != iterations):
+                return {}
+            some = list(held_out.values())
+            answers = answered(some, lambda: False)  # in a moment the state can be saved again
+            seen = Judgement.of(some, answers, list(judging)).seen(answers)
+            versions.measured(iteration, seen["reward"])
+            return {f"eval_{name}": value for name, value in seen.items()}
+
+        def of_policy(log_probs: Tensor, part: Part) -> Tensor:
+            return algorithm.policy_loss(log_probs, part.column("log_probs"), part.column("advantages"), clip)
+
+        def of_critic(values: Tensor, part: Part) -> Tensor:
+            return algorithm.value_loss(values, part.column("values"), part.column("returns"), value_clip)
+
+        def enough() -> bool:
+            """Whether the best that was measured lies so far back that it is not worth going on."""
+            return bool(held_out) and training.step - versions.best[0] >= patience * every
+
+        versions = Versions(training, saved)
+        if training.step == 0 and (at_start := measured(0)):
+            metrics.log({"step": 0, **at_start}, due=True)
+        with ui.Working("ppo", iterations, "iterations", start=training.step) as bar:
+            while training.step < iterations and not enough():
+                iteration = training.step + 1
+                turns = rollouts.asked(iteration, batch_size, len(questions), seed)
+                some = [questions[prompt]._replace(number=number) for prompt, number in turns]
+                answers = answered(some, lambda: job.caught)
+                training.finish_saving()
+                if not job.agreed(not job.caught):
+                    training.save()
+                    training.stop("iteration")
+                clock = time.perf_counter()
+
+                judgement = Judgement.of(some, answers, list(judging))
+                rewards = algorithm.rewards(judgement.reward, judgement.counted(answers, as_judged), penalty)
+                pairs = zip(some, answers, strict=True)
+                data = Rollouts([Rollout(asked.asked.ids, said.ids, said.log_probs) for asked, said in pairs], job)
+                minis = data.batches(mini_batch_size, f"{seed} mini-batches {iteration}")
+                learners.look(data, minis)
+                rewards = rewards.float().to(target)
+                data.columns |= algorithm.lessons(rewards, data.columns, data.mask, beta, gamma, gae_lambda)
+                looked, clock = time.perf_counter() - clock, time.perf_counter()
+
+                updates = [learners.learn(mini, of_policy, of_critic, training.before_update) for mini in minis]
+                refused = sum(update.refused for update in updates)
+                line = {
+                    "step": iteration, **judgement.seen(answers), **data.seen(),
+                    **actor_critic.summary(updates, algorithm.OF_POLICY), "ratio_off": updates[0].policy.beside[-1],
+                    "explained_variance": algorithm.explained(data.flat("values"), data.flat("returns")), "lr": lr,
+                    "refused": refused, "tokens": sum(data.lengths),
+                    "memory_bytes": machine.peak_memory(target), "sample_seconds": asking.seconds[0],
+                    "score_seconds": asking.seconds[1] + looked, "update_seconds": time.perf_counter() - clock,
+                }  # fmt: skip
+                alarms.check(line, same and iteration == 1, precision, 2 * len(updates))
+                training.step, training.refused = iteration, training.refused + refused
+                run.skipped.update({REFUSED: refused} if refused else {})
+                training.facts["tokens"] += sum(data.lengths)
+                given = alarms.raised(line, training.facts.setdefault("first", line))
+                for name in alarms.due(given, training.facts["alarms"], iteration):
+                    ui.warn(f"iteration {iteration}: {given[name]}")
+                held = measured(iteration)
+                metrics.log({**line, "alarms": sorted(given), **held})
+                for question, answer, got in zip(some[:SHOWN], answers, judgement.reward.tolist(), strict=False):
+                    shown.log({"step": iteration, **answer.sample(question, how), "reward": got})
+                if model_every and iteration % model_every == 0:
+                    versions.keep(iteration)
+                if held:
+                    bar.advance(0, eval=f"{held['eval_reward']:+.3f}")
+                bar.advance(1, reward=f"{line['reward']:+.3f}", kl=f"{line['kl']:.2f}", length=f"{line['length']:.0f}")
+
+                stop = alarms.stopped(line, kl_stop, length_stop)
+                stopping, last = not job.agreed(not job.caught), iteration == iterations or enough()
+                if stop or stopping or last or iteration % save_every == 0:
+                    training.save()
+                if stop:
+                    training.finish_saving()
+                    remedy = f"the versions saved are {directory}/iteration-*; see metrics.jsonl, and --kl"
+                    raise Fault(directory, f"stopped after iteration {iteration}: {stop}", remedy)
+                if stopping and not last:
+                    training.stop("iteration")
+        training.finish_saving()
+        done = training.step
+        kept, best = versions.best if held_out else (done, math.nan)
+        if kept != done:
+            ui.warn(
+                f"the policy of iteration {kept} is kept: what it answered to held-out prompts was best ({best:+.3f})"
+            )
+            versions.take_back(policy, kept)
+        run.done.update(iterations=done, samples=done * batch_size, tokens=training.facts["tokens"])
+        run.facts |= {"job": job.facts(), "save_seconds": round(training.stalled, 3), "kept": kept}
+        outputs += saved(directory)
+        outputs += [metrics.close(), shown.close()]
+        versions.clear(model_every)
