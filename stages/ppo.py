@@ -221,7 +221,7 @@ def ppo(
     from llamactl.train.actor_critic import ActorCritic
     from llamactl.train.rollouts import Part, Rollout, Rollouts
     from llamactl.train.schedule import Cosine
-    from llamactl.train.training import Training
+    from llamactl.train.training import REFUSED, Training
     from llamactl.train.versions import Versions
 
     target = machine.chosen(device)
