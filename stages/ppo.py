@@ -122,7 +122,7 @@ def ppo(
     from llamactl.model.heads import RewardModel
     from llamactl.model.llama import Llama
     from llamactl.text.tokenizer import Tokenizer
-    from llamactl.train import planning, schedule
+    from llamactl.train import placing, planning, schedule
 
     if not dry_run:
         planning.refuse(device, devices, mfu)
@@ -183,7 +183,7 @@ def ppo(
         mini_batch_size, -(-length // trees.MULTIPLE) * trees.MULTIPLE, micro, precision, activation_checkpointing,
         tensor_parallel, replicas, devices or ui.world_size(),
     )  # fmt: skip
-    if fault := planning.misfit(config, layout):
+    if not dry_run and (fault := planning.misfit(config, layout)):
         raise fault
     rows = [
         ("prompts", f"{len(questions):,}, of which {tagged:,} tagged safety; {len(held_out):,} held out"),
@@ -193,6 +193,11 @@ def ppo(
         ("KL", f"beta {beta:g}, to {reference or model}"),
         ("saves state", f"every {save_every:,} iterations, keeps {keep}"),
     ]
+    if dry_run:
+        shapes = {name: RewardModel.described(place) for name, place in judging.items()}
+        valued, _ = RewardModel.described(critic or helpfulness)
+        needs = placing.Iteration(config, valued, shapes, batch_size, length, offload)
+        rows += placing.rows(needs, layout, iterations, device, mfu)
     ui.table(f"ppo {model} -> {out}", rows)
     if dry_run or run.already_made():
         return

@@ -8,6 +8,7 @@ one device.
 """
 
 import math
+from collections.abc import Callable
 from itertools import product
 from typing import NamedTuple
 
@@ -179,8 +180,10 @@ def misfit(config: Config, layout: Layout) -> Fault | None:
     return None
 
 
-def change(config: Config, layout: Layout, room: float) -> Layout | None:
+def change(config: Config, layout: Layout, room: float, need: Callable[[Layout], float] | None = None) -> Layout | None:
     """The layout nearest to this one that can be and fits into ``room`` bytes; None where none does.
+
+    What it needs is ``need`` of it, or the memory of a training of ``config`` alone.
 
     Tried in the order of what they cost: fewer sequences at once, fewer replicas, more checkpointing, tensor
     parallelism within a node, more devices.
@@ -195,7 +198,7 @@ def change(config: Config, layout: Layout, room: float) -> Layout | None:
         new = layout._replace(
             devices=count, tensor_parallel=tensor, checkpointing=level, replicas=copies, micro_batch=size
         )
-        if misfit(config, new) is None and memory(config, new).total <= room:
+        if misfit(config, new) is None and (need(new) if need else memory(config, new).total) <= room:
             return new
     return None
 
