@@ -67,7 +67,7 @@ def ppo(
         float | None, typer.Option(help="Stop where answers are longer, in tokens.", show_default="alarm only")
     ] = None,
     samples_every: Annotated[
-        int, typer.Option(help="Iterations between answers written to samples.jsonl.", min=1)
+        int, typer.Option(help="Iterations between answers written to samples.jsonl; the first has some, too.", min=1)
     ] = 10,
     model_every: Annotated[
         int | None,
@@ -339,7 +339,7 @@ def ppo(
                 held = measured(iteration)
                 metrics.log({**line, "alarms": sorted(given), **held})
                 for question, answer, got in zip(some[:SHOWN], answers, judgement.reward.tolist(), strict=False):
-                    shown.log({"step": iteration, **answer.sample(question, how), "reward": got})
+                    shown.log({"step": iteration, **answer.sample(question, how), "reward": got}, due=iteration == 1)
                 if model_every and iteration % model_every == 0:
                     versions.keep(iteration)
                 if held:
