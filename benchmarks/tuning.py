@@ -406,9 +406,11 @@ def work(candidate: str, asked: argparse.Namespace, steps_of: Callable[[Task, st
 # --- the driver ---
 
 
-def turn(script: str, candidate: str, worker: list[str], threads: int, folder: Path) -> dict[str, Any]:
-    """A candidate's process, from its start to its end."""
-    python = python_of("trl" if candidate.startswith("TRL") else None)
+def turn(
+    script: str, candidate: str, worker: list[str], threads: int, folder: Path, peers: str = "trl"
+) -> dict[str, Any]:
+    """A candidate's process, from its start to its end; ``peers`` is the environment of TRL."""
+    python = python_of(peers if candidate.startswith("TRL") else None)
     env = {**os.environ, "OMP_NUM_THREADS": str(threads)}
     env |= {"HF_HUB_OFFLINE": "1", "HF_HUB_DISABLE_TELEMETRY": "1", "HF_HOME": str(folder / "hugging-face")}
     done = subprocess.run([python, script, *worker, "--work", candidate], stdout=subprocess.PIPE, env=env, check=True)
