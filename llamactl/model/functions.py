@@ -25,6 +25,11 @@ def product_dtype(x: Tensor) -> torch.dtype:
     return torch.float32 if narrow else x.dtype
 
 
+def weight_dtype(dtype: torch.dtype, device: torch.device) -> torch.dtype:
+    """What products take their weights in, where the rest is in ``dtype``: fp32 weights are rounded to it, or not."""
+    return product_dtype(torch.empty(0, dtype=dtype, device=device))
+
+
 class _WideLinear(torch.autograd.Function):
     """``F.linear`` of bf16 ``x [..., D]`` by way of fp32 copies, of which none is kept."""
 

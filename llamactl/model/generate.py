@@ -20,7 +20,7 @@ from llamactl.model import device as devices
 from llamactl.model import drawing
 from llamactl.model.cache import Cache, Layout, Size, Step
 from llamactl.model.drawing import Drawing, Sampling
-from llamactl.model.functions import product_dtype
+from llamactl.model.functions import weight_dtype
 from llamactl.model.graphs import Graphs
 from llamactl.model.llama import Llama
 from llamactl.text.tokenizer import EOS
@@ -96,7 +96,7 @@ def dtype_for(dtype: torch.dtype, device: torch.device, samples: int = 2) -> tor
     A CPU without instructions for bf16 multiplies by bf16 weights as fast as it can read them, for one sample; for more
     they are taken as fp32, which they are exactly.
     """
-    return dtype if samples == 1 else product_dtype(torch.empty(0, dtype=dtype, device=device))
+    return dtype if samples == 1 else weight_dtype(dtype, device)
 
 
 def generate(

@@ -228,12 +228,16 @@ class Transformer(nn.Module):
     def frozen(
         cls, path: Path, dtype: torch.dtype, device: torch.device, arrange: Callable[[Self], None] = lambda model: None
     ) -> Self:
-        """A model directory that stays as it is beside one that is trained: in ``dtype``, sharded by ``arrange``."""
+        """A model directory that stays as it is beside one that is trained, and computes the same to the bit.
+
+        Its weights are in what a trained model's are rounded to as it computes; sharded by ``arrange``.
+        """
         config, _ = cls.described(path)
+        stored = functions.weight_dtype(dtype, device)
         with torch.device("meta"):
             model = cls(config, dtype)
             for name, parameter in model.named_parameters():
-                parameter.data = parameter.to(cls._kept(name, dtype))
+                parameter.data = parameter.to(cls._kept(name, stored))
         arrange(model)
         model.to_empty(device=device)
         model.fill(path)
@@ -282,14 +286,15 @@ class Transformer(nn.Module):
         """The whole model for inference, on each process: all have to ask for it. It is freed with its last reference.
 
         Sampling from sharded weights gathers them anew for each token: some twenty times slower (paper, section 3.2.3).
-        The weights are those that this model computes with, rounded to its own dtype first. What is whole here, and in
+        The weights are those that this model computes with: rounded as it does first. What is whole here, and in
         ``dtype``, is shared.
         """
+        rounded = functions.weight_dtype(self.dtype, self.norm.weight.device)
         with torch.device("meta"):
             model = type(self)(self.config, dtype)
 
         def used(name: str, parameter: Tensor) -> Tensor:
-            return parameter.detach().to(self._kept(name, self.dtype)).to(self._kept(name, dtype))
+            return parameter.detach().to(self._kept(name, rounded)).to(self._kept(name, dtype))
 
         return model._with({name: sharded.whole(used(name, p)) for name, p in self.named_parameters()})
 
