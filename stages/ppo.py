@@ -251,9 +251,9 @@ def ppo(
         training = Training(policy, optimizer, run, directory, job, keep, {"critic": of_valuer})
         # what else is part of its state: tokens so far, the first iteration's line, alarms given, the best version
         training.facts |= {"tokens": 0, "alarms": {}, "cache": machine.free_memory(target) // 4}
+        training.resume()
         if cache_memory:
             training.facts["cache"] = int(cache_memory * hardware.GIB)
-        training.resume()
         metrics = Metrics(directory, training.step, iterations)
         shown = Metrics(directory, training.step, iterations, samples_every, "samples.jsonl")
         sampling = Sampling(1.0, 0, max_new_tokens, seed)
