@@ -228,12 +228,17 @@ class Transformer(nn.Module):
     def frozen(
         cls, path: Path, dtype: torch.dtype, device: torch.device, arrange: Callable[[Self], None] = lambda model: None
     ) -> Self:
-        """A model directory that stays as it is beside one that is trained: in ``dtype``, sharded by ``arrange``."""
+        """A model directory that stays as it is beside one that is trained: in ``dtype``, sharded by ``arrange``.
+
+        Where products are made of fp32 weights as they are, so that one that is trained does not see them rounded, they
+        are kept like that here too: the two say the same to the bit, as long as they are the same.
+        """
         config, _ = cls.described(path)
+        kept = functions.product_dtype(torch.empty(0, dtype=dtype, device=device))
         with torch.device("meta"):
             model = cls(config, dtype)
             for name, parameter in model.named_parameters():
-                parameter.data = parameter.to(cls._kept(name, dtype))
+                parameter.data = parameter.to(cls._kept(name, kept))
         arrange(model)
         model.to_empty(device=device)
         model.fill(path)
