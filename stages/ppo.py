@@ -208,7 +208,6 @@ def ppo(
     from functools import partial
     from typing import Any
 
-    import torch
     from torch import Tensor
 
     from llamactl.align import alarms
@@ -241,7 +240,9 @@ def ppo(
         policy = Llama.trainable(model, dtype, target, arrange)
         valuer = Critic.trainable(critic or helpfulness, dtype, target, arrange)
         away = offload and job.mesh is None  # a sharded reference stays: little of it is here
-        origin = Llama.frozen(reference or model, dtype, torch.device("cpu") if away else target, arrange)
+        origin = Llama.frozen(reference or model, dtype, target, arrange)
+        if away:
+            origin.to("cpu")
         judges.load(target, machine.PRECISIONS[judges.stored], offload)
         optimizer = optim.AdamW(policy, Cosine(lr, 0, steps, 1.0), weight_decay)
         of_valuer = optim.AdamW(valuer, Cosine(critic_lr, 0, steps, 1.0), weight_decay)

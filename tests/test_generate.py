@@ -287,6 +287,19 @@ def test_the_first_of_many_samples_are_those_of_few() -> None:
         assert few == [texts[:count] for texts in many]
 
 
+def test_samples_may_begin_at_any_index() -> None:
+    """They are those that a request for all of them has there."""
+    model = attentive(ending=0.6)
+    asked = prompts(model, [1, 5, 30])
+    many = sampled(model, [Request(ids, (1.0,) * 9) for ids in asked])
+    for first in (0, 1, 7):
+        for count in (1, 2):
+            some = sampled(model, [Request(ids, (1.0,) * count, first) for ids in asked])
+            assert some == [texts[first : first + count] for texts in many]
+    mixed = sampled(model, [Request(asked[0], (1.0,), index) for index in (8, 0, 3)])
+    assert mixed == [[many[0][index]] for index in (8, 0, 3)]
+
+
 @torch.inference_mode()
 def test_lanes_and_places_can_be_used_many_times(monkeypatch: pytest.MonkeyPatch) -> None:
     """What was kept in them before is not seen, and what moves to another takes all that it needs along."""

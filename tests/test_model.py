@@ -14,8 +14,10 @@ from transformers import AutoModelForCausalLM, LlamaConfig, LlamaForCausalLM
 
 from llamactl.artifacts import checkpoint
 from llamactl.errors import Fault
+from llamactl.model import functions
 from llamactl.model.cache import Cache, Size, Step
 from llamactl.model.config import Config
+from llamactl.model.heads import RewardModel
 from llamactl.model.llama import Llama, RMSNorm, Transformer, rotary, rotate
 
 CPU = torch.device("cpu")
@@ -338,6 +340,58 @@ def test_master_weights_in_fp32_compute_in_bf16() -> None:
 # -- the cache
 
 PROMPTS = [7, 1, 12, 5]  # tokens of the prompt in each lane
+
+
+@pytest.mark.usefixtures("products")
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("kind", [Llama, RewardModel])
+@torch.no_grad()
+def test_a_model_that_stays_says_what_one_says_that_is_trained(
+    tmp_path: Path, dtype: torch.dtype, kind: type[Transformer]
+) -> None:
+    """To the bit, also where products are made of fp32 weights as they are; and it has no gradients."""
+    config = replace(ODD, scored=kind is RewardModel)
+    path = written(fresh(config, kind=kind), tmp_path / "model")
+    stays, trained = kind.frozen(path, dtype, CPU), kind.trainable(path, dtype, CPU)
+    ids = some_ids(config)
+    assert torch.equal(stays(ids), trained(ids))
+    assert not any(parameter.requires_grad for parameter in stays.parameters())
+    assert all(parameter.requires_grad for parameter in trained.parameters())
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("kind", [Llama, RewardModel])
+def test_a_model_that_stays_is_the_one_that_is_loaded(
+    tmp_path: Path, dtype: torch.dtype, kind: type[Transformer], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(functions, "BF16_PRODUCTS", True)
+    path = written(fresh(replace(ODD, scored=kind is RewardModel), kind=kind), tmp_path / "model")
+    stays, loaded = kind.frozen(path, dtype, CPU), kind.load(path, CPU, dtype)
+    assert {name: p.dtype for name, p in stays.named_parameters()} == {
+        name: p.dtype for name, p in loaded.named_parameters()
+    }
+    assert same(stays, loaded)
+    assert (stays.dtype, stays.training) == (dtype, False)
+
+
+@torch.no_grad()
+def test_gathered_weights_are_those_the_model_computes_with(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Rounded to its own dtype first; what need not be made anew is shared."""
+    monkeypatch.setattr(functions, "BF16_PRODUCTS", True)
+    ids = some_ids(ODD)
+    narrow = fresh(ODD, torch.bfloat16)
+    assert isinstance(narrow, Llama)
+    for dtype in (torch.bfloat16, torch.float32):
+        found = narrow.gathered(dtype)
+        assert (found.dtype, found.norm.weight.dtype, found.training) == (dtype, dtype, False)
+        for whole, own in zip(found.parameters(), narrow.parameters(), strict=True):
+            assert torch.equal(whole.float(), own.bfloat16().float())
+            assert not whole.requires_grad
+    assert torch.equal(narrow.gathered(torch.bfloat16)(ids), narrow(ids))
+    wide = fresh(ODD).requires_grad_(True)
+    shared = wide.gathered(torch.float32)
+    assert [p.data_ptr() for p in shared.parameters()] == [p.data_ptr() for p in wide.parameters()]
+    assert all(parameter.requires_grad for parameter in wide.parameters())
 
 
 class Decoding:

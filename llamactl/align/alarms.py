@@ -5,6 +5,7 @@ are ours: where others have seen policies that had gone astray (Bai et al., 2022
 begin to.
 """
 
+import math
 from collections.abc import Callable, Mapping
 from typing import NamedTuple
 
@@ -131,11 +132,12 @@ def stopped(line: Line, kl: float | None, length: float | None) -> str:
     return ""
 
 
-def raised(now: Line, first: Line) -> dict[str, str]:
-    """The alarms that an iteration gives: what each says, by name."""
-    fields = {**now, **{f"first_{name}": value for name, value in first.items()}}
+def raised(now: Line, first: Mapping[str, float | None]) -> dict[str, str]:
+    """The alarms that an iteration gives: what each says, by name. What is nan in ``first`` may have become None."""
+    began = {name: math.nan if value is None else value for name, value in first.items()}
+    fields = {**now, **{f"first_{name}": value for name, value in began.items()}}
     return {
-        alarm.name: f"{alarm.says.format(**fields)}; try {alarm.remedy}" for alarm in ALARMS if alarm.given(now, first)
+        alarm.name: f"{alarm.says.format(**fields)}; try {alarm.remedy}" for alarm in ALARMS if alarm.given(now, began)
     }
 
 

@@ -46,10 +46,11 @@ class Versions:
         model.fill(self._place(iteration))
 
     def clear(self, every: int | None) -> None:
-        """Remove all but those of ``every`` so many iterations."""
+        """Remove all but those of ``every`` so many iterations, of which 0 is none."""
         if ui.first_rank():
             for place in sorted(self._training.directory.glob("iteration-*")):
-                if every is None or int(place.name.partition("-")[2]) % every:
+                iteration = int(place.name.partition("-")[2])
+                if every is None or not iteration or iteration % every:
                     files.remove(place)
 
     def _place(self, iteration: int) -> Path:
