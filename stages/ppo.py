@@ -252,10 +252,10 @@ def ppo(
         training = Training(policy, optimizer, run, directory, job, keep, {"critic": of_valuer})
         # what else is part of its state: tokens so far, the first iteration's line, alarms given, the best version
         training.facts |= {"tokens": 0, "alarms": {}, "cache": machine.free_memory(target) // 4}
-        training.resume()
+        resumed = training.resume()
         if cache_memory:
             training.facts["cache"] = int(cache_memory * hardware.GIB)
-        metrics = Metrics(directory, training.step, iterations)
+        metrics = Metrics(directory, training.step if resumed else -1, iterations)
         shown = Metrics(directory, training.step, iterations, samples_every, "samples.jsonl")
         sampling = Sampling(1.0, 0, max_new_tokens, seed)
         how = {"temperature": temperature, "top_p": 1.0, "top_k": 0, "seed": seed}
@@ -296,7 +296,7 @@ def ppo(
             return bool(held_out) and training.step - versions.best[0] >= patience * every
 
         versions = Versions(training, saved)
-        if training.step == 0 and (at_start := measured(0)):
+        if not resumed and (at_start := measured(0)):
             metrics.log({"step": 0, **at_start}, due=True)
         with ui.Working("ppo", iterations, "iterations", start=training.step) as bar:
             while training.step < iterations and not enough():
