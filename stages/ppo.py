@@ -369,4 +369,4 @@ def ppo(
         run.facts |= {"job": job.facts(), "save_seconds": round(training.stalled, 3), "kept": kept}
         outputs += saved(directory)
         outputs += [metrics.close(), shown.close()]
-        versions.clear(model_every)
+    versions.clear(model_every)  # now that a run which is killed need not take one back
