@@ -359,7 +359,9 @@ def ppo(
                     training.stop("iteration")
         training.finish_saving()
         done = training.step
-        kept, best = versions.best if held_out else (done, math.nan)
+        kept, best = versions.best
+        if best == -math.inf:  # nothing is held out, or no answer to it could be judged
+            kept = done
         if kept != done:
             ui.warn(
                 f"the policy of iteration {kept} is kept: what it answered to held-out prompts was best ({best:+.3f})"
