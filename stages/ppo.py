@@ -340,7 +340,8 @@ def ppo(
                 held = measured(iteration)
                 metrics.log({**line, "alarms": sorted(given), **held})
                 for question, answer, got in zip(some[:SHOWN], answers, judgement.reward.tolist(), strict=False):
-                    shown.log({"step": iteration, **answer.sample(question, how), "reward": got}, due=iteration == 1)
+                    own = {"step": iteration, "reward": got}
+                    shown.log({**own, **answer.sample(question, how), **own}, due=iteration == 1)
                 if model_every and iteration % model_every == 0:
                     versions.keep(iteration)
                 if held:
