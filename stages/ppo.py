@@ -163,6 +163,8 @@ def ppo(
         return found
 
     held_out, asked = read([str(eval)] if eval else []), read(names)
+    if eval and not held_out:
+        raise Fault(eval, "holds no prompt to measure by", "look at what was skipped")
     questions = [question for key, question in asked.items() if key not in held_out]
     if not questions:
         raise Fault(", ".join(names), "holds no prompt to learn from", "look at what was skipped, and at --eval")
