@@ -186,7 +186,8 @@ def ppo(
         tensor_parallel, replicas, devices or ui.world_size(),
     )  # fmt: skip
     if not dry_run and (fault := planning.misfit(config, layout)):
-        raise fault
+        subject = fault.subject.replace("--batch-size", "--mini-batch-size")  # which is what is shared out
+        raise Fault(subject, fault.problem.replace("sequences", "answers"), fault.remedy)
     rows = [
         ("prompts", f"{len(questions):,}, of which {tagged:,} tagged safety; {len(held_out):,} held out"),
         ("iterations", f"{iterations:,} of {batch_size:,} answers, {steps:,} steps of {mini_batch_size:,}"),
