@@ -137,8 +137,10 @@ def ppo(
         raise Fault(reference or model, f"is of another shape than {model}", "name a --reference that it came from")
     places = {answering.HELPFULNESS: helpfulness, answering.SAFETY: safety, answering.GENERAL: general}
     judging = {name: place for name, place in places.items() if place}
-    RewardModel.described(critic or helpfulness)  # raises Fault where it is none
-    for place in {*judging.values(), critic or helpfulness, reference or model}:
+    scored = [*judging.values(), critic or helpfulness]
+    for place in scored:
+        RewardModel.described(place)  # raises Fault where it is none
+    for place in [*scored, reference or model]:
         if Tokenizer.load(place).proto != tokenizer.proto:
             raise Fault(place, f"has another tokenizer than {model}", "train one from a model with the same tokenizer")
     judges = Judges(judging, truncate, allow_tags)
