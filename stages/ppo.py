@@ -256,7 +256,7 @@ def ppo(
         )
         training = Training(policy, optimizer, run, directory, job, keep, {"critic": of_valuer})
         # what else is part of its state: tokens so far, the first iteration's line, alarms given, the best version
-        training.facts |= {"tokens": 0, "alarms": {}, "cache": machine.free_memory(target) // 4}
+        training.facts |= {"tokens": 0, "alarms": {}, "cache": job.told(machine.free_memory(target) // 4)}
         resumed = training.resume()
         if cache_memory:
             training.facts["cache"] = int(cache_memory * hardware.GIB)
