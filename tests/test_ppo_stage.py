@@ -5,7 +5,6 @@ Most runs are of a few iterations in this process. Those that are killed, or are
 
 import json
 import math
-import os
 import random
 import shutil
 import signal
@@ -24,20 +23,18 @@ from test_cli import Run, command, one_line
 from test_model import fresh
 from test_model import written as model_written
 from test_parallel import Trouble, ended, environment, meeting, process_of_command
-from test_resume import Moment
+from test_resume import Moment, child
 from torch import Tensor
 
 from llamactl.align import ppo as algorithm
 from llamactl.artifacts import manifest
-from llamactl.artifacts.metrics import Metrics
 from llamactl.artifacts.records import Sample, checked
 from llamactl.errors import Fault, Interrupted
-from llamactl.model import device, drawing, functions, generate
+from llamactl.model import device, functions, generate
 from llamactl.model.config import Config
 from llamactl.model.heads import RewardModel
 from llamactl.model.llama import Llama
 from llamactl.text.tokenizer import EOS, Tokenizer
-from llamactl.train import actor_critic
 from llamactl.train.versions import Versions
 from stages.ppo import ppo
 
@@ -171,47 +168,7 @@ def outcome(out: Path) -> dict[str, Any]:
     }
 
 
-# -- moments
-
-EVENTS: dict[str, tuple[Any, str]] = {
-    "token": (drawing, "draw"),
-    "score": (RewardModel, "judge"),
-    "update": (actor_critic, "take"),
-    "measure": (Versions, "measured"),
-    "line": (Metrics, "log"),
-    "sync": (os, "fsync"),
-    "finish": (Metrics, "close"),
-}
-
-
-def at(event: str, count: int, happens: Callable[[], object], patch: Any) -> None:
-    """Have something happen just before the ``count``-th event, from 1."""
-    holder, name = EVENTS[event]
-    real, left = getattr(holder, name), [count]
-
-    def call(*given: Any, **named: Any) -> Any:
-        left[0] -= 1
-        if left[0] == 0:
-            happens()
-        return real(*given, **named)
-
-    patch(holder, name, call)
-
-
-def signalled(number: int) -> Callable[[], None]:
-    return lambda: os.kill(os.getpid(), number)
-
-
-def struck(
-    arguments: list[str],
-    streams: tuple[Path, Path],
-    environment: dict[str, str],
-    moment: Moment | None,
-) -> None:
-    """What a forked process does: become the command, to which a signal comes at a moment."""
-    if moment:
-        at(moment.event, moment.count, signalled(moment.signal), setattr)
-    process_of_command(arguments, streams, environment, Trouble())
+# -- runs by the command
 
 
 class Command:
@@ -234,7 +191,7 @@ class Command:
 
     def run(self, moment: Moment | None = None) -> int | None:
         """Its exit status."""
-        process = SERVER.Process(target=struck, args=(self.arguments, self.streams(), {}, moment))
+        process = SERVER.Process(target=child, args=(self.arguments, self.streams(), moment))
         process.start()
         (status,) = ended([process])
         return status
@@ -243,8 +200,9 @@ class Command:
         """Exit statuses of two processes."""
         store, processes = meeting(), []
         for rank in range(2):
-            given = [*self.arguments, *more], self.streams(rank), environment(rank, 2, store.port), moments.get(rank)
-            processes.append(SERVER.Process(target=struck, args=given))
+            trouble = Trouble(moments.get(rank))
+            given = [*self.arguments, *more], self.streams(rank), environment(rank, 2, store.port), trouble
+            processes.append(SERVER.Process(target=process_of_command, args=given))
         for each in processes:
             each.start()
         return ended(processes)
@@ -501,7 +459,7 @@ def test_a_stopped_run_goes_on_to_the_same_bits(
     whole: Command, another: Command, command: Run, monkeypatch: pytest.MonkeyPatch, event: str, count: int, after: int
 ) -> None:
     with monkeypatch.context() as patch:
-        at(event, count, signalled(signal.SIGTERM), patch.setattr)
+        Moment(event, count, signal.SIGTERM).prepare(patch.setattr)
         stopped = command(*another.arguments)
     assert stopped.status == 75, stopped.stderr
     line = stopped.stderr.splitlines()[-1]
@@ -517,7 +475,7 @@ def test_a_signal_in_the_last_iteration_does_not_stop_what_is_done(
     whole: Command, another: Command, command: Run, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     with monkeypatch.context() as patch:
-        at("update", 16, signalled(signal.SIGUSR1), patch.setattr)
+        Moment("update", 16, signal.SIGUSR1).prepare(patch.setattr)
         assert command(*another.arguments).status == 0
     assert outcome(another.out) == outcome(whole.out)
 
@@ -525,12 +483,12 @@ def test_a_signal_in_the_last_iteration_does_not_stop_what_is_done(
 def test_killed_over_and_over_it_comes_to_the_same_bits(whole: Command, another: Command) -> None:
     """Before the first state, while it samples, judges, learns, measures, saves, and when all is done but the name."""
     draw = random.Random(7)
-    moments = [("token", 4), ("line", 1), ("update", 2), ("sync", 3), ("measure", 1)]
-    moments += [(draw.choice(["token", "score", "update", "sync"]), draw.randint(4, 12)) for _ in range(5)]
+    moments = [("token", 4), ("line", 1), ("update", 2), ("disk", 9), ("measure", 1)]
+    moments += [(draw.choice(["token", "score", "update", "disk"]), draw.randint(4, 12)) for _ in range(5)]
     for event, count in moments:
         assert another.run(Moment(event, count, signal.SIGKILL)) == -signal.SIGKILL, (event, count, another.said())
     for count in (1, 2):
-        assert another.run(Moment("finish", count, signal.SIGKILL)) == -signal.SIGKILL, another.said()
+        assert another.run(Moment("end", count, signal.SIGKILL)) == -signal.SIGKILL, another.said()
     assert not (another.out / "run.json").exists()
     assert another.run() == 0, another.said()
     assert outcome(another.out) == outcome(whole.out)
@@ -552,7 +510,7 @@ def test_a_step_that_was_refused_is_counted_once_and_the_run_goes_on_to_the_same
         monkeypatch.setattr(algorithm, "policy_loss", poisoned)
         if out == "parts":
             with monkeypatch.context() as patch, pytest.raises(Interrupted, match="after iteration 2"):
-                at("update", 5, signalled(signal.SIGTERM), patch.setattr)
+                Moment("update", 5, signal.SIGTERM).prepare(patch.setattr)
                 train(out, save_every=1)
             monkeypatch.setattr(algorithm, "policy_loss", real)
         assert [line["refused"] for line in train(out, save_every=1)] == [1, 0, 0, 0]
@@ -572,7 +530,7 @@ def test_where_every_step_is_refused_the_run_ends(
 
 def test_other_settings_are_refused_by_name(another: Command, command: Run, monkeypatch: pytest.MonkeyPatch) -> None:
     with monkeypatch.context() as patch:
-        at("update", 1, signalled(signal.SIGTERM), patch.setattr)
+        Moment("update", 1, signal.SIGTERM).prepare(patch.setattr)
         assert command(*another.arguments).status == 75
     for flags, said in (
         (["--kl", 0.5], "kl 0.01, not 0.5"),
@@ -647,7 +605,7 @@ def test_a_signal_to_one_of_two_stops_both_and_they_go_on_to_the_same_bits(
 
 
 def test_where_one_of_two_is_killed_both_end_and_go_on_to_the_same_bits(two: Command, another: Command) -> None:
-    for rank, event, count in ((1, "token", 14), (0, "update", 3), (1, "sync", 1)):
+    for rank, event, count in ((1, "token", 14), (0, "update", 3), (1, "disk", 2)):
         statuses = another.together(moments={rank: Moment(event, count, signal.SIGKILL)})
         assert (statuses[rank], statuses[1 - rank]) == (-signal.SIGKILL, 1), another.said()
     assert another.together() == [0, 0], another.said()
@@ -658,7 +616,7 @@ def test_what_one_process_has_begun_two_go_on_with_and_one_ends(
     whole: Command, another: Command, command: Run, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     with monkeypatch.context() as patch:
-        at("update", 1, signalled(signal.SIGTERM), patch.setattr)
+        Moment("update", 1, signal.SIGTERM).prepare(patch.setattr)
         assert command(*another.arguments).status == 75
     assert another.together(moments={1: Moment("update", 2, signal.SIGTERM)}) == [75, 75], another.said()
     assert "goes on as 2 processes (1 x 2 x 1): equal to rounding" in another.said()
@@ -730,7 +688,7 @@ def test_a_run_killed_after_it_was_ended_by_patience_does_not_go_on(
         with monkeypatch.context() as patch:
             measuring([0.0, 1.0, 0.5, 0.0, 7.0], patch)
             if out == "parts":
-                at("finish", 1, lambda: (_ for _ in ()).throw(KeyboardInterrupt), patch.setattr)
+                Moment("end", 1, signal.SIGINT).prepare(patch.setattr)
                 with pytest.raises(KeyboardInterrupt):
                     train(out, **how)
                 assert (tmp_path / "parts" / "iteration-00001").exists()
@@ -854,7 +812,7 @@ def test_where_no_answer_can_be_judged_the_run_goes_on(
     """And goes on again from its state."""
     monkeypatch.setattr("llamactl.text.asking.Asked.response", lambda *_: "[INST]")
     with monkeypatch.context() as patch, pytest.raises(Interrupted):
-        at("update", 1, signalled(signal.SIGTERM), patch.setattr)
+        Moment("update", 1, signal.SIGTERM).prepare(patch.setattr)
         train(general=models.general)
     found = train(general=models.general)
     assert [line["reward"] for line in found] == [None] * 4
