@@ -35,6 +35,8 @@ from llamactl.model.config import Config
 from llamactl.model.heads import RewardModel
 from llamactl.model.llama import Llama
 from llamactl.text.tokenizer import EOS, Tokenizer
+from llamactl.train import optim
+from llamactl.train.schedule import Cosine
 from llamactl.train.versions import Versions
 from stages.ppo import ppo
 
@@ -49,6 +51,8 @@ ASKED: list[dict[str, Any]] = [
     {"messages": turns(f"What is {word}?"), "id": number, **({"safety": True} if number % 3 == 1 else {})}
     for number, word in enumerate(WORDS)
 ]
+ASKED[3]["messages"] = turns("sort", "it", "why?")
+ASKED[4]["messages"].insert(0, {"role": "system", "content": "so"})
 HELD_OUT = [{"messages": turns(f"Who is {word}?")} for word in WORDS[:3]]
 # Enough to move, in four iterations of two steps.
 SMALL: dict[str, Any] = {
@@ -312,12 +316,12 @@ def test_what_is_learned_from_is_the_whitened_score_and_kl_is_taken_off_later(
     def lessons(answers: Tensor, known: Any, mask: Tensor, beta: float, *more: float) -> dict[str, Tensor]:
         assert answers.tolist() == pytest.approx(seen[-1][2], abs=1e-6)
         seen[-1] = (*seen[-1][:3], known["log_probs"], known["reference"], beta)
-        assert more == (1.0, 0.95)
+        assert more == (0.9, 0.8)
         return real_lessons(answers, known, mask, beta, *more)
 
     monkeypatch.setattr(algorithm, "rewards", rewards)
     monkeypatch.setattr(algorithm, "lessons", lessons)
-    metrics = train(truncated="-3", kl=0.25, iterations=2)
+    metrics = train(truncated="-3", kl=0.25, gamma=0.9, gae_lambda=0.8, iterations=2)
     assert {*seen[0][1]} == {True, False}
     for line, (scores, counted, found, ours, theirs, beta) in zip(metrics, seen, strict=True):
         count = [score for score, one in zip(scores, counted, strict=True) if one]
@@ -329,6 +333,32 @@ def test_what_is_learned_from_is_the_whitened_score_and_kl_is_taken_off_later(
         assert line["truncated"] == 1 - len(count) / 8
         assert (beta, ours.shape) == (0.25, theirs.shape)
     assert not torch.equal(seen[1][3], seen[1][4])
+
+
+def test_clips_and_rates_are_those_asked_for_from_the_first_step_to_the_last(
+    train: Training, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Rates are constant, and there is no warm-up (section 3.4)."""
+    clips, rates = {"policy": set(), "value": set()}, []  # type: ignore[var-annotated]
+    losses, adamw = (algorithm.policy_loss, algorithm.value_loss), optim.AdamW
+
+    def clipped(name: str, loss: Callable[..., Tensor]) -> Callable[..., Tensor]:
+        def call(*given: Any) -> Tensor:
+            clips[name].add(given[-1])
+            return loss(*given)
+
+        return call
+
+    def optimizer(model: Any, schedule: Cosine, decay: float) -> optim.AdamW:
+        rates.append([schedule.at(step) for step in range(schedule.steps)])
+        return adamw(model, schedule, decay)
+
+    monkeypatch.setattr(optim, "AdamW", optimizer)
+    for name, loss in zip(clips, losses, strict=True):
+        monkeypatch.setattr(algorithm, f"{name}_loss", clipped(name, loss))
+    train(clip=0.125, value_clip=0.5, lr=0.25e-3, critic_lr=0.5e-3, iterations=3)
+    assert clips == {"policy": {0.125}, "value": {0.5}}
+    assert rates == [[0.25e-3] * 6, [0.5e-3] * 6]
 
 
 def test_judged_answers_that_are_cut_off_count_like_the_others(
@@ -369,6 +399,22 @@ CLOSE = (
     "reward", "reward_stderr", "helpfulness", "length", "truncated", "kl", "kl_token", "entropy", "policy_loss",
     "policy_grad_norm", "clip_fraction", "approx_kl", "value_loss", "value_grad_norm", "explained_variance", "tokens",
 )  # fmt: skip
+
+
+@pytest.mark.parametrize("precision", ["fp32", "bf16"])
+def test_at_another_temperature_the_sampler_and_the_training_agree(
+    train: Training, tmp_path: Path, precision: str
+) -> None:
+    first, second = train(temperature=0.7, precision=precision, iterations=2, samples_every=1)
+    assert (first["kl"], first["ratio_off"], second["ratio_off"]) == (0, 0, 0)
+    assert max(first["mismatch"], second["mismatch"]) < (1e-5 if precision == "fp32" else 0.05)
+    assert {one["sampling"]["temperature"] for one in lines(tmp_path / "out" / "samples.jsonl")} == {0.7}
+
+
+def test_computing_activations_again_changes_no_bit(train: Training, tmp_path: Path) -> None:
+    for level in ("none", "selective", "full"):
+        train(level, activation_checkpointing=level, iterations=2)
+        assert outcome(tmp_path / level) == outcome(tmp_path / "none")
 
 
 def test_models_in_the_hosts_memory_come_to_the_same_bits(train: Training, models: Models, tmp_path: Path) -> None:
@@ -528,7 +574,22 @@ def test_where_every_step_is_refused_the_run_ends(
     assert not (tmp_path / "out" / "run.json").exists()
 
 
-def test_other_settings_are_refused_by_name(another: Command, command: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_bf16_goes_on_to_the_same_bits_as_well(
+    train: Training, held_out: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    how = {"precision": "bf16", "eval": held_out, "eval_every": 2, "save_every": 1}
+    train("whole", **how)
+    for event, count in (("update", 3), ("token", 12)):
+        with monkeypatch.context() as patch, pytest.raises(Interrupted):
+            Moment(event, count, signal.SIGTERM).prepare(patch.setattr)
+            train("parts", **how)
+    train("parts", **how)
+    assert outcome(tmp_path / "parts") == outcome(tmp_path / "whole")
+
+
+def test_other_settings_are_refused_by_name_and_one_can_start_over(
+    whole: Command, another: Command, command: Run, monkeypatch: pytest.MonkeyPatch
+) -> None:
     with monkeypatch.context() as patch:
         Moment("update", 1, signal.SIGTERM).prepare(patch.setattr)
         assert command(*another.arguments).status == 75
@@ -540,6 +601,8 @@ def test_other_settings_are_refused_by_name(another: Command, command: Run, monk
     ):
         line = one_line(command(*another.arguments, *flags, "-q"))
         assert f"was begun otherwise (with {said}); ask for the same, or --no-resume" in line
+    assert command(*another.arguments, "--no-resume").status == 0
+    assert outcome(another.out) == outcome(whole.out)
 
 
 # -- on two processes
@@ -947,6 +1010,14 @@ def test_what_two_processes_cannot_do_is_refused(
     line = refused("--mini-batch-size", 1)
     assert "--mini-batch-size: 1 answers cannot be shared out evenly to 2 data-parallel processes" in line
     assert not (tmp_path / "out").exists()
+
+
+def test_a_penalty_below_0_can_be_given(models: Models, prompts: Path, tmp_path: Path, command: Run) -> None:
+    how = ["--truncated", "-0.5", "--iterations", 1, "--batch-size", 2, "--mini-batch-size", 2, "--max-new-tokens", 2]
+    given = ["--helpfulness", models.helpful, *how, "--device", "cpu", "-o", tmp_path / "out"]
+    done = command("ppo", models.chat, prompts, *given)
+    assert done.status == 0, done.stderr
+    assert facts(tmp_path / "out")["settings"]["truncated"] == "-0.5"
 
 
 @pytest.mark.parametrize("given", ["nonsense", "nan", "inf", ""])
