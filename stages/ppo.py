@@ -137,8 +137,10 @@ def ppo(
         raise Fault(reference or model, f"is of another shape than {model}", "name a --reference that it came from")
     places = {answering.HELPFULNESS: helpfulness, answering.SAFETY: safety, answering.GENERAL: general}
     judging = {name: place for name, place in places.items() if place}
-    RewardModel.described(critic or helpfulness)  # raises Fault where it is none
-    for place in {*judging.values(), critic or helpfulness, reference or model}:
+    scored = [*judging.values(), critic or helpfulness]
+    for place in scored:
+        RewardModel.described(place)  # raises Fault where it is none
+    for place in [*scored, reference or model]:
         if Tokenizer.load(place).proto != tokenizer.proto:
             raise Fault(place, f"has another tokenizer than {model}", "train one from a model with the same tokenizer")
     judges = Judges(judging, truncate, allow_tags)
@@ -163,6 +165,8 @@ def ppo(
         return found
 
     held_out, asked = read([str(eval)] if eval else []), read(names)
+    if eval and not held_out:
+        raise Fault(eval, "holds no prompt to measure by", "look at what was skipped")
     questions = [question for key, question in asked.items() if key not in held_out]
     if not questions:
         raise Fault(", ".join(names), "holds no prompt to learn from", "look at what was skipped, and at --eval")
@@ -184,7 +188,8 @@ def ppo(
         tensor_parallel, replicas, devices or ui.world_size(),
     )  # fmt: skip
     if not dry_run and (fault := planning.misfit(config, layout)):
-        raise fault
+        subject = fault.subject.replace("--batch-size", "--mini-batch-size")  # which is what is shared out
+        raise Fault(subject, fault.problem.replace("sequences", "answers"), fault.remedy)
     rows = [
         ("prompts", f"{len(questions):,}, of which {tagged:,} tagged safety; {len(held_out):,} held out"),
         ("iterations", f"{iterations:,} of {batch_size:,} answers, {steps:,} steps of {mini_batch_size:,}"),
@@ -251,11 +256,11 @@ def ppo(
         )
         training = Training(policy, optimizer, run, directory, job, keep, {"critic": of_valuer})
         # what else is part of its state: tokens so far, the first iteration's line, alarms given, the best version
-        training.facts |= {"tokens": 0, "alarms": {}, "cache": machine.free_memory(target) // 4}
-        training.resume()
+        training.facts |= {"tokens": 0, "alarms": {}, "cache": job.told(machine.free_memory(target) // 4)}
+        resumed = training.resume()
         if cache_memory:
             training.facts["cache"] = int(cache_memory * hardware.GIB)
-        metrics = Metrics(directory, training.step, iterations)
+        metrics = Metrics(directory, training.step if resumed else -1, iterations)
         shown = Metrics(directory, training.step, iterations, samples_every, "samples.jsonl")
         sampling = Sampling(1.0, 0, max_new_tokens, seed)
         how = {"temperature": temperature, "top_p": 1.0, "top_k": 0, "seed": seed}
@@ -296,7 +301,7 @@ def ppo(
             return bool(held_out) and training.step - versions.best[0] >= patience * every
 
         versions = Versions(training, saved)
-        if training.step == 0 and (at_start := measured(0)):
+        if not resumed and (at_start := measured(0)):
             metrics.log({"step": 0, **at_start}, due=True)
         with ui.Working("ppo", iterations, "iterations", start=training.step) as bar:
             while training.step < iterations and not enough():
@@ -340,7 +345,8 @@ def ppo(
                 held = measured(iteration)
                 metrics.log({**line, "alarms": sorted(given), **held})
                 for question, answer, got in zip(some[:SHOWN], answers, judgement.reward.tolist(), strict=False):
-                    shown.log({"step": iteration, **answer.sample(question, how), "reward": got}, due=iteration == 1)
+                    own = {"step": iteration, "reward": got}
+                    shown.log({**own, **answer.sample(question, how), **own}, due=iteration == 1)
                 if model_every and iteration % model_every == 0:
                     versions.keep(iteration)
                 if held:
@@ -359,7 +365,9 @@ def ppo(
                     training.stop("iteration")
         training.finish_saving()
         done = training.step
-        kept, best = versions.best if held_out else (done, math.nan)
+        kept, best = versions.best
+        if best == -math.inf:  # nothing is held out, or no answer to it could be judged
+            kept = done
         if kept != done:
             ui.warn(
                 f"the policy of iteration {kept} is kept: what it answered to held-out prompts was best ({best:+.3f})"
@@ -369,4 +377,4 @@ def ppo(
         run.facts |= {"job": job.facts(), "save_seconds": round(training.stalled, 3), "kept": kept}
         outputs += saved(directory)
         outputs += [metrics.close(), shown.close()]
-        versions.clear(model_every)
+    versions.clear(model_every)  # now that a run which is killed need not take one back

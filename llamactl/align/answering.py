@@ -181,6 +181,7 @@ class Judgement(NamedTuple):
             "by_safety": float(self.by_safety.double().mean()),
             "length": sum(len(answer.ids) for answer in answers) / len(answers),
             "truncated": sum(not answer.stopped for answer in answers) / len(answers),
+            "unjudged": sum(bool(answer.unjudged) for answer in answers) / len(answers),
             "repetition": sum(repetition(answer.ids) for answer in answers) / len(answers),
             "refusals": sum(refuses(answer.text) for answer in answers) / len(answers),
         }
