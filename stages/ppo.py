@@ -313,6 +313,9 @@ def ppo(
                 if not job.agreed(not job.caught):
                     training.save()
                     training.stop("iteration")
+                if iteration == 1 and not as_judged and not any(answer.stopped for answer in answers):
+                    problem = f"all {batch_size:,} answers of the first iteration are cut off, so that no score counts"
+                    raise Fault("--max-new-tokens", problem, "allow longer answers, or --truncated judged")
                 clock = time.perf_counter()
 
                 judgement = Judgement.of(some, answers, list(judging))
