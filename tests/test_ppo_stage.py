@@ -1,0 +1,1012 @@
+"""PPO by the command: that it learns, goes on to the same bits, is the same on two processes, stops where it should.
+
+Most runs are of a few iterations in this process. Those that are killed, or are several, are forked from a server.
+"""
+
+import json
+import math
+import os
+import random
+import shutil
+import signal
+import statistics
+from collections import Counter
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from conftest import SERVER, turns, with_pieces, written
+from safetensors.torch import load_file
+from test_cli import Run, command, one_line
+from test_model import fresh
+from test_model import written as model_written
+from test_parallel import Trouble, ended, environment, meeting, process_of_command
+from test_resume import Moment
+from torch import Tensor
+
+from llamactl.align import ppo as algorithm
+from llamactl.artifacts import manifest
+from llamactl.artifacts.metrics import Metrics
+from llamactl.artifacts.records import Sample, checked
+from llamactl.errors import Fault, Interrupted
+from llamactl.model import device, drawing, functions, generate
+from llamactl.model.config import Config
+from llamactl.model.heads import RewardModel
+from llamactl.model.llama import Llama
+from llamactl.text.tokenizer import EOS, Tokenizer
+from llamactl.train import actor_critic
+from llamactl.train.versions import Versions
+from stages.ppo import ppo
+
+assert command  # a fixture
+
+CPU = torch.device("cpu")
+SHAPE = Config(dim=32, layers=2, heads=4, kv_heads=2, ffn=48, vocab=512, context=64)
+SCORED = replace(SHAPE, scored=True)
+ENDING = 1.6  # of a model that ends about half of its answers within eight tokens
+WORDS = ("a heap", "a list", "x", "sort", "a queue")
+ASKED: list[dict[str, Any]] = [
+    {"messages": turns(f"What is {word}?"), "id": number, **({"safety": True} if number % 3 == 1 else {})}
+    for number, word in enumerate(WORDS)
+]
+HELD_OUT = [{"messages": turns(f"Who is {word}?")} for word in WORDS[:3]]
+# Enough to move, in four iterations of two steps.
+SMALL: dict[str, Any] = {
+    "precision": "fp32", "device": "cpu", "iterations": 4, "batch_size": 8, "mini_batch_size": 4, "max_new_tokens": 8,
+    "lr": 1e-3, "critic_lr": 1e-3, "micro_batch": 2, "quiet": True,
+}  # fmt: skip
+
+
+class Models:
+    """A language model, and reward models; none is trained."""
+
+    def __init__(self, place: Path, proto: bytes) -> None:
+        self.place, self.proto = place, proto
+        self.chat = self.policy("chat")
+        self.helpful, self.safe, self.general = (self.reward(name, seed) for seed, name in enumerate("hsg", start=1))
+
+    def policy(self, name: str, ending: float = ENDING, **shape: Any) -> Path:
+        """The larger ``ending``, the likelier is EOS, whatever was said: its score is a column that is alike."""
+        chat = fresh(replace(SHAPE, **shape), seed=3)
+        assert isinstance(chat, Llama)
+        with torch.no_grad():
+            for name_of, parameter in chat.named_parameters():
+                if name_of.endswith(("wo.weight", "w2.weight")):
+                    parameter[0] = 0
+            chat.tok_embeddings.weight[:, 0] = chat.norm.weight[0] = 1
+            chat.output.weight[:, 0] = chat.output.weight[EOS] = 0
+            chat.output.weight[EOS, 0] = ending
+        return model_written(chat, self.place / name, tokenizer=self.proto)
+
+    def reward(self, name: str, seed: int = 1, head: float | None = None, **shape: Any) -> Path:
+        """One that tells answers from each other, or has the same number all over its head."""
+        model = fresh(replace(SCORED, **shape), seed=seed, kind=RewardModel)
+        assert isinstance(model, RewardModel)
+        if head is not None:
+            with torch.no_grad():
+                model.score.weight.fill_(head)
+        return model_written(model, self.place / name, tokenizer=self.proto)
+
+    def taste(self, name: str = "taste") -> Path:
+        """One that likes plain letters and signs: its score is nearly their share of prompt and answer.
+
+        Attention is the same to all, and sees one number a token; another is so large that the norm changes little.
+        """
+        tokenizer = Tokenizer(self.proto)
+        plain = [number > EOS + 256 and tokenizer.decode([5, number])[1:].isascii() for number in range(SHAPE.vocab)]
+        model = fresh(SCORED, kind=RewardModel)
+        assert isinstance(model, RewardModel)
+        with torch.no_grad():
+            for name_of, parameter in model.named_parameters():
+                parameter.fill_(float("norm" in name_of))
+            embeddings = model.tok_embeddings.weight
+            embeddings[:, 0] = torch.where(torch.tensor(plain), 1.0, -1.0)
+            embeddings[: EOS + 1, 0], embeddings[:, 1] = 0, 5
+            first = model.layers[0].attention
+            first.wv.weight[0, 0] = first.wo.weight[0, 0] = 1  # type: ignore[union-attr, operator]
+            model.score.weight[0, 0] = 4
+        return model_written(model, self.place / name, tokenizer=self.proto)
+
+
+@pytest.fixture(scope="module")
+def models(tmp_path_factory: pytest.TempPathFactory, tokenizer_path: Path) -> Models:
+    return Models(tmp_path_factory.mktemp("models"), tokenizer_path.read_bytes())
+
+
+@pytest.fixture(scope="module")
+def prompts(models: Models) -> Path:
+    return written(models.place / "prompts.jsonl", ASKED)
+
+
+@pytest.fixture(scope="module")
+def held_out(models: Models) -> Path:
+    return written(models.place / "held-out.jsonl", HELD_OUT)
+
+
+@pytest.fixture(autouse=True)
+def small_probe(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(device, "_PROBE", 32)
+
+
+Training = Callable[..., list[dict[str, Any]]]
+
+
+@pytest.fixture
+def train(models: Models, prompts: Path, tmp_path: Path) -> Training:
+    """A training of few steps; its metrics."""
+
+    def run(out: str = "out", model: Path | None = None, asked: Path = prompts, **more: Any) -> list[dict[str, Any]]:
+        how = {**SMALL, "helpfulness": models.helpful, **more}
+        ppo(model or models.chat, prompts=[str(asked)], out=tmp_path / out, **how)
+        return lines(tmp_path / out / "metrics.jsonl")
+
+    return run
+
+
+def lines(path: Path) -> list[dict[str, Any]]:
+    return [json.loads(line) for line in path.read_text().splitlines()]
+
+
+def facts(out: Path) -> dict[str, Any]:
+    return manifest.load(out / "run.json")
+
+
+def told(line: dict[str, Any]) -> dict[str, Any]:
+    """A line without what differs from run to run."""
+    return {name: value for name, value in line.items() if not name.endswith("_seconds") and name != "memory_bytes"}
+
+
+def outcome(out: Path) -> dict[str, Any]:
+    """All that a run comes to, to the bit."""
+    made = facts(out)
+    return {
+        "weights": (out / "model.safetensors").read_bytes(),
+        "metrics": [told(line) for line in lines(out / "metrics.jsonl")],
+        "samples": lines(out / "samples.jsonl"),
+        **{name: made[name] for name in ("done", "skipped", "noted", "kept", "settings", "inputs")},
+        "files": sorted(path.name for path in out.iterdir()),
+    }
+
+
+# -- moments
+
+EVENTS: dict[str, tuple[Any, str]] = {
+    "token": (drawing, "draw"),
+    "score": (RewardModel, "judge"),
+    "update": (actor_critic, "take"),
+    "measure": (Versions, "measured"),
+    "line": (Metrics, "log"),
+    "sync": (os, "fsync"),
+    "finish": (Metrics, "close"),
+}
+
+
+def at(event: str, count: int, happens: Callable[[], object], patch: Any) -> None:
+    """Have something happen just before the ``count``-th event, from 1."""
+    holder, name = EVENTS[event]
+    real, left = getattr(holder, name), [count]
+
+    def call(*given: Any, **named: Any) -> Any:
+        left[0] -= 1
+        if left[0] == 0:
+            happens()
+        return real(*given, **named)
+
+    patch(holder, name, call)
+
+
+def signalled(number: int) -> Callable[[], None]:
+    return lambda: os.kill(os.getpid(), number)
+
+
+def struck(
+    arguments: list[str],
+    streams: tuple[Path, Path],
+    environment: dict[str, str],
+    moment: Moment | None,
+) -> None:
+    """What a forked process does: become the command, to which a signal comes at a moment."""
+    if moment:
+        at(moment.event, moment.count, signalled(moment.signal), setattr)
+    process_of_command(arguments, streams, environment, Trouble())
+
+
+class Command:
+    """The command with all there is to it, to be started over and over in one directory."""
+
+    def __init__(self, models: Models, prompts: Path, held_out: Path, out: Path) -> None:
+        self.out = out
+        flags = {name.replace("_", "-"): value for name, value in SMALL.items() if name != "quiet"} | {
+            "helpfulness": models.helpful, "safety": models.safe, "general": models.general, "eval": held_out,
+            "eval-every": 2, "samples-every": 1, "save-every": 1, "out": out,
+        }  # fmt: skip
+        given = [word for name, value in flags.items() for word in (f"--{name}", value)]
+        self.arguments = [*map(str, ["ppo", models.chat, prompts, *given])]
+
+    def streams(self, rank: int = 0) -> tuple[Path, Path]:
+        return self.out.with_suffix(f".out{rank}"), self.out.with_suffix(f".err{rank}")
+
+    def said(self) -> str:
+        return "".join(path.read_text() for rank in range(2) if (path := self.streams(rank)[1]).exists())
+
+    def run(self, moment: Moment | None = None) -> int | None:
+        """Its exit status."""
+        process = SERVER.Process(target=struck, args=(self.arguments, self.streams(), {}, moment))
+        process.start()
+        (status,) = ended([process])
+        return status
+
+    def together(self, *more: str, moments: Mapping[int, Moment] = {}) -> list[int | None]:
+        """Exit statuses of two processes."""
+        store, processes = meeting(), []
+        for rank in range(2):
+            given = [*self.arguments, *more], self.streams(rank), environment(rank, 2, store.port), moments.get(rank)
+            processes.append(SERVER.Process(target=struck, args=given))
+        for each in processes:
+            each.start()
+        return ended(processes)
+
+
+@pytest.fixture(scope="module")
+def whole(models: Models, prompts: Path, held_out: Path, tmp_path_factory: pytest.TempPathFactory) -> Command:
+    """A run that nobody disturbed."""
+    done = Command(models, prompts, held_out, tmp_path_factory.mktemp("whole") / "out")
+    assert done.run() == 0, done.said()
+    return done
+
+
+@pytest.fixture
+def another(models: Models, prompts: Path, held_out: Path, tmp_path: Path) -> Command:
+    """The same, not yet begun."""
+    return Command(models, prompts, held_out, tmp_path / "out")
+
+
+# -- what comes of it
+
+
+def test_its_lines_hold_what_alarms_and_plots_need(whole: Command) -> None:
+    found = lines(whole.out / "metrics.jsonl")
+    assert [line["step"] for line in found] == [0, 1, 2, 3, 4]
+    assert [line["step"] for line in found if "eval_reward" in line] == [0, 2, 4]
+    names = {
+        "reward", "reward_stderr", "helpfulness", "safety", "general", "by_safety", "length", "truncated", "repetition",
+        "refusals", "kl", "kl_stderr", "kl_token", "entropy", "mismatch", "policy_loss", "policy_grad_norm",
+        "clip_fraction", "approx_kl", "ratio_off", "value_loss", "value_grad_norm", "explained_variance", "lr",
+        "refused", "tokens", "memory_bytes", "sample_seconds", "score_seconds", "update_seconds", "alarms",
+    }  # fmt: skip
+    for line in found[1:]:
+        assert names <= line.keys()
+        assert all(math.isfinite(line[name]) for name in names - {"alarms"})
+        assert (line["ratio_off"], line["lr"], line["refused"]) == (0, 1e-3, 0)
+        assert line["mismatch"] < 1e-5
+    assert found[1]["kl"] == found[1]["kl_stderr"] == 0
+    assert 0.1 < found[1]["truncated"] < 0.9 and 0.1 < found[1]["by_safety"] < 0.9
+    assert abs(found[4]["kl"]) > 1e-3
+
+
+def test_samples_are_samples_and_their_scores_those_of_the_line(whole: Command, models: Models) -> None:
+    samples = lines(whole.out / "samples.jsonl")
+    assert Counter(one["step"] for one in samples) == {1: 4, 2: 4, 3: 4, 4: 4}
+    for one in samples:
+        assert checked(one, (Sample,), "x").response == one["response"]
+        asked = ASKED[one["id"]]
+        assert {name: one[name] for name in asked} == asked
+        how = {"temperature": 1.0, "top_p": 1.0, "top_k": 0, "seed": 0}
+        assert {name: one["sampling"][name] for name in how} == how
+        decides = one.get("safety") or 1 / (1 + math.exp(-one["scores"]["safety"])) < 0.15
+        assert one["reward"] == one["scores"]["safety" if decides else "helpfulness"]
+        assert one["finish"] in ("stop", "length")
+        assert [*one["scores"]] == ["helpfulness", "safety", "general"]
+    drawn = [(one["id"], one["sampling"]["index"]) for one in samples]
+    assert len(set(drawn)) == len(drawn)
+
+
+def test_every_output_is_listed_and_the_model_answers(whole: Command, models: Models, command: Run) -> None:
+    made = facts(whole.out)
+    assert [entry["path"] for entry in made["outputs"]] == [
+        "model.safetensors", "tokenizer.model", "tokenizer_config.json", "generation_config.json", "README.md",
+        "config.json", "metrics.jsonl", "samples.jsonl",
+    ]  # fmt: skip
+    listed = {entry["path"] for entry in made["outputs"]}
+    assert {path.name for path in whole.out.iterdir()} == listed | {"run.json", "state"}
+    assert manifest.described("model", str(whole.out))["sha256"]  # all bytes are what it says
+    assert [one["as"] for one in made["inputs"]] == ["model", "helpfulness", "safety", "general", "prompts", "eval"]
+    assert made["done"] == {"iterations": 4, "samples": 32, "tokens": sum(tokens(whole.out))}
+    assert made["settings"]["kl"] == 0.01
+    assert "micro_batch" not in made["settings"]
+    done = command("generate", whole.out, "--text", "x", "--max-new-tokens", 2, "--device", "cpu")
+    assert done.status == 0, done.stderr
+    old, new = (load_file(path / "model.safetensors") for path in (models.chat, whole.out))
+    assert any(not torch.equal(tensor, new[name]) for name, tensor in old.items())
+
+
+def tokens(out: Path) -> list[int]:
+    return [line["tokens"] for line in lines(out / "metrics.jsonl") if line["step"]]
+
+
+def test_finished_it_does_nothing(whole: Command, command: Run) -> None:
+    before = {path: path.stat().st_mtime_ns for path in whole.out.rglob("*")}
+    again = command(*whole.arguments)
+    assert (again.status, again.stdout) == (0, f"{whole.out}\n")
+    assert "already made" in again.stderr
+    again = command(*whole.arguments, "--kl-stop", 0.0, "--samples-every", 3, "-q")
+    assert (again.status, again.stderr) == (0, "")
+    other = command(*whole.arguments, "--kl", 0.5, "-q")
+    assert "exists and was made otherwise (with kl 0.01, not 0.5)" in one_line(other)
+    assert {path: path.stat().st_mtime_ns for path in whole.out.rglob("*")} == before
+
+
+def test_what_is_learned_from_is_the_whitened_score_and_kl_is_taken_off_later(
+    train: Training, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The scores of answers that ended are whitened by themselves; the others get what was asked for."""
+    seen: list[tuple[list[float], list[bool], list[float], Tensor, Tensor, float]] = []
+    real_rewards, real_lessons = algorithm.rewards, algorithm.lessons
+
+    def rewards(scores: Tensor, counted: Tensor, otherwise: float) -> Tensor:
+        found = real_rewards(scores, counted, otherwise)
+        seen.append((scores.tolist(), counted.tolist(), found.tolist(), *[torch.empty(0)] * 2, 0))
+        return found
+
+    def lessons(answers: Tensor, known: Any, mask: Tensor, beta: float, *more: float) -> dict[str, Tensor]:
+        assert answers.tolist() == pytest.approx(seen[-1][2], abs=1e-6)
+        seen[-1] = (*seen[-1][:3], known["log_probs"], known["reference"], beta)
+        assert more == (1.0, 0.95)
+        return real_lessons(answers, known, mask, beta, *more)
+
+    monkeypatch.setattr(algorithm, "rewards", rewards)
+    monkeypatch.setattr(algorithm, "lessons", lessons)
+    metrics = train(truncated="-3", kl=0.25, iterations=2)
+    assert {*seen[0][1]} == {True, False}
+    for line, (scores, counted, found, ours, theirs, beta) in zip(metrics, seen, strict=True):
+        count = [score for score, one in zip(scores, counted, strict=True) if one]
+        assert len(count) > 1
+        middle, spread = statistics.fmean(count), statistics.stdev(count)
+        wanted = [(s - middle) / spread if one else -3.0 for s, one in zip(scores, counted, strict=True)]
+        assert found == pytest.approx(wanted, abs=1e-6)
+        assert line["reward"] == pytest.approx(statistics.fmean(scores))
+        assert line["truncated"] == 1 - len(count) / 8
+        assert (beta, ours.shape) == (0.25, theirs.shape)
+    assert not torch.equal(seen[1][3], seen[1][4])
+
+
+def test_judged_answers_that_are_cut_off_count_like_the_others(
+    train: Training, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    real, counts = algorithm.rewards, []
+
+    def rewards(scores: Tensor, counted: Tensor, otherwise: float) -> Tensor:
+        counts.append(counted.tolist())
+        return real(scores, counted, otherwise)
+
+    monkeypatch.setattr(algorithm, "rewards", rewards)
+    metrics = train(truncated="judged", iterations=1)
+    assert counts == [[True] * 8]
+    assert metrics[0]["truncated"] > 0
+
+
+def test_the_same_command_makes_the_same_bits_and_another_seed_others(whole: Command, another: Command) -> None:
+    assert another.run() == 0, another.said()
+    assert outcome(another.out) == outcome(whole.out)
+    shutil.rmtree(another.out)
+    another.arguments += ["--seed", "1"]
+    assert another.run() == 0, another.said()
+    said = [[one["response"] for one in lines(each.out / "samples.jsonl")] for each in (another, whole)]
+    assert sum(a == b for a, b in zip(*said, strict=True)) < 8
+
+
+def test_how_a_mini_batch_is_cut_changes_nothing_but_rounding(train: Training) -> None:
+    found = []
+    for micro_batch in (1, 3, 4):
+        metrics = train(f"{micro_batch}", micro_batch=micro_batch, iterations=2)
+        found.append([line[name] for line in metrics for name in CLOSE])
+    assert found[0] == pytest.approx(found[2], rel=1e-3, abs=1e-5)
+    assert found[1] == pytest.approx(found[2], rel=1e-3, abs=1e-5)
+
+
+CLOSE = (
+    "reward", "reward_stderr", "helpfulness", "length", "truncated", "kl", "kl_token", "entropy", "policy_loss",
+    "policy_grad_norm", "clip_fraction", "approx_kl", "value_loss", "value_grad_norm", "explained_variance", "tokens",
+)  # fmt: skip
+
+
+def test_models_in_the_hosts_memory_come_to_the_same_bits(train: Training, models: Models, tmp_path: Path) -> None:
+    for out, offload in (("here", False), ("away", True)):
+        train(out, offload=offload, safety=models.safe, iterations=2)
+    assert outcome(tmp_path / "here") == outcome(tmp_path / "away")
+
+
+@pytest.mark.usefixtures("products")
+def test_in_bf16_ratios_begin_at_1_and_kl_at_0(train: Training, models: Models, tmp_path: Path) -> None:
+    """Though the model is stored in fp32, and so the reference rounded; what comes of it is stored in bf16."""
+    first, second = train(precision="bf16", iterations=2, lr=1e-2)
+    assert (first["kl"], first["ratio_off"], second["ratio_off"]) == (0, 0, 0)
+    assert 1e-5 < first["mismatch"] < 0.05 or not functions.BF16_PRODUCTS
+    kinds = {tensor.dtype for tensor in load_file(tmp_path / "out" / "model.safetensors").values()}
+    assert kinds == {torch.bfloat16}
+
+
+def test_kl_is_taken_to_another_reference(train: Training, models: Models) -> None:
+    (line,) = train(reference=models.policy("elsewhere", ending=0.5), iterations=1)
+    assert line["kl"] > 0.1
+
+
+# -- what is learned
+
+
+@pytest.fixture(scope="module")
+def taste(models: Models) -> dict[str, Path]:
+    """A reward model whose taste can be learned in seconds, and a critic that begins at 0."""
+    return {"helpfulness": models.taste(), "critic": models.reward("indifferent", head=0.0)}
+
+
+LEARNING: dict[str, Any] = {
+    "batch_size": 32, "mini_batch_size": 8, "micro_batch": 8, "max_new_tokens": 6, "lr": 1e-2, "critic_lr": 1e-2,
+    "truncated": "judged",
+}  # fmt: skip
+
+
+def test_it_learns_what_a_reward_model_likes(
+    train: Training, taste: dict[str, Path], held_out: Path, tmp_path: Path
+) -> None:
+    """Also where it was not asked; and the policy that is kept is the one that was measured best."""
+    found = train(**{**LEARNING, **taste, "iterations": 12}, eval=held_out, eval_every=4)
+    first, last = found[1], found[-1]
+    assert last["reward"] - first["reward"] > 4 * (first["reward_stderr"] + last["reward_stderr"])
+    measured = {line["step"]: line["eval_reward"] for line in found if "eval_reward" in line}
+    assert [*measured] == [0, 4, 8, 12]
+    assert measured[12] > measured[0] + 0.3
+    assert facts(tmp_path / "out")["kept"] == max(measured, key=lambda step: measured[step])
+    assert last["kl"] > 1
+
+
+def test_a_large_beta_keeps_the_policy_where_it_is(train: Training, taste: dict[str, Path]) -> None:
+    """At the same learning rate: KL stays a fraction of what it is without."""
+    free, bound = (train(f"{kl}", **{**LEARNING, **taste, "iterations": 5, "lr": 3e-3, "kl": kl}) for kl in (0.0, 50.0))
+    assert max(line["kl"] for line in free) > 1.0
+    assert abs(bound[-1]["kl"]) < 0.5 * free[-1]["kl"]
+
+
+def test_a_policy_that_runs_away_raises_alarms(
+    train: Training, taste: dict[str, Path], capfd: pytest.CaptureFixture[str]
+) -> None:
+    found = train(**{**LEARNING, **taste, "iterations": 8, "lr": 5e-2, "kl": 0.0})
+    given = {name for line in found for name in line["alarms"]}
+    assert {"clip_fraction", "kl"} <= given
+    said = [line for line in capfd.readouterr().err.splitlines() if line.startswith("iteration ")]
+    assert Counter(line.partition(": ")[2][:12] for line in said).most_common(1)[0][1] == 1  # each once in ten
+    assert any("KL to the reference is" in line and "; try a larger --kl" in line for line in said)
+
+
+# -- stopped and killed
+
+
+@pytest.mark.parametrize(
+    ("event", "count", "after"),
+    [
+        ("token", 3, 0),  # while the held-out prompts are answered for the first time
+        ("token", 11, 0),  # while those of the first iteration are
+        ("update", 1, 1),
+        ("update", 4, 1),
+        ("token", 21, 1),
+        ("measure", 2, 2),
+        ("score", 17, 3),
+        ("line", 7, 2),
+    ],
+)
+def test_a_stopped_run_goes_on_to_the_same_bits(
+    whole: Command, another: Command, command: Run, monkeypatch: pytest.MonkeyPatch, event: str, count: int, after: int
+) -> None:
+    with monkeypatch.context() as patch:
+        at(event, count, signalled(signal.SIGTERM), patch.setattr)
+        stopped = command(*another.arguments)
+    assert stopped.status == 75, stopped.stderr
+    line = stopped.stderr.splitlines()[-1]
+    assert line == f"llamactl: {another.out}: stopped by SIGTERM after iteration {after}; run me again to go on"
+    assert not (another.out / "run.json").exists()
+    again = command(*another.arguments)
+    assert again.status == 0, again.stderr
+    assert f"going on after step {after}" in again.stderr
+    assert outcome(another.out) == outcome(whole.out)
+
+
+def test_a_signal_in_the_last_iteration_does_not_stop_what_is_done(
+    whole: Command, another: Command, command: Run, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with monkeypatch.context() as patch:
+        at("update", 16, signalled(signal.SIGUSR1), patch.setattr)
+        assert command(*another.arguments).status == 0
+    assert outcome(another.out) == outcome(whole.out)
+
+
+def test_killed_over_and_over_it_comes_to_the_same_bits(whole: Command, another: Command) -> None:
+    """Before the first state, while it samples, judges, learns, measures, saves, and when all is done but the name."""
+    draw = random.Random(7)
+    moments = [("token", 4), ("line", 1), ("update", 2), ("sync", 3), ("measure", 1)]
+    moments += [(draw.choice(["token", "score", "update", "sync"]), draw.randint(4, 12)) for _ in range(5)]
+    for event, count in moments:
+        assert another.run(Moment(event, count, signal.SIGKILL)) == -signal.SIGKILL, (event, count, another.said())
+    for count in (1, 2):
+        assert another.run(Moment("finish", count, signal.SIGKILL)) == -signal.SIGKILL, another.said()
+    assert not (another.out / "run.json").exists()
+    assert another.run() == 0, another.said()
+    assert outcome(another.out) == outcome(whole.out)
+
+
+def test_a_step_that_was_refused_is_counted_once_and_the_run_goes_on_to_the_same_bits(
+    train: Training, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The optimizers have made fewer steps than there were mini-batches."""
+    real = algorithm.policy_loss
+
+    def poisoned(*given: Any) -> Tensor:
+        calls[0] += 1
+        lost = torch.tensor([math.nan if calls[0] <= 2 else 1, 1, 1, 1])  # in both parts of the first mini-batch
+        return real(*given) * lost
+
+    for out in ("whole", "parts"):
+        calls = [0]
+        monkeypatch.setattr(algorithm, "policy_loss", poisoned)
+        if out == "parts":
+            with monkeypatch.context() as patch, pytest.raises(Interrupted, match="after iteration 2"):
+                at("update", 5, signalled(signal.SIGTERM), patch.setattr)
+                train(out, save_every=1)
+            monkeypatch.setattr(algorithm, "policy_loss", real)
+        assert [line["refused"] for line in train(out, save_every=1)] == [1, 0, 0, 0]
+    assert facts(tmp_path / "parts")["skipped"] == {"refused steps": 1}
+    assert outcome(tmp_path / "whole") == outcome(tmp_path / "parts")
+
+
+def test_where_every_step_is_refused_the_run_ends(
+    train: Training, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(algorithm, "policy_loss", lambda log_probs, *_: log_probs.sum() * torch.full((4,), math.nan))
+    monkeypatch.setattr(algorithm, "value_loss", lambda values, *_: values.sum() * math.nan)
+    with pytest.raises(Fault, match="iteration 1: its 4 gradient steps were refused"):
+        train()
+    assert not (tmp_path / "out" / "run.json").exists()
+
+
+def test_other_settings_are_refused_by_name(another: Command, command: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    with monkeypatch.context() as patch:
+        at("update", 1, signalled(signal.SIGTERM), patch.setattr)
+        assert command(*another.arguments).status == 75
+    for flags, said in (
+        (["--kl", 0.5], "kl 0.01, not 0.5"),
+        (["--clip", 0.1], "clip 0.2, not 0.1"),
+        (["--critic-lr", 0.1], "critic-lr 0.001, not 0.1"),
+        (["--iterations", 5], "iterations 4, not 5"),
+    ):
+        line = one_line(command(*another.arguments, *flags, "-q"))
+        assert f"was begun otherwise (with {said}); ask for the same, or --no-resume" in line
+
+
+# -- on two processes
+
+
+@pytest.fixture(scope="module")
+def two(models: Models, prompts: Path, held_out: Path, tmp_path_factory: pytest.TempPathFactory) -> Command:
+    """A run of two processes that nobody disturbed."""
+    done = Command(models, prompts, held_out, tmp_path_factory.mktemp("two") / "out")
+    assert done.together() == [0, 0], done.said()
+    return done
+
+
+def compared(out: Path, other: Path) -> None:
+    """Two runs come to the same, to rounding, and say the same."""
+    ours, theirs = (lines(place / "metrics.jsonl") for place in (out, other))
+    assert [line["step"] for line in ours] == [line["step"] for line in theirs]
+    for mine, its in zip(ours, theirs, strict=True):
+        assert mine.keys() == its.keys()
+        for name in {*CLOSE, "safety", "general", "by_safety", "eval_reward", "eval_length"} & mine.keys():
+            assert mine[name] == pytest.approx(its[name], rel=2e-3, abs=2e-5), (mine["step"], name)
+        assert mine.get("alarms") == its.get("alarms")
+    for mine, its in zip(*(lines(place / "samples.jsonl") for place in (out, other)), strict=True):
+        assert mine | {"scores": 0, "reward": 0} == its | {"scores": 0, "reward": 0}
+        assert mine["scores"] == pytest.approx(its["scores"], abs=1e-3)
+    weights = [load_file(place / "model.safetensors") for place in (out, other)]
+    for name, tensor in weights[0].items():
+        assert (tensor - weights[1][name]).norm() < 1e-3 * tensor.norm(), name
+    assert facts(out)["kept"] == facts(other)["kept"]
+    assert facts(out)["done"] == facts(other)["done"]
+
+
+def test_two_processes_come_to_what_one_comes_to(whole: Command, two: Command) -> None:
+    """Each prompt's answer is drawn by either; scores and advantages are whitened over those of both."""
+    compared(two.out, whole.out)
+    made = facts(two.out)
+    assert (made["devices"], made["job"]) == (2, {"processes": 2, "replicas": 1, "shards": 2, "tensor": 1})
+    assert two.streams(0)[0].read_text() == f"{two.out}\n"
+    assert two.streams(1)[0].read_text() == two.streams(1)[1].read_text() == ""
+    assert sorted(path.name for path in two.out.iterdir()) == sorted(path.name for path in whole.out.iterdir())
+
+
+@pytest.mark.parametrize("flag", ["--tensor-parallel", "--replicas"])
+def test_however_two_processes_share_the_models_they_come_to_the_same(
+    whole: Command, another: Command, flag: str
+) -> None:
+    assert another.together(flag, "2") == [0, 0], another.said()
+    compared(another.out, whole.out)
+    job = {"--tensor-parallel": {"shards": 1, "tensor": 2}, "--replicas": {"replicas": 2, "shards": 1}}[flag]
+    assert facts(another.out)["job"] == {"processes": 2, "replicas": 1, "shards": 1, "tensor": 1} | job
+
+
+@pytest.mark.parametrize(("rank", "event", "count", "after"), [(1, "token", 7, 0), (0, "update", 3, 1)])
+def test_a_signal_to_one_of_two_stops_both_and_they_go_on_to_the_same_bits(
+    two: Command, another: Command, rank: int, event: str, count: int, after: int
+) -> None:
+    moment = Moment(event, count, signal.SIGTERM)
+    assert another.together(moments={rank: moment}) == [75, 75], another.said()
+    who = "a signal to another process" if rank else "SIGTERM"
+    assert f"stopped by {who} after iteration {after}; run me again to go on" in another.said()
+    assert another.together() == [0, 0], another.said()
+    assert outcome(another.out) == outcome(two.out)
+
+
+def test_where_one_of_two_is_killed_both_end_and_go_on_to_the_same_bits(two: Command, another: Command) -> None:
+    for rank, event, count in ((1, "token", 14), (0, "update", 3), (1, "sync", 1)):
+        statuses = another.together(moments={rank: Moment(event, count, signal.SIGKILL)})
+        assert (statuses[rank], statuses[1 - rank]) == (-signal.SIGKILL, 1), another.said()
+    assert another.together() == [0, 0], another.said()
+    assert outcome(another.out) == outcome(two.out)
+
+
+def test_what_one_process_has_begun_two_go_on_with_and_one_ends(
+    whole: Command, another: Command, command: Run, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with monkeypatch.context() as patch:
+        at("update", 1, signalled(signal.SIGTERM), patch.setattr)
+        assert command(*another.arguments).status == 75
+    assert another.together(moments={1: Moment("update", 2, signal.SIGTERM)}) == [75, 75], another.said()
+    assert "goes on as 2 processes (1 x 2 x 1): equal to rounding" in another.said()
+    again = command(*another.arguments)
+    assert again.status == 0, again.stderr
+    assert "going on after step 2" in again.stderr
+    compared(another.out, whole.out)
+
+
+# -- measured, and stopped early
+
+
+def measuring(values: list[float], patch: pytest.MonkeyPatch) -> None:
+    """Have held-out answers be worth these, one measurement after the other."""
+    left, real = iter(values), Versions.measured
+    patch.setattr(Versions, "measured", lambda self, iteration, _: real(self, iteration, next(left)))
+
+
+def test_the_best_policy_is_kept_and_patience_ends_the_run(
+    train: Training, held_out: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    how = {"eval": held_out, "eval_every": 1, "iterations": 9, "patience": 2}
+    with monkeypatch.context() as patch:
+        measuring([0.0, 1.0, 0.5, 1.0, 7.0], patch)  # of equal ones the first is best
+        found = train(**how, model_every=1)
+    assert [line["step"] for line in found] == [0, 1, 2, 3]
+    made = facts(tmp_path / "out")
+    assert (made["kept"], made["done"]["iterations"], made["done"]["samples"]) == (1, 3, 24)
+    weights = [(tmp_path / "out" / f"iteration-0000{n}" / "model.safetensors").read_bytes() for n in (1, 2, 3)]
+    assert (tmp_path / "out" / "model.safetensors").read_bytes() == weights[0]
+    assert len(set(weights)) == 3
+    said = "the policy of iteration 1 is kept: what it answered to held-out prompts was best (+1.000)"
+    assert said in capfd.readouterr().err
+    assert not (tmp_path / "out" / "iteration-00000").exists()
+    assert facts(tmp_path / "out" / "iteration-00002")["stage"] == "ppo"
+    with monkeypatch.context() as patch:
+        measuring([0.0, 1.0, 0.5, 1.0, 7.0], patch)
+        train("plain", **how)
+    assert not [*(tmp_path / "plain").glob("iteration-*")]
+    assert (tmp_path / "plain" / "model.safetensors").read_bytes() == weights[0]
+
+
+def test_a_version_is_a_model_like_any_other(train: Training, tmp_path: Path, command: Run) -> None:
+    train(model_every=1, iterations=2)
+    version = tmp_path / "out" / "iteration-00001"
+    done = command("generate", version, "--text", "x", "--max-new-tokens", 2, "--device", "cpu")
+    assert done.status == 0, done.stderr
+    last = (tmp_path / "out" / "iteration-00002" / "model.safetensors").read_bytes()
+    assert last == (tmp_path / "out" / "model.safetensors").read_bytes()
+
+
+def test_a_new_best_at_the_end_is_what_is_kept(
+    train: Training, held_out: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    """Measured also where the end is no multiple of --eval-every."""
+    measuring([0.0, -1.0, 2.0], monkeypatch)
+    found = train(eval=held_out, eval_every=2, iterations=3, patience=2)
+    assert [line["step"] for line in found if "eval_reward" in line] == [0, 2, 3]
+    assert facts(tmp_path / "out")["kept"] == 3
+    assert "is kept" not in capfd.readouterr().err
+
+
+def test_a_run_killed_after_it_was_ended_by_patience_does_not_go_on(
+    train: Training, held_out: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As if killed between the model and the manifest."""
+    how = {"eval": held_out, "eval_every": 1, "iterations": 9, "patience": 2}
+    for out in ("whole", "parts"):
+        with monkeypatch.context() as patch:
+            measuring([0.0, 1.0, 0.5, 0.0, 7.0], patch)
+            if out == "parts":
+                at("finish", 1, lambda: (_ for _ in ()).throw(KeyboardInterrupt), patch.setattr)
+                with pytest.raises(KeyboardInterrupt):
+                    train(out, **how)
+                assert (tmp_path / "parts" / "iteration-00001").exists()
+            else:
+                train(out, **how)
+    with monkeypatch.context() as patch:
+        measuring([], patch)
+        train("parts", **how)
+    assert outcome(tmp_path / "parts") == outcome(tmp_path / "whole")
+
+
+def test_where_no_answer_can_be_measured_the_last_policy_is_kept(
+    train: Training, held_out: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    measuring([math.nan] * 9, monkeypatch)
+    train(eval=held_out, eval_every=1, iterations=2, patience=2)
+    assert facts(tmp_path / "out")["kept"] == 2
+
+
+@pytest.mark.parametrize(("flag", "limit", "said"), [("kl_stop", -1.0, "KL to"), ("length_stop", 1.0, "answers are")])
+def test_a_limit_stops_the_run_and_a_higher_one_goes_on(
+    train: Training, tmp_path: Path, flag: str, limit: float, said: str
+) -> None:
+    train("whole")
+    with pytest.raises(Fault, match=rf"stopped after iteration 1: {said} .*, above --{flag.replace('_', '-')}"):
+        train("parts", **{flag: limit}, save_every=3)
+    assert [path.name for path in (tmp_path / "parts" / "state").iterdir()] == ["step-00000001"]
+    assert not (tmp_path / "parts" / "run.json").exists()
+    train("parts", **{flag: 1e9})
+    assert outcome(tmp_path / "parts") == outcome(tmp_path / "whole")
+
+
+# -- what is asked
+
+
+def asked_of(patch: pytest.MonkeyPatch) -> list[list[tuple[tuple[int, ...], int]]]:
+    """What the sampler is asked from now on: ids and index, a list a call."""
+    calls: list[list[tuple[tuple[int, ...], int]]] = []
+    real = generate.finished
+
+    def finished(model: Llama, requests: Any, *more: Any) -> Iterator[Any]:
+        given = list(requests)
+        calls.append([(tuple(request.ids), request.first) for request in given])
+        assert all(request.temperatures == (1.0,) for request in given)
+        return real(model, given, *more)
+
+    patch.setattr(generate, "finished", finished)
+    return calls
+
+
+def test_few_prompts_are_asked_several_times_an_iteration_and_no_sample_comes_twice(
+    train: Training, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    calls = asked_of(monkeypatch)
+    found = train(asked=written(tmp_path / "p.jsonl", ASKED[:3]), iterations=3)
+    assert [len(call) for call in calls] == [8, 8, 8]
+    every = [one for call in calls for one in call]
+    assert len(set(every)) == 24
+    assert Counter(Counter(ids for ids, _ in every).values()) == {8: 3}
+    assert all(line["reward_stderr"] > 0 for line in found)
+
+
+def test_one_prompt_is_enough(train: Training, tmp_path: Path) -> None:
+    found = train(asked=written(tmp_path / "p.jsonl", ASKED[:1]), iterations=1, batch_size=4, mini_batch_size=2)
+    assert found[0]["tokens"] >= 4
+
+
+def test_held_out_prompts_are_not_learned_from_and_others_are_counted(
+    train: Training, held_out: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """By what they ask, whatever else stands in the record; a prompt that is given twice is asked as one."""
+    calls = asked_of(monkeypatch)
+    both = [*ASKED, {"messages": turns(" Who is x? "), "id": "held out"}, ASKED[0] | {"id": "again"}]
+    train(asked=written(tmp_path / "p.jsonl", both), eval=held_out, eval_every=1, iterations=2)
+    measured, learned = ({ids for call in calls[start::2] for ids, _ in call} for start in (0, 1))
+    assert (len(measured), len(learned)) == (3, 5)
+    assert not measured & learned
+    assert {number for call in calls[::2] for _, number in call} == {0}
+    assert facts(tmp_path / "out")["skipped"] == {"prompts given before": 1, "prompts that are held out": 1}
+
+
+def test_a_field_that_we_do_not_know_passes_through(train: Training, tmp_path: Path) -> None:
+    """Also where it has the name of one of ours."""
+    more = {"step": "first", "reward": "high", "note": {"é": [None]}, "scores": {"style": 1}, "finish": 3}
+    train(asked=written(tmp_path / "p.jsonl", [one | more for one in ASKED]), samples_every=1, iterations=2)
+    samples = lines(tmp_path / "out" / "samples.jsonl")
+    assert [one["step"] for one in samples] == [1, 1, 1, 1, 2, 2, 2, 2]
+    assert all(one["note"] == {"é": [None]} and isinstance(one["reward"], float) for one in samples)
+
+
+def test_answers_that_cannot_be_judged_are_counted_and_get_the_penalty(
+    train: Training, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    """Those that hold a tag of the format."""
+    real, seen = algorithm.rewards, []
+
+    def rewards(scores: Tensor, counted: Tensor, otherwise: float) -> Tensor:
+        seen.append((scores, counted))
+        return real(scores, counted, otherwise)
+
+    def response(self: Any, answer: Any, tokenizer: Tokenizer) -> str:
+        return "[INST]" if len(answer) % 2 else "fine"
+
+    monkeypatch.setattr(algorithm, "rewards", rewards)
+    monkeypatch.setattr("llamactl.text.asking.Asked.response", response)
+    found = train(samples_every=1, iterations=2)
+    for line, (scores, counted) in zip(found, seen, strict=True):
+        assert 0 < scores.isnan().sum() < 8
+        assert not (counted & scores.isnan()).any()
+        assert math.isfinite(line["reward"])
+        assert line["unjudged"] == scores.isnan().double().mean()
+    samples = lines(tmp_path / "out" / "samples.jsonl")
+    assert {(one["response"] == "fine", one["reward"] is not None, bool(one["scores"])) for one in samples} == {
+        (True, True, True), (False, False, False)
+    }  # fmt: skip
+
+
+def test_where_no_answer_can_be_judged_the_run_goes_on(
+    train: Training, models: Models, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """And goes on again from its state."""
+    monkeypatch.setattr("llamactl.text.asking.Asked.response", lambda *_: "[INST]")
+    with monkeypatch.context() as patch, pytest.raises(Interrupted):
+        at("update", 1, signalled(signal.SIGTERM), patch.setattr)
+        train(general=models.general)
+    found = train(general=models.general)
+    assert [line["reward"] for line in found] == [None] * 4
+
+
+def test_where_every_answer_is_cut_off_there_is_kl_to_learn_and_an_alarm(train: Training, models: Models) -> None:
+    found = train(model=models.policy("endless", ending=-99.0), iterations=2)
+    assert [(line["truncated"], line["length"]) for line in found] == [(1.0, 8.0)] * 2
+    assert all("truncated" in line["alarms"] for line in found)
+    assert all(math.isfinite(line["policy_loss"]) for line in found)
+
+
+def test_where_all_scores_are_equal_there_is_an_alarm_and_the_run_goes_on(
+    train: Training, models: Models, capfd: pytest.CaptureFixture[str]
+) -> None:
+    found = train(helpfulness=models.reward("zero", head=0.0), iterations=2, truncated="judged")
+    assert all("all_equal" in line["alarms"] for line in found)
+    assert capfd.readouterr().err.count("all answers have the same score") == 1
+    assert found[0]["policy_loss"] == 0  # no reward, no KL: nothing
+
+
+def test_tagged_prompts_without_a_safety_model_are_noted(train: Training, tmp_path: Path) -> None:
+    (line,) = train(iterations=1)
+    assert line["by_safety"] == 0
+    assert facts(tmp_path / "out")["noted"] == {"prompts tagged safety, where helpfulness alone decides": 2}
+
+
+# -- what cannot be
+
+
+@pytest.fixture
+def refused(models: Models, prompts: Path, tmp_path: Path, command: Run) -> Callable[..., str]:
+    """What the command says where it fails; it leaves nothing behind."""
+
+    def run(*flags: object, model: Path = models.chat, asked: object = prompts) -> str:
+        small = {f"--{name.replace('_', '-')}": value for name, value in SMALL.items() if name != "quiet"}
+        given = dict(zip(map(str, flags[::2]), flags[1::2], strict=True))
+        words = [word for pair in ({"--helpfulness": models.helpful} | small | given).items() for word in pair]
+        return one_line(command("ppo", model, asked, *words, "-q", "-o", tmp_path / "out"))
+
+    return run
+
+
+@pytest.mark.parametrize(
+    ("record", "said"),
+    [
+        ({"messages": turns("a", "b")}, "messages[1].role: is assistant: a prompt ends on a user turn"),
+        ({"text": "a"}, "messages: missing"),
+        ({"messages": turns("[INST]")}, "messages[0].content: holds [INST]"),
+        ({"messages": turns("word " * 100)}, "is 316 tokens long, the model's context 64: no room for an answer"),
+        ({"messages": turns("word " * 14)}, "no answer to it can be judged: the shortest is 60 tokens long"),
+    ],
+)
+@pytest.mark.parametrize("which", ["prompts", "eval"])
+def test_a_prompt_that_cannot_be_asked_is_refused_by_its_place(
+    refused: Callable[..., str], models: Models, held_out: Path, tmp_path: Path, record: Any, said: str, which: str
+) -> None:
+    path = written(tmp_path / "p.jsonl", [ASKED[0], record])
+    flags = ["--helpfulness", models.reward("narrow", 1, context=56)]
+    line = refused(*flags, asked=path) if which == "prompts" else refused(*flags, "--eval", path)
+    assert line.startswith(f"{path}:2: {said}")
+    assert not (tmp_path / "out").exists()
+
+
+def test_bad_records_can_be_skipped(train: Training, tmp_path: Path) -> None:
+    path = written(tmp_path / "p.jsonl", [*ASKED, {"messages": turns("word " * 100)}])
+    train(asked=path, skip_bad=True, iterations=1)
+    assert facts(tmp_path / "out")["skipped"] == {"bad records": 1}
+
+
+def test_files_without_a_prompt_to_use_are_refused(refused: Callable[..., str], prompts: Path, tmp_path: Path) -> None:
+    line = refused("--eval", prompts)
+    assert line.startswith(f"{prompts}: holds no prompt to learn from; look at what was skipped, and at --eval")
+    (tmp_path / "empty.jsonl").touch()
+    assert refused(asked=tmp_path / "empty.jsonl").startswith(f"{tmp_path / 'empty.jsonl'}: is empty")
+    assert not (tmp_path / "out").exists()
+
+
+def test_an_evaluation_that_holds_nothing_is_refused(
+    models: Models, prompts: Path, tmp_path: Path, command: Run
+) -> None:
+    path = written(tmp_path / "e.jsonl", [{"messages": turns("[INST]")}])
+    flags = ["--helpfulness", models.helpful, "--eval", path, "--skip-bad", "-o", tmp_path / "out", "-q"]
+    ended_so = command("ppo", models.chat, prompts, *flags, "--device", "cpu")
+    assert ended_so.status == 1
+    assert ended_so.stderr.splitlines()[-1].startswith(f"llamactl: {path}: holds no prompt to measure by; ")
+
+
+def test_models_that_do_not_go_together_are_refused(
+    refused: Callable[..., str], models: Models, tmp_path: Path
+) -> None:
+    proto = with_pieces(models.proto, ["extra"])
+    wide = replace(SCORED, vocab=513)
+    other = model_written(fresh(wide, kind=RewardModel), tmp_path / "other", tokenizer=proto)
+    said = f"{other}: has another tokenizer than "
+    assert refused("--helpfulness", other).startswith(f"{said}{models.chat}; train one from a model with the same")
+    assert refused("--critic", other).startswith(f"{said}{models.chat}")
+    assert refused("--safety", other).startswith(said)
+    assert refused("--critic", models.chat).startswith(f"{models.chat}: is a language model, where a reward model")
+    assert refused("--helpfulness", models.chat).startswith(f"{models.chat}: is a language model, where a reward model")
+    assert refused("--reference", models.helpful).startswith(f"{models.helpful}: is a reward model, where a language")
+    small = models.policy("small", ffn=32)
+    said = f"{small}: is of another shape than {models.chat}; name a --reference that it came from"
+    assert refused("--reference", small) == said
+    assert refused("--general", tmp_path / "nowhere").startswith(f"{tmp_path / 'nowhere'}: no such directory")
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_reference_that_was_made_for_a_longer_context_is_one(train: Training, models: Models) -> None:
+    (line,) = train(reference=models.policy("longer", context=128), iterations=1)
+    assert line["kl"] == 0
+
+
+def test_numbers_that_do_not_go_together_are_refused(refused: Callable[..., str], tmp_path: Path) -> None:
+    assert refused("--mini-batch-size", 3) == (
+        "--mini-batch-size: 3 does not divide the 8 answers of an iteration; choose a divisor"
+    )
+    assert refused("--mini-batch-size", 16).startswith("--mini-batch-size: 16 does not divide the 8 answers")
+    assert refused("--device", "a100-80gb").startswith("--device: a100-80gb is a device to plan for; add --dry-run")
+    assert refused("--devices", 2).startswith("--devices: is for a plan; add --dry-run")
+    assert refused("--tensor-parallel", 2).startswith("--tensor-parallel: 2 does not divide the 1 processes")
+    assert not (tmp_path / "out").exists()
+
+
+def test_what_two_processes_cannot_do_is_refused(
+    refused: Callable[..., str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    monkeypatch.setenv("RANK", "0")
+    line = refused(asked="-")
+    assert line.endswith("stdin: cannot be read by every process; write it to a file first")
+    line = refused("--mini-batch-size", 1)
+    assert "--mini-batch-size: 1 answers cannot be shared out evenly to 2 data-parallel processes" in line
+    assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize("given", ["nonsense", "nan", "inf", ""])
+def test_a_penalty_that_is_none_is_a_usage_error(models: Models, prompts: Path, command: Run, given: str) -> None:
+    done = command("ppo", models.chat, prompts, "--helpfulness", models.helpful, "--truncated", given)
+    assert done.status == 2
+    assert "give judged, or a number" in done.stderr
+
+
+def test_a_score_that_is_not_finite_names_the_model_and_the_prompt(
+    refused: Callable[..., str], models: Models, prompts: Path
+) -> None:
+    bad = models.reward("bad", head=math.nan)
+    line = refused("--helpfulness", bad, "--critic", models.helpful)
+    assert line.startswith(f"{prompts}:")
+    assert f": {bad} gives the answer to it a score that is not finite; try --precision fp32" in line
+
+
+def test_a_critic_that_says_nothing_finite_ends_the_run(refused: Callable[..., str], models: Models) -> None:
+    line = refused("--critic", models.reward("broken", head=math.inf))
+    assert line.startswith("iteration 1: its 4 gradient steps were refused: losses or gradients are not finite; try ")
