@@ -256,8 +256,10 @@ def ppo(
         )
         training = Training(policy, optimizer, run, directory, job, keep, {"critic": of_valuer})
         # what else is part of its state: tokens so far, the first iteration's line, alarms given, the best version
-        training.facts |= {"tokens": 0, "alarms": {}, "cache": job.told(machine.free_memory(target) // 4)}
+        cache = job.told(machine.free_memory(target) // 4)
+        training.facts |= {"tokens": 0, "alarms": {}, "critic": (0.0, 1.0), "cache": cache}
         resumed = training.resume()
+        learners.zero, learners.unit = training.facts["critic"]
         if cache_memory:
             training.facts["cache"] = int(cache_memory * hardware.GIB)
         metrics = Metrics(directory, training.step if resumed else -1, iterations)
@@ -324,6 +326,8 @@ def ppo(
                 data = Rollouts([Rollout(asked.asked.ids, said.ids, said.log_probs) for asked, said in pairs], job)
                 minis = data.batches(mini_batch_size, f"{seed} mini-batches {iteration}")
                 learners.look(data, minis)
+                if iteration == 1:
+                    training.facts["critic"] = learners.calibrate(data, judgement.spread())
                 rewards = rewards.float().to(target)
                 data.columns |= algorithm.lessons(rewards, data.columns, data.mask, beta, gamma, gae_lambda)
                 looked, clock = time.perf_counter() - clock, time.perf_counter()
