@@ -38,6 +38,11 @@ def world_size() -> int:
     return int(os.environ.get("WORLD_SIZE", "1"))
 
 
+def machines() -> int:
+    """Machines of this job, as torchrun says."""
+    return int(os.environ.get("GROUP_WORLD_SIZE", "1"))
+
+
 def warn(text: str) -> None:
     """One line that even ``--quiet`` does not silence: something was skipped, refused or lost."""
     if first_rank():

@@ -16,8 +16,16 @@ MAY_IMPORT = {
     "llamactl.ui": set(),
     "llamactl.hardware": {"llamactl.errors"},
     "llamactl.bootstrap": set(),
+    "llamactl.energy": set(),
     "llamactl.options": {"llamactl.ui", "llamactl.artifacts.records"},
-    "llamactl.artifacts": {"llamactl", "llamactl.errors", "llamactl.ui", "llamactl.hardware", "llamactl.artifacts"},
+    "llamactl.artifacts": {
+        "llamactl",
+        "llamactl.errors",
+        "llamactl.ui",
+        "llamactl.hardware",
+        "llamactl.energy",  # a run measures what it takes
+        "llamactl.artifacts",
+    },
     "llamactl.text": {"llamactl.errors", "llamactl.artifacts", "llamactl.text"},
     "llamactl.model.config": {"llamactl.errors"},
     "llamactl.model": {
