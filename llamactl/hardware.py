@@ -91,6 +91,11 @@ def watts(title: str) -> int | None:
     return one and one * int(several[1] if several else 1)
 
 
+def is_processor(title: str) -> bool:
+    """Whether a name is that of a machine's processors, and not of a GPU."""
+    return any(_has(title, word) for word in ("CPU", "EPYC", "XEON", "RYZEN", "PROCESSOR", "THREADS", "MACHINE"))
+
+
 def _has(title: str, called: str) -> bool:
     words = set(re.split(r"[\s,-]+", re.sub(r"\((R|TM)\)", "", title.upper())))
     return words.issuperset(called.split())

@@ -76,9 +76,12 @@ def harmless(text: str) -> str:
     return text.translate(_SIGNS)
 
 
-def table(title: str, rows: Iterable[Sequence[object]], header: Sequence[str] = ()) -> None:
-    """A small table on stderr; the first column is left-aligned, the others right-aligned unless they hold words."""
-    if _quiet or not first_rank():
+def table(title: str, rows: Iterable[Sequence[object]], header: Sequence[str] = (), asked: bool = False) -> None:
+    """A small table on stderr; the first column is left-aligned, the others right-aligned unless they hold words.
+
+    One that was ``asked`` for, and is all of a command's output, goes to stdout, however quiet.
+    """
+    if (_quiet and not asked) or not first_rank():
         return
     from rich import box
     from rich.console import Console
@@ -95,11 +98,13 @@ def table(title: str, rows: Iterable[Sequence[object]], header: Sequence[str] = 
         )
     for row in cells:
         grid.add_row(*row)
-    console = Console(stderr=True, soft_wrap=False, highlight=False)
+    console = Console(stderr=not asked, soft_wrap=False, highlight=False)
     if not console.is_terminal:
         console.width = 200
-    console.print(title, markup=False)
-    console.print(grid)
+    with console.capture() as shown:
+        console.print(title, markup=False)
+        console.print(grid)
+    print("\n".join(line.rstrip() for line in shown.get().splitlines()), file=console.file, flush=True)
 
 
 def count(n: float) -> str:
