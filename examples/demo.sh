@@ -147,4 +147,5 @@ printf '%-24s %-34s %s\n' what path "go on with" \
     "scored samples" "$demo/scored.jsonl" "less $demo/scored.jsonl" \
     "after a round" "$demo/chat-v2" "llamactl chat $demo/chat-v2" \
     "scores" "$demo/scores.jsonl" "llamactl eval perplexity $demo/base YOUR.txt" \
-    "" "$demo/reward-scores.jsonl" "llamactl eval reward $demo/safe-rm --data $demo/safe-rm/held-out.jsonl"
+    "" "$demo/reward-scores.jsonl" "llamactl eval reward $demo/safe-rm --data $demo/safe-rm/held-out.jsonl" \
+    "what it took" "$demo" "llamactl carbon --lineage $demo/chat-v2 --watts 65"

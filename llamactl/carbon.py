@@ -48,6 +48,11 @@ class Work(NamedTuple):
     pue: float | None = None  # of where it ran, where the record says so
     grid: Grid | None = None
 
+    @property
+    def device_name(self) -> str:
+        """Without the number of threads that it had of a processor."""
+        return self.device.partition(",")[0]
+
 
 class Footprint(NamedTuple):
     """What a run comes to."""
@@ -206,8 +211,7 @@ def overlaps(works: Iterable[Work]) -> Iterator[Overlap]:
     by_place: defaultdict[tuple[str, str], list[tuple[datetime, datetime, str]]] = defaultdict(list)
     for work in works:
         if work.host and work.start and work.end:
-            device = work.device.partition(",")[0]  # without the number of threads
-            by_place[work.host, device].append((work.start, work.end, work.name))
+            by_place[work.host, work.device_name].append((work.start, work.end, work.name))
     for (host, _), some in by_place.items():
         some.sort()
         for number, (_, end, name) in enumerate(some, 1):

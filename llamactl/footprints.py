@@ -76,7 +76,7 @@ def tables(report: Report) -> Iterator[Table]:
     columns: dict[str, list[str]] = {
         "run": [*names, "in all"],
         "stage": [*(one.work.stage for one in every), ""],
-        "device": [*(one.work.device for one in every), ""],
+        "device": [*(one.work.device_name for one in every), ""],
         "device-hours": _aligned([*(one.work.device_hours for one in every), whole.device_hours]),
         "W": [*(ui.count(round(one.watts, 1)) for one in every), ""],
         power: _aligned([one.energy_kwh * ENERGY[power] for one in counted]),
@@ -86,7 +86,7 @@ def tables(report: Report) -> Iterator[Table]:
         "method": [*(one.method.partition(" (")[0] for one in every), ""],
     }
     if len(set(columns["device"][:-1])) == 1:
-        said += f", on {every[0].work.device}"
+        said += f", on {every[0].work.device_name}"
         del columns["device"]
     yield Table(said, list(zip(*columns.values(), strict=True)), tuple(columns))
     if report.clusters:

@@ -79,7 +79,8 @@ def harmless(text: str) -> str:
 def table(title: str, rows: Iterable[Sequence[object]], header: Sequence[str] = (), asked: bool = False) -> None:
     """A small table on stderr; the first column is left-aligned, the others right-aligned unless they hold words.
 
-    One that was ``asked`` for, and is all of a command's output, goes to stdout, however quiet.
+    One that was ``asked`` for, and is all of a command's output, goes to stdout, however quiet; with a header it is as
+    wide as it is, also where the terminal is narrower.
     """
     if (_quiet and not asked) or not first_rank():
         return
@@ -99,7 +100,7 @@ def table(title: str, rows: Iterable[Sequence[object]], header: Sequence[str] = 
     for row in cells:
         grid.add_row(*row)
     console = Console(stderr=not asked, soft_wrap=False, highlight=False)
-    if not console.is_terminal:
+    if not console.is_terminal or (asked and header):
         console.width = 200
     with console.capture() as shown:
         console.print(title, markup=False)
