@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Annotated, Any
 
 import msgspec
+import orjson
 
 from llamactl.artifacts import ancestry, jsonl, manifest, metrics, state
 from llamactl.artifacts.manifest import Run
@@ -22,6 +23,7 @@ from llamactl.grid import Grid, grid
 
 SLURM = ("JobID", "Elapsed", "AllocTRES")  # what of sacct's output is needed; more is used where it is there
 SACCT = "sacct --parsable2 --format JobID,JobName,Elapsed,AllocTRES,NNodes,NodeList,Start,End,ConsumedEnergyRaw"
+RAW = {"Elapsed": "ElapsedRaw"}  # what will do as well
 NO_ENERGY = ("", "0", "4294967294", "18446744073709551614")  # how Slurm says that it has not measured
 
 Positive = Annotated[float, msgspec.Meta(ge=0)]
@@ -71,9 +73,19 @@ def read(paths: Iterable[str], run: Run) -> Iterator[Work]:
                 run.refuse(fault)
 
 
+def of_lineage(found: Iterable[ancestry.Made], run: Run) -> Iterator[Work]:
+    """The runs that have made an artifact and its ancestors."""
+    for one in found:
+        try:
+            yield made(*one)
+        except Fault as fault:
+            run.refuse(fault)
+
+
 def _sources(folder: Path) -> list[Path]:
     """Manifests in a folder and below, and metrics of trainings that have none yet. Raises Fault where nothing is."""
-    under_way = [path for path in folder.rglob(metrics.FILE) if not path.with_name(manifest.FILE).exists()]
+    logs = ancestry.below(folder, metrics.FILE)
+    under_way = [path for path in logs if not path.with_name(manifest.FILE).exists()]
     if found := sorted([*ancestry.manifests(folder), *under_way]):
         return found
     raise Fault(folder, "holds no run.json and no metrics.jsonl", "name a folder of artifacts")
@@ -117,14 +129,17 @@ def _unfinished(path: Path) -> Work:
     if (facts := state.facts(path.with_name("state"))) and "account" in facts:
         return made(path, {**facts["account"], "stage": facts["asked"]["stage"]})._replace(name=str(path.parent))
     seconds, tokens = 0.0, 0
-    for line in jsonl.blocks([str(path)]):
-        for one in jsonl.lines(line, Shard()):
-            step = jsonl.parsed(one) if not isinstance(one, Fault) else {}
-            try:
-                seconds += (step["tokens"] - tokens) / step["tokens_per_second"] + step.get("save_seconds", 0.0)
-                tokens = step["tokens"]
-            except (KeyError, TypeError, ZeroDivisionError):
-                raise Fault(path, "is no metrics.jsonl of llamactl", "name another file") from None
+    for line in path.read_bytes().splitlines():
+        try:
+            step = orjson.loads(line)
+            seconds += (step["tokens"] - tokens) / step["tokens_per_second"] + step.get("save_seconds", 0.0)
+            tokens = step["tokens"]
+        except orjson.JSONDecodeError:
+            continue  # the last line of a run that was killed while it wrote
+        except (KeyError, TypeError, ZeroDivisionError):
+            break
+    if not tokens or seconds < 0:
+        raise Fault(path, "is no metrics.jsonl of llamactl", "name another file")
     return Work(str(path), "", "all devices of a metrics.jsonl", 1, seconds / 3600)
 
 
@@ -135,7 +150,7 @@ def _lines(name: str, run: Run) -> Iterator[Work]:
         slurm: list[str] | None = None
         if b"|" in head.partition(b"\n")[0] and not head.lstrip().startswith(b"{"):
             slurm = head.partition(b"\n")[0].decode(errors="replace").strip().split("|")
-            if absent := [column for column in SLURM if column not in slurm and f"{column}Raw" not in slurm]:
+            if absent := [column for column in SLURM if not {column, RAW.get(column)} & {*slurm}]:
                 raise Fault(f"{name}:1", f"{absent[0]}: missing in the header of sacct's output", f"give {SACCT}")
         for block in jsonl.blocks_in(rest, name):
             for line in jsonl.lines(block, Shard()):
@@ -188,7 +203,7 @@ def _job(where: str, row: Mapping[str, str], run: Run) -> Iterator[Work]:
 
     Its steps are part of it, and counted so. Energy is of whole machines, where Slurm has measured it.
     """
-    if "." in row["JobID"]:
+    if "." in row.get("JobID", ""):
         run.skipped["steps of Slurm jobs, which are counted with their jobs"] += 1
         return
     try:
@@ -199,7 +214,7 @@ def _job(where: str, row: Mapping[str, str], run: Run) -> Iterator[Work]:
         start, end = (_slurm_time(row.get(column, "")) for column in ("Start", "End"))
         raw = row.get("ConsumedEnergyRaw", "")
         kwh = None if raw in NO_ENERGY else float(raw) / 3.6e6
-    except ValueError as error:
+    except (ValueError, KeyError) as error:
         raise Fault(where, f"is no line of sacct's output ({error})", f"give {SACCT}") from None
     if not hours or not tres:
         run.skipped["Slurm jobs that have not run"] += 1

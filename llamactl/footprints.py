@@ -165,8 +165,8 @@ def notes(report: Report) -> Iterator[tuple[str, str]]:
         some = [one for one in every if one.method == method]
         how = "device-hours x power (a device's TDP, or as given)" if method.startswith("tdp") else "as a meter counted"
         yield method, f"{how}: {_told(ENERGY, carbon.total(some).energy_kwh)}, {_runs(len(some))}"
-    if any(one.method.startswith("tdp") and hardware.is_processor(one.work.device) for one in every):
-        yield "", "processors count whole, however few of their cores a run had: --watts for less"
+    if any(hardware.is_processor(one.work.device) for one in every):
+        yield "", "processors count whole, also where a run had some of their cores (--watts for less) or was not alone"
     yield "CO2eq", f"energy of the devices x PUE {' or '.join(dict.fromkeys(f'{one.pue:g}' for one in every))} x g/kWh"
     for grid in {one.grid: None for one in every}:
         yield "g/kWh", str(grid)

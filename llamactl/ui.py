@@ -89,7 +89,7 @@ def table(title: str, rows: Iterable[Sequence[object]], header: Sequence[str] = 
     from rich.table import Table
 
     grid = Table(box=box.SIMPLE_HEAD, show_header=bool(header), pad_edge=False, show_edge=False)
-    cells = [[str(cell) for cell in row] for row in rows]
+    cells = [[harmless(str(cell)) for cell in row] for row in rows]
     for column in range(max((len(row) for row in cells), default=0)):
         numeric = all(row[column][:1].isdigit() or row[column][:1] in "-−≥" for row in cells if column < len(row))
         grid.add_column(
@@ -99,11 +99,11 @@ def table(title: str, rows: Iterable[Sequence[object]], header: Sequence[str] = 
         )
     for row in cells:
         grid.add_row(*row)
-    console = Console(stderr=not asked, soft_wrap=False, highlight=False)
+    console = Console(stderr=not asked, soft_wrap=False, highlight=False, markup=False, emoji=False)
     if not console.is_terminal or (asked and header):
         console.width = 200
     with console.capture() as shown:
-        console.print(title, markup=False)
+        console.print(harmless(title))
         console.print(grid)
     print("\n".join(line.rstrip() for line in shown.get().splitlines()), file=console.file, flush=True)
 

@@ -91,16 +91,15 @@ def carbon(
         where = grid.grid(country)
     elif intensity is not None:
         where = grid.Grid("", "as given", 1000 * intensity, "")
-    powers, clusters = counting.powers(watts), [counting.cluster(text) for text in compare]
-    if paper:
-        clusters = clusters or [*counting.CLUSTERS]
+    powers = counting.powers(watts)
+    clusters = [counting.cluster(text) for text in compare] or list(counting.CLUSTERS if paper else ())
 
     run, tree = Run("carbon", {"skip_bad": skip_bad}, {}), None
     if paper:
         works = list(counting.PAPER)
     elif lineage:
         tree = ancestry.lineage(lineage, [Path(name) for name in paths or []])
-        works = [accounts.made(*one) for one in tree.found]
+        works = list(accounts.of_lineage(tree.found, run))
     else:
         works = list(accounts.read(paths or [jsonl.STDIN], run))
     if not works:

@@ -266,6 +266,19 @@ def test_a_training_that_is_under_way(base_model: Path, tmp_path: Path, counted:
     assert three["name"] == str(base_model)  # that has ended, so its manifest counts
 
 
+def test_metrics_that_were_torn_and_what_are_none(
+    tmp_path: Path, counted: Callable[..., dict[str, Any]], refused: Refused
+) -> None:
+    """Two steps of 100 tokens at 10 a second, of which the second has waited for 4 s; a third was being written."""
+    steps = [{"tokens": 100, "tokens_per_second": 10}, {"tokens": 200, "tokens_per_second": 10, "save_seconds": 4}]
+    path = tmp_path / "metrics.jsonl"
+    path.write_text("".join(json.dumps(step) + "\n" for step in steps) + '{"tokens": 3')
+    assert counted(path, "--watts", 100)["total"]["device_hours"] == pytest.approx(24 / 3600)
+    for text in ("{}\n", "[]\n", "x\n", '{"tokens": 5, "tokens_per_second": 0}\n'):
+        path.write_text(text)
+        assert refused(path).startswith(f"{path}: is no metrics.jsonl of llamactl")
+
+
 # -- runs of others
 
 
@@ -347,7 +360,9 @@ def test_slurms_accounting(tmp_path: Path, command: Callable[..., tuple[int, str
     [
         ("JobID|Elapsed\n1|00:10:00\n", ":1: AllocTRES: missing in the header"),
         ("1|00:10:00|gres/gpu=1\n", ":1: JobID: missing in the header"),
+        ("JobIDRaw|Elapsed|AllocTRES\n1|00:10:00|node=1\n", ":1: JobID: missing in the header"),
         ("JobID|Elapsed|AllocTRES\n1|ten|node=1\n", ":2: is no line of sacct's output"),
+        ("JobID|Elapsed|AllocTRES\n1\n", ":2: is no line of sacct's output"),
         ("JobID|Elapsed|AllocTRES\n1|00:10:00|gres/gpu=x\n", ":2: is no line of sacct's output"),
         ("JobID|Elapsed|AllocTRES\n1|00:10:00|node=1\n", "job 1: the power of its device is not known (machine)"),
         ("JobID|Elapsed|AllocTRES\n1|00:10:00|gres/gpu=1\n", "job 1: the power of its device is not known (gpu)"),
@@ -371,6 +386,7 @@ def test_a_manifest_without_a_field(tmp_path: Path, refused: Refused, field: str
     del facts[field]
     own.write_bytes(manifest.dumps(facts))
     assert refused(tmp_path).startswith(f"{own}: {field}: missing")
+    assert refused("--lineage", tmp_path / "a").startswith(f"{own}: {field}: missing")
 
 
 def test_a_manifest_of_a_newer_version(tmp_path: Path, refused: Refused) -> None:
@@ -468,7 +484,7 @@ def test_the_table(tmp_path: Path, said: Carbon) -> None:
     for words in (
         "tdp device-hours x power (a device's TDP, or as given): 3.34 kWh, 2 runs",
         "measured: NVML as a meter counted: 2.50 kWh, 1 run",
-        "processors count whole, however few of their cores a run had",
+        "processors count whole, also where a run had some of their cores",
         "energy of the devices x PUE 1.1 x g/kWh",
         "56 g/kWh: France, 2023 (Our World in Data",
         "interconnect and network",
@@ -477,6 +493,14 @@ def test_the_table(tmp_path: Path, said: Carbon) -> None:
     ):
         assert words in below, words
     assert all(line == line.rstrip() for line in lines)
+
+
+def test_names_are_shown_as_they_are(tmp_path: Path, said: Carbon) -> None:
+    """Neither obeyed by the terminal nor taken for markup."""
+    runs = [{"name": name, "device": "h100", "hours": 1} for name in ("job[red]", "a:smile:", "b\x1b[31m", "n[1-4]")]
+    shown = said(written(tmp_path / "runs.jsonl", runs))
+    for name in ("job[red]", "a:smile:", "b␛[31m", "n[1-4]"):
+        assert name in shown, name
 
 
 def test_names_are_told_without_the_folder_they_share() -> None:

@@ -38,10 +38,14 @@ class Lineage(NamedTuple):
 
 
 def manifests(folder: Path) -> Iterator[Path]:
-    """All manifests in a folder and below, of whole artifacts, in order; nothing of what is hidden."""
-    for path in sorted(folder.rglob(f"*{manifest.FILE}")):
-        hidden = any(part.startswith(".") for part in path.relative_to(folder).parts)
-        if not hidden and (path.name == manifest.FILE or path.name.endswith(f".{manifest.FILE}")):
+    """All manifests in a folder and below, of whole artifacts, in order."""
+    return (path for path in below(folder, f"*{manifest.FILE}") if f".{path.name}".endswith(f".{manifest.FILE}"))
+
+
+def below(folder: Path, pattern: str) -> Iterator[Path]:
+    """Files in a folder and below it, in order; nothing of what is hidden."""
+    for path in sorted(folder.rglob(pattern)):
+        if not any(part.startswith(".") for part in path.relative_to(folder).parts):
             yield path
 
 
