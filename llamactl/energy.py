@@ -73,6 +73,7 @@ def _first_here() -> bool:
 
 
 def _watch(meter: "weakref.ref[Meter]", seconds: float) -> None:
+    time.sleep(seconds)
     while (there := meter()) is not None:
         there.joules()
         del there
@@ -101,7 +102,7 @@ def rapl(root: Path) -> list[Counter]:
         name = (zone / "name").read_text().strip()
         if zone.name.count(":") > 1 or not name.startswith("package"):
             continue
-        end = int((zone / "max_energy_range_uj").read_text()) / 1e6
+        end = _microjoules(zone / "max_energy_range_uj")
         counter = Counter(f"{socket.gethostname()} {name}", partial(_microjoules, zone / "energy_uj"), end)
         now = counter.read()
         if "-die-" not in name or all(abs(now - other) > 1.0 for other in shown):
@@ -111,7 +112,10 @@ def rapl(root: Path) -> list[Counter]:
 
 
 def _microjoules(path: Path) -> float:
-    return int(path.read_text()) / 1e6
+    try:
+        return int(path.read_text()) / 1e6
+    except ValueError:
+        raise OSError("its counter shows no number") from None
 
 
 def nvml(names: Sequence[str]) -> list[Counter]:

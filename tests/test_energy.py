@@ -25,7 +25,8 @@ def zone(root: Path, place: str, name: str, joules: float, end: int = RANGE) -> 
     """A zone as Linux shows it, or another reading of it."""
     (root / place).mkdir(parents=True, exist_ok=True)
     for file, value in (("name", name), ("energy_uj", int(joules * 1e6)), ("max_energy_range_uj", end)):
-        (root / place / file).write_text(f"{value}\n")
+        (root / place / "new").write_text(f"{value}\n")
+        (root / place / "new").replace(root / place / file)  # a thread may be reading
 
 
 @pytest.fixture
@@ -140,6 +141,12 @@ def test_a_meter_that_fails_on_the_way_has_measured_nothing(powercap: Path) -> N
     assert meter.why == "RAPL: No such file or directory"
     zone(powercap, "intel-rapl:1", "package-1", 300)
     assert used(meter) is None
+
+
+def test_a_counter_that_shows_nothing(powercap: Path) -> None:
+    meter = energy.processors()
+    (powercap / "intel-rapl:0" / "energy_uj").write_text("")
+    assert (meter.joules(), meter.why) == (None, "RAPL: its counter shows no number")
 
 
 # -- GPUs
