@@ -155,4 +155,5 @@ printf '%-24s %-34s %s\n' what path "go on with" \
     "after a round" "$demo/chat-v2" "llamactl chat $demo/chat-v2" \
     "after PPO" "$demo/chat-ppo" "less $demo/chat-ppo/samples.jsonl" \
     "scores" "$demo/scores.jsonl" "llamactl eval perplexity $demo/base YOUR.txt" \
-    "" "$demo/reward-scores.jsonl" "llamactl eval reward $demo/safe-rm --data $demo/safe-rm/held-out.jsonl"
+    "" "$demo/reward-scores.jsonl" "llamactl eval reward $demo/safe-rm --data $demo/safe-rm/held-out.jsonl" \
+    "what it took" "$demo" "llamactl carbon --lineage $demo/chat-v2 --watts 65"

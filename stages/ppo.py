@@ -234,7 +234,7 @@ def ppo(
     from llamactl.train.versions import Versions
 
     target = machine.chosen(device)
-    run.device = machine.title(target)
+    run.use(machine.title(target), machine.gpus(target))
     machine.keep_freed_memory()
     dtype = machine.PRECISIONS[precision]
     with (
