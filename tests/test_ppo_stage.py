@@ -5,7 +5,6 @@ Most runs are of a few iterations in this process. Those that are killed, or are
 
 import json
 import math
-import os
 import random
 import shutil
 import signal
@@ -24,20 +23,20 @@ from test_cli import Run, command, one_line
 from test_model import fresh
 from test_model import written as model_written
 from test_parallel import Trouble, ended, environment, meeting, process_of_command
-from test_resume import Moment
+from test_resume import Moment, child
 from torch import Tensor
 
 from llamactl.align import ppo as algorithm
 from llamactl.artifacts import manifest
-from llamactl.artifacts.metrics import Metrics
 from llamactl.artifacts.records import Sample, checked
 from llamactl.errors import Fault, Interrupted
-from llamactl.model import device, drawing, functions, generate
+from llamactl.model import device, functions, generate
 from llamactl.model.config import Config
 from llamactl.model.heads import RewardModel
 from llamactl.model.llama import Llama
 from llamactl.text.tokenizer import EOS, Tokenizer
-from llamactl.train import actor_critic
+from llamactl.train import optim
+from llamactl.train.schedule import Cosine
 from llamactl.train.versions import Versions
 from stages.ppo import ppo
 
@@ -52,6 +51,8 @@ ASKED: list[dict[str, Any]] = [
     {"messages": turns(f"What is {word}?"), "id": number, **({"safety": True} if number % 3 == 1 else {})}
     for number, word in enumerate(WORDS)
 ]
+ASKED[3]["messages"] = turns("sort", "it", "why?")
+ASKED[4]["messages"].insert(0, {"role": "system", "content": "so"})
 HELD_OUT = [{"messages": turns(f"Who is {word}?")} for word in WORDS[:3]]
 # Enough to move, in four iterations of two steps.
 SMALL: dict[str, Any] = {
@@ -171,47 +172,7 @@ def outcome(out: Path) -> dict[str, Any]:
     }
 
 
-# -- moments
-
-EVENTS: dict[str, tuple[Any, str]] = {
-    "token": (drawing, "draw"),
-    "score": (RewardModel, "judge"),
-    "update": (actor_critic, "take"),
-    "measure": (Versions, "measured"),
-    "line": (Metrics, "log"),
-    "sync": (os, "fsync"),
-    "finish": (Metrics, "close"),
-}
-
-
-def at(event: str, count: int, happens: Callable[[], object], patch: Any) -> None:
-    """Have something happen just before the ``count``-th event, from 1."""
-    holder, name = EVENTS[event]
-    real, left = getattr(holder, name), [count]
-
-    def call(*given: Any, **named: Any) -> Any:
-        left[0] -= 1
-        if left[0] == 0:
-            happens()
-        return real(*given, **named)
-
-    patch(holder, name, call)
-
-
-def signalled(number: int) -> Callable[[], None]:
-    return lambda: os.kill(os.getpid(), number)
-
-
-def struck(
-    arguments: list[str],
-    streams: tuple[Path, Path],
-    environment: dict[str, str],
-    moment: Moment | None,
-) -> None:
-    """What a forked process does: become the command, to which a signal comes at a moment."""
-    if moment:
-        at(moment.event, moment.count, signalled(moment.signal), setattr)
-    process_of_command(arguments, streams, environment, Trouble())
+# -- runs by the command
 
 
 class Command:
@@ -234,7 +195,7 @@ class Command:
 
     def run(self, moment: Moment | None = None) -> int | None:
         """Its exit status."""
-        process = SERVER.Process(target=struck, args=(self.arguments, self.streams(), {}, moment))
+        process = SERVER.Process(target=child, args=(self.arguments, self.streams(), moment))
         process.start()
         (status,) = ended([process])
         return status
@@ -243,8 +204,9 @@ class Command:
         """Exit statuses of two processes."""
         store, processes = meeting(), []
         for rank in range(2):
-            given = [*self.arguments, *more], self.streams(rank), environment(rank, 2, store.port), moments.get(rank)
-            processes.append(SERVER.Process(target=struck, args=given))
+            trouble = Trouble(moments.get(rank))
+            given = [*self.arguments, *more], self.streams(rank), environment(rank, 2, store.port), trouble
+            processes.append(SERVER.Process(target=process_of_command, args=given))
         for each in processes:
             each.start()
         return ended(processes)
@@ -354,12 +316,12 @@ def test_what_is_learned_from_is_the_whitened_score_and_kl_is_taken_off_later(
     def lessons(answers: Tensor, known: Any, mask: Tensor, beta: float, *more: float) -> dict[str, Tensor]:
         assert answers.tolist() == pytest.approx(seen[-1][2], abs=1e-6)
         seen[-1] = (*seen[-1][:3], known["log_probs"], known["reference"], beta)
-        assert more == (1.0, 0.95)
+        assert more == (0.9, 0.8)
         return real_lessons(answers, known, mask, beta, *more)
 
     monkeypatch.setattr(algorithm, "rewards", rewards)
     monkeypatch.setattr(algorithm, "lessons", lessons)
-    metrics = train(truncated="-3", kl=0.25, iterations=2)
+    metrics = train(truncated="-3", kl=0.25, gamma=0.9, gae_lambda=0.8, iterations=2)
     assert {*seen[0][1]} == {True, False}
     for line, (scores, counted, found, ours, theirs, beta) in zip(metrics, seen, strict=True):
         count = [score for score, one in zip(scores, counted, strict=True) if one]
@@ -371,6 +333,32 @@ def test_what_is_learned_from_is_the_whitened_score_and_kl_is_taken_off_later(
         assert line["truncated"] == 1 - len(count) / 8
         assert (beta, ours.shape) == (0.25, theirs.shape)
     assert not torch.equal(seen[1][3], seen[1][4])
+
+
+def test_clips_and_rates_are_those_asked_for_from_the_first_step_to_the_last(
+    train: Training, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Rates are constant, and there is no warm-up (section 3.4)."""
+    clips, rates = {"policy": set(), "value": set()}, []  # type: ignore[var-annotated]
+    losses, adamw = (algorithm.policy_loss, algorithm.value_loss), optim.AdamW
+
+    def clipped(name: str, loss: Callable[..., Tensor]) -> Callable[..., Tensor]:
+        def call(*given: Any) -> Tensor:
+            clips[name].add(given[-1])
+            return loss(*given)
+
+        return call
+
+    def optimizer(model: Any, schedule: Cosine, decay: float) -> optim.AdamW:
+        rates.append([schedule.at(step) for step in range(schedule.steps)])
+        return adamw(model, schedule, decay)
+
+    monkeypatch.setattr(optim, "AdamW", optimizer)
+    for name, loss in zip(clips, losses, strict=True):
+        monkeypatch.setattr(algorithm, f"{name}_loss", clipped(name, loss))
+    train(clip=0.125, value_clip=0.5, lr=0.25e-3, critic_lr=0.5e-3, iterations=3)
+    assert clips == {"policy": {0.125}, "value": {0.5}}
+    assert rates == [[0.25e-3] * 6, [0.5e-3] * 6]
 
 
 def test_judged_answers_that_are_cut_off_count_like_the_others(
@@ -411,6 +399,22 @@ CLOSE = (
     "reward", "reward_stderr", "helpfulness", "length", "truncated", "kl", "kl_token", "entropy", "policy_loss",
     "policy_grad_norm", "clip_fraction", "approx_kl", "value_loss", "value_grad_norm", "explained_variance", "tokens",
 )  # fmt: skip
+
+
+@pytest.mark.parametrize("precision", ["fp32", "bf16"])
+def test_at_another_temperature_the_sampler_and_the_training_agree(
+    train: Training, tmp_path: Path, precision: str
+) -> None:
+    first, second = train(temperature=0.7, precision=precision, iterations=2, samples_every=1)
+    assert (first["kl"], first["ratio_off"], second["ratio_off"]) == (0, 0, 0)
+    assert max(first["mismatch"], second["mismatch"]) < (1e-5 if precision == "fp32" else 0.05)
+    assert {one["sampling"]["temperature"] for one in lines(tmp_path / "out" / "samples.jsonl")} == {0.7}
+
+
+def test_computing_activations_again_changes_no_bit(train: Training, tmp_path: Path) -> None:
+    for level in ("none", "selective", "full"):
+        train(level, activation_checkpointing=level, iterations=2)
+        assert outcome(tmp_path / level) == outcome(tmp_path / "none")
 
 
 def test_models_in_the_hosts_memory_come_to_the_same_bits(train: Training, models: Models, tmp_path: Path) -> None:
@@ -501,7 +505,7 @@ def test_a_stopped_run_goes_on_to_the_same_bits(
     whole: Command, another: Command, command: Run, monkeypatch: pytest.MonkeyPatch, event: str, count: int, after: int
 ) -> None:
     with monkeypatch.context() as patch:
-        at(event, count, signalled(signal.SIGTERM), patch.setattr)
+        Moment(event, count, signal.SIGTERM).prepare(patch.setattr)
         stopped = command(*another.arguments)
     assert stopped.status == 75, stopped.stderr
     line = stopped.stderr.splitlines()[-1]
@@ -517,7 +521,7 @@ def test_a_signal_in_the_last_iteration_does_not_stop_what_is_done(
     whole: Command, another: Command, command: Run, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     with monkeypatch.context() as patch:
-        at("update", 16, signalled(signal.SIGUSR1), patch.setattr)
+        Moment("update", 16, signal.SIGUSR1).prepare(patch.setattr)
         assert command(*another.arguments).status == 0
     assert outcome(another.out) == outcome(whole.out)
 
@@ -525,12 +529,12 @@ def test_a_signal_in_the_last_iteration_does_not_stop_what_is_done(
 def test_killed_over_and_over_it_comes_to_the_same_bits(whole: Command, another: Command) -> None:
     """Before the first state, while it samples, judges, learns, measures, saves, and when all is done but the name."""
     draw = random.Random(7)
-    moments = [("token", 4), ("line", 1), ("update", 2), ("sync", 3), ("measure", 1)]
-    moments += [(draw.choice(["token", "score", "update", "sync"]), draw.randint(4, 12)) for _ in range(5)]
+    moments = [("token", 4), ("line", 1), ("update", 2), ("disk", 9), ("measure", 1)]
+    moments += [(draw.choice(["token", "score", "update", "disk"]), draw.randint(4, 12)) for _ in range(5)]
     for event, count in moments:
         assert another.run(Moment(event, count, signal.SIGKILL)) == -signal.SIGKILL, (event, count, another.said())
     for count in (1, 2):
-        assert another.run(Moment("finish", count, signal.SIGKILL)) == -signal.SIGKILL, another.said()
+        assert another.run(Moment("end", count, signal.SIGKILL)) == -signal.SIGKILL, another.said()
     assert not (another.out / "run.json").exists()
     assert another.run() == 0, another.said()
     assert outcome(another.out) == outcome(whole.out)
@@ -552,7 +556,7 @@ def test_a_step_that_was_refused_is_counted_once_and_the_run_goes_on_to_the_same
         monkeypatch.setattr(algorithm, "policy_loss", poisoned)
         if out == "parts":
             with monkeypatch.context() as patch, pytest.raises(Interrupted, match="after iteration 2"):
-                at("update", 5, signalled(signal.SIGTERM), patch.setattr)
+                Moment("update", 5, signal.SIGTERM).prepare(patch.setattr)
                 train(out, save_every=1)
             monkeypatch.setattr(algorithm, "policy_loss", real)
         assert [line["refused"] for line in train(out, save_every=1)] == [1, 0, 0, 0]
@@ -570,9 +574,24 @@ def test_where_every_step_is_refused_the_run_ends(
     assert not (tmp_path / "out" / "run.json").exists()
 
 
-def test_other_settings_are_refused_by_name(another: Command, command: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_bf16_goes_on_to_the_same_bits_as_well(
+    train: Training, held_out: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    how = {"precision": "bf16", "eval": held_out, "eval_every": 2, "save_every": 1}
+    train("whole", **how)
+    for event, count in (("update", 3), ("token", 12)):
+        with monkeypatch.context() as patch, pytest.raises(Interrupted):
+            Moment(event, count, signal.SIGTERM).prepare(patch.setattr)
+            train("parts", **how)
+    train("parts", **how)
+    assert outcome(tmp_path / "parts") == outcome(tmp_path / "whole")
+
+
+def test_other_settings_are_refused_by_name_and_one_can_start_over(
+    whole: Command, another: Command, command: Run, monkeypatch: pytest.MonkeyPatch
+) -> None:
     with monkeypatch.context() as patch:
-        at("update", 1, signalled(signal.SIGTERM), patch.setattr)
+        Moment("update", 1, signal.SIGTERM).prepare(patch.setattr)
         assert command(*another.arguments).status == 75
     for flags, said in (
         (["--kl", 0.5], "kl 0.01, not 0.5"),
@@ -582,6 +601,8 @@ def test_other_settings_are_refused_by_name(another: Command, command: Run, monk
     ):
         line = one_line(command(*another.arguments, *flags, "-q"))
         assert f"was begun otherwise (with {said}); ask for the same, or --no-resume" in line
+    assert command(*another.arguments, "--no-resume").status == 0
+    assert outcome(another.out) == outcome(whole.out)
 
 
 # -- on two processes
@@ -647,7 +668,7 @@ def test_a_signal_to_one_of_two_stops_both_and_they_go_on_to_the_same_bits(
 
 
 def test_where_one_of_two_is_killed_both_end_and_go_on_to_the_same_bits(two: Command, another: Command) -> None:
-    for rank, event, count in ((1, "token", 14), (0, "update", 3), (1, "sync", 1)):
+    for rank, event, count in ((1, "token", 14), (0, "update", 3), (1, "disk", 2)):
         statuses = another.together(moments={rank: Moment(event, count, signal.SIGKILL)})
         assert (statuses[rank], statuses[1 - rank]) == (-signal.SIGKILL, 1), another.said()
     assert another.together() == [0, 0], another.said()
@@ -658,7 +679,7 @@ def test_what_one_process_has_begun_two_go_on_with_and_one_ends(
     whole: Command, another: Command, command: Run, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     with monkeypatch.context() as patch:
-        at("update", 1, signalled(signal.SIGTERM), patch.setattr)
+        Moment("update", 1, signal.SIGTERM).prepare(patch.setattr)
         assert command(*another.arguments).status == 75
     assert another.together(moments={1: Moment("update", 2, signal.SIGTERM)}) == [75, 75], another.said()
     assert "goes on as 2 processes (1 x 2 x 1): equal to rounding" in another.said()
@@ -730,7 +751,7 @@ def test_a_run_killed_after_it_was_ended_by_patience_does_not_go_on(
         with monkeypatch.context() as patch:
             measuring([0.0, 1.0, 0.5, 0.0, 7.0], patch)
             if out == "parts":
-                at("finish", 1, lambda: (_ for _ in ()).throw(KeyboardInterrupt), patch.setattr)
+                Moment("end", 1, signal.SIGINT).prepare(patch.setattr)
                 with pytest.raises(KeyboardInterrupt):
                     train(out, **how)
                 assert (tmp_path / "parts" / "iteration-00001").exists()
@@ -854,7 +875,7 @@ def test_where_no_answer_can_be_judged_the_run_goes_on(
     """And goes on again from its state."""
     monkeypatch.setattr("llamactl.text.asking.Asked.response", lambda *_: "[INST]")
     with monkeypatch.context() as patch, pytest.raises(Interrupted):
-        at("update", 1, signalled(signal.SIGTERM), patch.setattr)
+        Moment("update", 1, signal.SIGTERM).prepare(patch.setattr)
         train(general=models.general)
     found = train(general=models.general)
     assert [line["reward"] for line in found] == [None] * 4
@@ -989,6 +1010,14 @@ def test_what_two_processes_cannot_do_is_refused(
     line = refused("--mini-batch-size", 1)
     assert "--mini-batch-size: 1 answers cannot be shared out evenly to 2 data-parallel processes" in line
     assert not (tmp_path / "out").exists()
+
+
+def test_a_penalty_below_0_can_be_given(models: Models, prompts: Path, tmp_path: Path, command: Run) -> None:
+    how = ["--truncated", "-0.5", "--iterations", 1, "--batch-size", 2, "--mini-batch-size", 2, "--max-new-tokens", 2]
+    given = ["--helpfulness", models.helpful, *how, "--device", "cpu", "-o", tmp_path / "out"]
+    done = command("ppo", models.chat, prompts, *given)
+    assert done.status == 0, done.stderr
+    assert facts(tmp_path / "out")["settings"]["truncated"] == "-0.5"
 
 
 @pytest.mark.parametrize("given", ["nonsense", "nan", "inf", ""])

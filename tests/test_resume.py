@@ -7,6 +7,7 @@ seconds each; what they run is the command.
 import hashlib
 import json
 import os
+import pkgutil
 import random
 import shutil
 import signal
@@ -21,18 +22,53 @@ from typing import Any, NamedTuple
 import pytest
 from conftest import SERVER
 
-from llamactl.artifacts import manifest, metrics
+from llamactl.artifacts import manifest
 
 STEPS, SAVE_EVERY = 12, 3
 DAMAGE = 40  # bytes from the end of a file: in the last tensor
 
 
-class Moment(NamedTuple):
-    """When a process sends itself which signal: at its ``count``-th ``event``, from 1."""
+# What happens in a run, by what is called then.
+EVENTS = {
+    "line": ["llamactl.artifacts.metrics:Metrics.log"],
+    "step": ["llamactl.train.loop:take"],
+    "disk": ["os:fsync", "os:replace", "os:rename", "os:unlink"],
+    "token": ["llamactl.model.drawing:draw"],
+    "score": ["llamactl.model.heads:RewardModel.judge"],
+    "update": ["llamactl.train.actor_critic:take"],
+    "measure": ["llamactl.train.versions:Versions.measured"],
+    "end": ["llamactl.artifacts.metrics:Metrics.close"],
+}
 
-    event: str  # "line", a line of metrics, "step", the begin of one, or "disk", a sync, a renaming or a removal
+
+class Moment(NamedTuple):
+    """When a process sends itself which signal: just before its ``count``-th ``event``, from 1."""
+
+    event: str
     count: int
     signal: signal.Signals
+
+    def send(self) -> None:
+        os.kill(os.getpid(), self.signal)
+
+    def prepare(self, patch: Callable[[Any, str, Any], object]) -> None:
+        """Have the signal sent; ``patch`` is like ``setattr``."""
+        left = [self.count]
+
+        def counting(real: Callable[..., Any]) -> Callable[..., Any]:
+            def call(*given: Any, **named: Any) -> Any:
+                left[0] -= 1
+                if left[0] == 0:
+                    self.send()
+                return real(*given, **named)
+
+            return call
+
+        for place in EVENTS[self.event]:
+            module, _, path = place.partition(":")
+            holder, _, name = path.rpartition(".")
+            owner = pkgutil.resolve_name(f"{module}:{holder}")
+            patch(owner, name, counting(getattr(owner, name)))
 
 
 def child(arguments: list[str], streams: tuple[Path, Path], moment: Moment | None) -> None:
@@ -41,31 +77,13 @@ def child(arguments: list[str], streams: tuple[Path, Path], moment: Moment | Non
 
     from llamactl import cli
     from llamactl.model import device
-    from llamactl.train import loop
 
     torch.set_num_threads(1)
     device._PROBE = 32  # measuring this machine takes a second
     for stream, path in zip((1, 2), streams, strict=True):
         os.dup2(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC), stream)
     if moment:
-        left = [moment.count]
-
-        def counting(real: Callable[..., Any]) -> Callable[..., Any]:
-            def call(*given: Any, **named: Any) -> Any:
-                left[0] -= 1
-                if left[0] == 0:
-                    os.kill(os.getpid(), moment.signal)
-                return real(*given, **named)
-
-            return call
-
-        if moment.event == "line":
-            metrics.Metrics.log = counting(metrics.Metrics.log)  # type: ignore[method-assign]
-        elif moment.event == "step":
-            loop.take = counting(loop.take)
-        else:
-            for name in ("fsync", "replace", "rename", "unlink"):
-                setattr(os, name, counting(getattr(os, name)))
+        moment.prepare(setattr)
     sys.argv = ["llamactl", *arguments]
     cli.main()
 

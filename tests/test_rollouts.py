@@ -516,6 +516,10 @@ def test_a_score_that_is_not_finite_names_the_model_and_the_prompt(
         answered(judges, tokenizer, some)
 
 
+def test_a_process_may_have_nothing_to_answer(made: Models, tokenizer: Tokenizer, judges: Judges) -> None:
+    assert answered(judges, tokenizer, [], Llama.load(made.chat, CPU)) == []
+
+
 def test_a_sampler_that_is_to_stop_judges_nothing(
     tokenizer: Tokenizer, judges: Judges, monkeypatch: pytest.MonkeyPatch
 ) -> None:
