@@ -58,7 +58,12 @@ class Training:
             asked = {"stage": self.run.stage, "settings": self.run.settings, "inputs": self.run.inputs}
             self.job.read_meters(self.run)
             spent = {"device_seconds": self.run.device_seconds(), "joules": self.run.joules()}
-            facts = {"refused": self.refused, "job": self.job.facts(), **spent, "account": self.run.account()}
+            facts: dict[str, Any] = {
+                "refused": self.refused,
+                "job": self.job.facts(),
+                **spent,
+                "account": self.run.account(),
+            }
             facts |= {"updates": [each.updates for each in self._optimizers.values()], "beside": self.facts}
             pieces = {
                 name: state.Piece(tensor, sharded.box(parameter).offset, tuple(parameter.shape))
