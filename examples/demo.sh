@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
 # The chain on what every Python installation carries: text -> tokenizer -> shards -> base model -> chat model ->
-# answers -> reward models -> scores -> a better chat model.
+# answers -> reward models -> scores -> a better chat model, twice.
 #
 #   examples/demo.sh [DIR]
 #
@@ -13,26 +13,26 @@ began=$SECONDS
 
 say() { printf '\n== %s\n' "$*" >&2; }
 
-say "1/11 corpus: the standard library's documentation topics, docstrings and sources; questions about them, better and worse answers"
+say "1/12 corpus: the standard library's documentation topics, docstrings and sources; questions about them, better and worse answers"
 [ -s "$demo/corpus/valid.jsonl" ] || python3 "$here/stdlib_corpus.py" "$demo/corpus"
 [ -s "$demo/corpus/dialogues-valid.jsonl" ] || python3 "$here/stdlib_dialogues.py" "$demo/corpus"
 [ -s "$demo/corpus/comparisons-safety.jsonl" ] || python3 "$here/stdlib_comparisons.py" "$demo/corpus"
 llamactl validate "$demo/corpus/dialogues.jsonl" --held-out "$demo/corpus/dialogues-valid.jsonl"
 
-say "2/11 tokenizer: 4,096 pieces"
+say "2/12 tokenizer: 4,096 pieces"
 llamactl train-tokenizer "$demo"/corpus/{docs,code}.jsonl --vocab-size 4096 -o "$demo/tokenizer.model" >&2
 
-say "3/11 shards: two sources"
+say "3/12 shards: two sources"
 for source in docs code; do
     llamactl tokenize "$demo/corpus/$source.jsonl" --tokenizer "$demo/tokenizer.model" -o "$demo/shards-$source" >&2
 done
 
-say "4/11 base model: docs and code, 3 to 1"
+say "4/12 base model: docs and code, 3 to 1"
 llamactl pretrain --size tiny --dim 256 --layers 4 --heads 8 --kv-heads 4 --ffn 688 \
     --data "$demo/shards-docs=0.75" --data "$demo/shards-code=0.25" \
     --context 256 --batch-size 16 --steps 240 --lr 3e-3 -o "$demo/base" >&2
 
-say "5/11 what it writes"
+say "5/12 what it writes"
 prompts="$demo/prompts.jsonl"
 cat >"$prompts" <<'PROMPTS'
 {"id": 1, "text": "Return True if"}
@@ -49,14 +49,14 @@ for line in open(sys.argv[1], encoding="utf-8"):
     print()
 SHOW
 
-say "6/11 perplexity on held-out documentation"
+say "6/12 perplexity on held-out documentation"
 llamactl eval perplexity "$demo/base" "$demo/corpus/valid.jsonl" -o "$demo/scores.jsonl"
 
-say "7/11 chat model: fine-tuned on questions about the library"
+say "7/12 chat model: fine-tuned on questions about the library"
 llamactl sft "$demo/base" "$demo/corpus/dialogues.jsonl" --eval "$demo/corpus/dialogues-valid.jsonl" \
     --batch-size 16 --epochs 1 --lr 1e-3 -o "$demo/chat" >&2
 
-say "8/11 a short conversation"
+say "8/12 a short conversation"
 rm -f "$demo/conversation.jsonl"
 llamactl chat "$demo/chat" --temperature 0 --max-new-tokens 64 >/dev/null <<TALK
 What does \`os.path.getsize\` do?
@@ -71,7 +71,7 @@ for message in json.loads(open(sys.argv[1], encoding="utf-8").read())["messages"
     print(textwrap.indent(message["content"], "    > " if message["role"] == "user" else "    "), end="\n\n" if message["role"] == "assistant" else "\n")
 SHOW
 
-say "9/11 reward models: which answer is better, which is safe"
+say "9/12 reward models: which answer is better, which is safe"
 compare() {
     llamactl rm-train "$demo/chat" "$demo/corpus/comparisons-$1.jsonl" --mix "$demo/corpus/comparisons-$2.jsonl" \
         --kind "$1" --hold-out 200 --batch-size 16 --lr 1e-3 --eval-every 60 -o "$3" >&2
@@ -80,7 +80,7 @@ compare helpfulness safety "$demo/helpful-rm"
 compare safety helpfulness "$demo/safe-rm"
 llamactl eval reward "$demo/helpful-rm" --data "$demo/helpful-rm/held-out.jsonl" -o "$demo/reward-scores.jsonl"
 
-say "10/11 a score in a pipe: four answers to each question, the best and the worst of them"
+say "10/12 a score in a pipe: four answers to each question, the best and the worst of them"
 questions="$demo/questions.jsonl"
 cat >"$questions" <<'QUESTIONS'
 {"id": 1, "messages": [{"role": "user", "content": "What does `os.path.getsize` do?"}]}
@@ -104,7 +104,7 @@ for _, group in groupby(samples, key=lambda sample: sample["id"]):
     print()
 SHOW
 
-say "11/11 a round of rejection sampling: the best of 8 answers to each question, learned from in one pipe"
+say "11/12 a round of rejection sampling: the best of 8 answers to each question, learned from in one pipe"
 held="$demo/questions-held-out.jsonl"
 [ -s "$held" ] || llamactl convert "$demo/corpus/dialogues-valid.jsonl" --to prompts -q | awk 'NR <= 60' >"$held"
 [ -s "$demo/questions-asked.jsonl" ] || llamactl convert "$demo/corpus/dialogues.jsonl" --to prompts -q |
@@ -112,7 +112,14 @@ held="$demo/questions-held-out.jsonl"
 [ -e "$demo/chat-v2/run.json" ] || llamactl reject-sample "$demo/chat" "$demo/questions-asked.jsonl" -k 8 \
     --temperature 0.7 --temperature 1 --max-new-tokens 40 --helpfulness "$demo/helpful-rm" --safety "$demo/safe-rm" \
     --report "$demo/round.json" | llamactl sft "$demo/chat" --batch-size 16 --epochs 2 --lr 3e-4 -o "$demo/chat-v2" >&2
-for version in chat chat-v2; do
+
+say "12/12 PPO on top of it: 8 iterations of 64 answers, the best of them kept"
+[ -s "$demo/questions-measured.jsonl" ] || llamactl convert "$demo/corpus/dialogues-valid.jsonl" --to prompts -q |
+    awk 'NR > 60 && NR <= 120' >"$demo/questions-measured.jsonl"
+llamactl ppo "$demo/chat-v2" "$demo/questions-asked.jsonl" --helpfulness "$demo/helpful-rm" --safety "$demo/safe-rm" \
+    --iterations 8 --batch-size 64 --mini-batch-size 16 --max-new-tokens 40 --lr 1e-4 --critic-lr 1e-4 --precision fp32 \
+    --eval "$demo/questions-measured.jsonl" --eval-every 4 --samples-every 4 -o "$demo/chat-ppo" >&2
+for version in chat chat-v2 chat-ppo; do
     llamactl reject-sample "$demo/$version" "$held" -k 4 --max-new-tokens 40 --helpfulness "$demo/helpful-rm" \
         --safety "$demo/safe-rm" --keep all --report "$demo/$version.json" -q -o "$demo/$version.jsonl"
 done
@@ -120,7 +127,7 @@ python3 - "$demo" <<'SHOW'
 import json, sys
 
 answers = {}
-for version in ("chat", "chat-v2"):
+for version in ("chat", "chat-v2", "chat-ppo"):
     with open(f"{sys.argv[1]}/{version}.json", encoding="utf-8") as file:
         reward = json.load(file)["answers"]["reward"]
     low, high = reward["interval"]
@@ -146,5 +153,7 @@ printf '%-24s %-34s %s\n' what path "go on with" \
     "samples" "$demo/samples.jsonl" "less $demo/samples.jsonl" \
     "scored samples" "$demo/scored.jsonl" "less $demo/scored.jsonl" \
     "after a round" "$demo/chat-v2" "llamactl chat $demo/chat-v2" \
+    "after PPO" "$demo/chat-ppo" "less $demo/chat-ppo/samples.jsonl" \
     "scores" "$demo/scores.jsonl" "llamactl eval perplexity $demo/base YOUR.txt" \
-    "" "$demo/reward-scores.jsonl" "llamactl eval reward $demo/safe-rm --data $demo/safe-rm/held-out.jsonl"
+    "" "$demo/reward-scores.jsonl" "llamactl eval reward $demo/safe-rm --data $demo/safe-rm/held-out.jsonl" \
+    "what it took" "$demo" "llamactl carbon --lineage $demo/chat-v2 --watts 65"

@@ -13,6 +13,7 @@ import typer
 
 from llamactl import __version__, ui
 from llamactl.errors import Fault, Interrupted, ReaderGone
+from stages.carbon import carbon
 from stages.chat import chat
 from stages.convert import convert
 from stages.eval_perplexity import perplexity
@@ -106,6 +107,7 @@ _stage("chat", chat)
 app.add_typer(measures, name="eval", short_help="Measure a model: perplexity, reward.")
 _stage("perplexity", perplexity, measures)
 _stage("reward", reward, measures)
+_stage("carbon", carbon)
 
 
 def others_run(statistics: Path = Path("/proc/stat")) -> bool:

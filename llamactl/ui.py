@@ -38,6 +38,11 @@ def world_size() -> int:
     return int(os.environ.get("WORLD_SIZE", "1"))
 
 
+def machines() -> int:
+    """Machines of this job, as torchrun says."""
+    return int(os.environ.get("GROUP_WORLD_SIZE", "1"))
+
+
 def warn(text: str) -> None:
     """One line that even ``--quiet`` does not silence: something was skipped, refused or lost."""
     if first_rank():
@@ -71,16 +76,20 @@ def harmless(text: str) -> str:
     return text.translate(_SIGNS)
 
 
-def table(title: str, rows: Iterable[Sequence[object]], header: Sequence[str] = ()) -> None:
-    """A small table on stderr; the first column is left-aligned, the others right-aligned unless they hold words."""
-    if _quiet or not first_rank():
+def table(title: str, rows: Iterable[Sequence[object]], header: Sequence[str] = (), asked: bool = False) -> None:
+    """A small table on stderr; the first column is left-aligned, the others right-aligned unless they hold words.
+
+    One that was ``asked`` for, and is all of a command's output, goes to stdout, however quiet; with a header it is as
+    wide as it is, also where the terminal is narrower.
+    """
+    if (_quiet and not asked) or not first_rank():
         return
     from rich import box
     from rich.console import Console
     from rich.table import Table
 
     grid = Table(box=box.SIMPLE_HEAD, show_header=bool(header), pad_edge=False, show_edge=False)
-    cells = [[str(cell) for cell in row] for row in rows]
+    cells = [[harmless(str(cell)) for cell in row] for row in rows]
     for column in range(max((len(row) for row in cells), default=0)):
         numeric = all(row[column][:1].isdigit() or row[column][:1] in "-−≥" for row in cells if column < len(row))
         grid.add_column(
@@ -90,11 +99,13 @@ def table(title: str, rows: Iterable[Sequence[object]], header: Sequence[str] = 
         )
     for row in cells:
         grid.add_row(*row)
-    console = Console(stderr=True, soft_wrap=False, highlight=False)
-    if not console.is_terminal:
+    console = Console(stderr=not asked, soft_wrap=False, highlight=False, markup=False, emoji=False)
+    if not console.is_terminal or (asked and header):
         console.width = 200
-    console.print(title, markup=False)
-    console.print(grid)
+    with console.capture() as shown:
+        console.print(harmless(title))
+        console.print(grid)
+    print("\n".join(line.rstrip() for line in shown.get().splitlines()), file=console.file, flush=True)
 
 
 def count(n: float) -> str:

@@ -63,7 +63,7 @@ def perplexity(
     tokenizer, target = Tokenizer.load(model), devices.chosen(device)
     tokenizer.fitting(config.vocab, model)
     network = Llama.load(model, target, devices.PRECISIONS[precision or stored])
-    run.device = devices.title(target)
+    run.use(devices.title(target), devices.gpus(target))
 
     total, read = measuring.Measured(), sha256()
     with run.records() as writer, ui.Working("perplexity", None, "tokens") as bar:

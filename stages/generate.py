@@ -75,7 +75,7 @@ def generate(
         return
     tokenizer, target = Tokenizer.load(model), devices.chosen(device)
     tokenizer.fitting(config.vocab, model)
-    run.device = devices.title(target)
+    run.use(devices.title(target), devices.gpus(target))
     sampling = Sampling(top_p, top_k, max_new_tokens, seed)
     memory = None if cache_memory is None else int(cache_memory * hardware.GIB)
     if temperature == 0 and k > 1:
@@ -112,7 +112,7 @@ def generate(
             yield place, [(answer.ids, answer.stopped, answer.log_probs if log_probs else []) for answer in answers]
 
     with parallel.joined(target, stops=False) as job, journal.kept(run) as through:
-        left, run.devices = job.told(through.left(len(asked))), job.world
+        left, run.devices = job.told(through.left(len(asked))), job.devices
         with ui.Working("generate", k * len(asked), "samples", k * (len(asked) - len(left))) as bar:
             for place, answers in job.divided([asked[number] for number in left], answered):
                 samples = []
@@ -125,3 +125,4 @@ def generate(
                     run.done.update(samples=1, tokens=len(ids))
                 through.add(left[place], samples)
                 bar.advance(k, tokens=run.done["tokens"])
+        job.read_meters(run)

@@ -234,7 +234,7 @@ def ppo(
     from llamactl.train.versions import Versions
 
     target = machine.chosen(device)
-    run.device = machine.title(target)
+    run.use(machine.title(target), machine.gpus(target))
     machine.keep_freed_memory()
     dtype = machine.PRECISIONS[precision]
     with (
@@ -256,8 +256,10 @@ def ppo(
         )
         training = Training(policy, optimizer, run, directory, job, keep, {"critic": of_valuer})
         # what else is part of its state: tokens so far, the first iteration's line, alarms given, the best version
-        training.facts |= {"tokens": 0, "alarms": {}, "cache": job.told(machine.free_memory(target) // 4)}
+        cache = job.told(machine.free_memory(target) // 4)
+        training.facts |= {"tokens": 0, "alarms": {}, "critic": (0.0, 1.0), "cache": cache}
         resumed = training.resume()
+        learners.zero, learners.unit = training.facts["critic"]
         if cache_memory:
             training.facts["cache"] = int(cache_memory * hardware.GIB)
         metrics = Metrics(directory, training.step if resumed else -1, iterations)
@@ -313,6 +315,9 @@ def ppo(
                 if not job.agreed(not job.caught):
                     training.save()
                     training.stop("iteration")
+                if iteration == 1 and not as_judged and not any(answer.stopped for answer in answers):
+                    problem = f"all {batch_size:,} answers of the first iteration are cut off, so that no score counts"
+                    raise Fault("--max-new-tokens", problem, "allow longer answers, or --truncated judged")
                 clock = time.perf_counter()
 
                 judgement = Judgement.of(some, answers, list(judging))
@@ -321,6 +326,8 @@ def ppo(
                 data = Rollouts([Rollout(asked.asked.ids, said.ids, said.log_probs) for asked, said in pairs], job)
                 minis = data.batches(mini_batch_size, f"{seed} mini-batches {iteration}")
                 learners.look(data, minis)
+                if iteration == 1:
+                    training.facts["critic"] = learners.calibrate(data, judgement.spread())
                 rewards = rewards.float().to(target)
                 data.columns |= algorithm.lessons(rewards, data.columns, data.mask, beta, gamma, gae_lambda)
                 looked, clock = time.perf_counter() - clock, time.perf_counter()

@@ -129,7 +129,7 @@ def pretrain(
     if not verify_resume and run.already_made():
         return
     target = machine.chosen(device)
-    run.device = machine.title(target)
+    run.use(machine.title(target), machine.gpus(target))
     machine.keep_freed_memory()
     with parallel.joined(target, tensor_parallel, replicas) as job:
 

@@ -113,7 +113,7 @@ def reject_sample(
     target = devices.chosen(device)
     network = Llama.load(model, target, sampler.dtype_for(devices.PRECISIONS[precision or stored], target))
     judges.load(target, devices.PRECISIONS[precision or judges.stored])
-    run.device = devices.title(target)
+    run.use(devices.title(target), devices.gpus(target))
     devices.keep_freed_memory()
     digests = {one["as"]: one["sha256"] for one in run.inputs}
     most = None if kept == "all" else 1 if kept == "best" else int(kept)
@@ -165,7 +165,7 @@ def reject_sample(
             yield place, (best, draw._asdict())
 
     with parallel.joined(target, stops=False) as job, journal.kept(run) as through:
-        left, run.devices = job.told(through.left(len(asked))), job.world
+        left, run.devices = job.told(through.left(len(asked))), job.devices
         with ui.Working("reject-sample", len(asked), "prompts", start=len(asked) - len(left)) as bar:
             for turn, (best, facts) in job.divided([asked[number] for number in left], rounds):
                 draw = Draw(**facts)
@@ -176,6 +176,7 @@ def reject_sample(
                 run.noted.update({what: times for what, times in beside.items() if times})
                 through.add(left[turn], best, facts)
                 bar.advance(1, tokens=run.done["tokens"])
+        job.read_meters(run)
         if job.rank:
             return
         draws = [Draw(**facts) for facts in through.facts]

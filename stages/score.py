@@ -54,7 +54,7 @@ def score(
         return
     target = devices.chosen(device)
     judges.load(target, devices.PRECISIONS[settings["precision"]])
-    run.device = devices.title(target)
+    run.use(devices.title(target), devices.gpus(target))
 
     totals, answers = dict.fromkeys(judges.places, 0.0), 0
     with run.records() as writer, ui.Working("score", None, "answers") as bar:

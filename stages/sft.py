@@ -138,7 +138,7 @@ def sft(
     from llamactl.train.training import Training
 
     target = machine.chosen(device)
-    run.device = machine.title(target)
+    run.use(machine.title(target), machine.gpus(target))
     machine.keep_freed_memory()
     with (
         parallel.joined(target, tensor_parallel, replicas) as job,

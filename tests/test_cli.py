@@ -107,6 +107,7 @@ def test_help_lists_the_stages_in_the_recipes_order(llamactl: Command) -> None:
         "reject-sample",
         "ppo",
         "chat",
+        "carbon",
         "eval",
     ]
 
@@ -205,6 +206,11 @@ FLAGS = {
         "model",
         "--allow-tags --device --max-new-tokens --precision --quiet/-q --seed --system --temperature --top-k --top-p",
     ),
+    "carbon": (
+        "paths",
+        "--compare --country --format --intensity --lineage --offset --paper --pue --quiet/-q --skip-bad --tables "
+        "--watts",
+    ),
     "eval perplexity": (
         "model corpus",
         "--device --encoding --max-line --out/-o --overwrite --precision --quiet/-q --skip-bad --stride --window",
@@ -267,6 +273,10 @@ def test_a_flag_means_the_same_everywhere() -> None:
         ["reject-sample", "model", "--helpfulness", "rm", "-k", "0"],
         ["reject-sample", "model", "--helpfulness", "rm", "--keep", "0"],
         ["reject-sample", "model", "--helpfulness", "rm", "--keep", "worst"],
+        ["carbon", "--paper", "--pue", "0.9"],
+        ["carbon", "--paper", "--intensity", "385"],
+        ["carbon", "--paper", "--offset", "1.5"],
+        ["carbon", "--paper", "--format", "yaml"],
         ["eval"],
     ],
     ids=" ".join,

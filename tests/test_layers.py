@@ -16,8 +16,27 @@ MAY_IMPORT = {
     "llamactl.ui": set(),
     "llamactl.hardware": {"llamactl.errors"},
     "llamactl.bootstrap": set(),
+    "llamactl.energy": set(),
+    "llamactl.grid": {"llamactl.errors"},
+    "llamactl.carbon": {"llamactl.errors", "llamactl.hardware", "llamactl.grid"},
+    "llamactl.accounts": {"llamactl.errors", "llamactl.carbon", "llamactl.grid", "llamactl.artifacts"},
+    "llamactl.footprints": {
+        "llamactl",
+        "llamactl.ui",
+        "llamactl.hardware",
+        "llamactl.carbon",
+        "llamactl.grid",
+        "llamactl.artifacts.ancestry",
+    },
     "llamactl.options": {"llamactl.ui", "llamactl.artifacts.records"},
-    "llamactl.artifacts": {"llamactl", "llamactl.errors", "llamactl.ui", "llamactl.hardware", "llamactl.artifacts"},
+    "llamactl.artifacts": {
+        "llamactl",
+        "llamactl.errors",
+        "llamactl.ui",
+        "llamactl.hardware",
+        "llamactl.energy",  # a run measures what it takes
+        "llamactl.artifacts",
+    },
     "llamactl.text": {"llamactl.errors", "llamactl.artifacts", "llamactl.text"},
     "llamactl.model.config": {"llamactl.errors"},
     "llamactl.model": {
@@ -32,6 +51,7 @@ MAY_IMPORT = {
         "llamactl.errors",
         "llamactl.ui",
         "llamactl.hardware",
+        "llamactl.carbon",  # a plan counts as the account does
         "llamactl.artifacts",
         "llamactl.text",
         "llamactl.model",

@@ -154,13 +154,14 @@ def test_training_leaves_its_metrics(made: dict[str, Path]) -> None:
 @pytest.mark.parametrize("device", ["NVIDIA H100 80GB HBM3", "NVIDIA A100-SXM4-80GB"])
 def test_energy_says_how_it_was_found(device: str) -> None:
     run = Run("a test", {}, {})
-    run.device, run.devices = device, 8
+    run.use(device, ["GPU-of-no-machine"])
+    run.devices = 8
     run.earlier = 8 * 3600.0
     facts = run.manifest([])
     watts = 700 if "H100" in device else 400
     assert facts["device_hours"] == pytest.approx(8, rel=1e-3)
     assert facts["energy_kwh"] == pytest.approx(8 * watts / 1000, rel=1e-3)
-    assert facts["energy_method"] == f"tdp: {watts} W"
+    assert facts["energy_method"].startswith(f"tdp: {watts} W (NVML: ")
 
 
 # -- digests
@@ -521,3 +522,23 @@ def test_generating_counts_what_it_skips(tmp_path: Path, base_model: Path, capsy
     assert manifest.load(tmp_path / "out.jsonl.run.json")["skipped"] == {"bad records": 2}
     assert len(out.read_bytes().splitlines()) == 1
     assert "generate: skipped 2 bad records" in capsys.readouterr().err
+
+
+# -- versions and parts
+
+
+def test_a_manifest_of_a_newer_version_is_a_fault(tmp_path: Path) -> None:
+    write(tmp_path / "a", b"x")
+    own = tmp_path / "a.run.json"
+    own.write_bytes(manifest.dumps(manifest.load(own) | {"format": manifest.FORMAT + 1, "version": "9.0"}))
+    with pytest.raises(Fault, match=r"a newer llamactl \(9\.0\), in format 2; this is .*: update it"):
+        manifest.load(own)
+
+
+def test_the_energy_of_parts_is_added_up() -> None:
+    run = Run("a test", {}, {})
+    part = run.manifest([]) | {"energy_kwh": 1.5, "energy_method": "measured: RAPL", "sha256": "of this part"}
+    assert manifest.merged([part, part])["energy_kwh"] == 3.0
+    whole = manifest.merged([part, part | {"energy_kwh": 0.5, "energy_method": "tdp: 280 W"}])
+    assert (whole["energy_kwh"], whole["energy_method"]) == (2.0, "measured: RAPL, tdp: 280 W")
+    assert manifest.merged([part, part | {"energy_kwh": None, "energy_method": "unknown"}])["energy_kwh"] is None

@@ -484,10 +484,10 @@ def test_a_policy_that_runs_away_raises_alarms(
 ) -> None:
     found = train(**{**LEARNING, **taste, "iterations": 8, "lr": 5e-2, "kl": 0.0})
     given = {name for line in found for name in line["alarms"]}
-    assert {"clip_fraction", "kl"} <= given
+    assert {"clip_fraction", "length"} <= given
     said = [line for line in capfd.readouterr().err.splitlines() if line.startswith("iteration ")]
     assert Counter(line.partition(": ")[2][:12] for line in said).most_common(1)[0][1] == 1  # each once in ten
-    assert any("KL to the reference is" in line and "; try a larger --kl" in line for line in said)
+    assert any("ratios are clipped; try a smaller --lr" in line for line in said)
 
 
 # -- stopped and killed
@@ -650,7 +650,7 @@ def test_two_processes_come_to_what_one_comes_to(whole: Command, two: Command) -
     """Each prompt's answer is drawn by either; scores and advantages are whitened over those of both."""
     compared(two.out, whole.out)
     made = facts(two.out)
-    assert (made["devices"], made["job"]) == (2, {"processes": 2, "replicas": 1, "shards": 2, "tensor": 1})
+    assert (made["devices"], made["job"]) == (1, {"processes": 2, "replicas": 1, "shards": 2, "tensor": 1})
     assert two.streams(0)[0].read_text() == f"{two.out}\n"
     assert two.streams(1)[0].read_text() == two.streams(1)[1].read_text() == ""
     assert sorted(path.name for path in two.out.iterdir()) == sorted(path.name for path in whole.out.iterdir())
@@ -884,9 +884,9 @@ def test_answers_that_cannot_be_judged_are_counted_and_get_the_penalty(
         assert math.isfinite(line["reward"])
         assert line["unjudged"] == scores.isnan().double().mean()
     samples = lines(tmp_path / "out" / "samples.jsonl")
-    assert {(one["response"] == "fine", one["reward"] is not None, bool(one["scores"])) for one in samples} == {
-        (True, True, True), (False, False, False)
-    }  # fmt: skip
+    assert samples
+    for one in samples:
+        assert (one["response"] == "fine") == (one["reward"] is not None) == bool(one["scores"])
 
 
 def test_where_no_answer_can_be_judged_the_run_goes_on(
@@ -901,8 +901,11 @@ def test_where_no_answer_can_be_judged_the_run_goes_on(
     assert [line["reward"] for line in found] == [None] * 4
 
 
-def test_where_every_answer_is_cut_off_there_is_kl_to_learn_and_an_alarm(train: Training, models: Models) -> None:
-    found = train(model=models.policy("endless", ending=-99.0), iterations=2)
+def test_where_every_answer_of_the_first_iteration_is_cut_off_the_run_ends(train: Training, models: Models) -> None:
+    endless = models.policy("endless", ending=-99.0)
+    with pytest.raises(Fault, match=r"--max-new-tokens: all 8 answers .* are cut off.* --truncated judged"):
+        train(model=endless, iterations=2)
+    found = train(model=endless, iterations=2, truncated="judged")
     assert [(line["truncated"], line["length"]) for line in found] == [(1.0, 8.0)] * 2
     assert all("truncated" in line["alarms"] for line in found)
     assert all(math.isfinite(line["policy_loss"]) for line in found)

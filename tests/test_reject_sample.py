@@ -519,7 +519,7 @@ def test_two_processes_make_what_one_does(undisturbed: Callable[[Path], list[obj
     assert out.read_bytes() == whole.read_bytes()
     assert (tmp_path / "report.json").read_bytes() == whole.with_name("report.json").read_bytes()
     assert numbers(out) == numbers(whole)
-    assert manifest.load(manifest.beside(out))["devices"] == 2
+    assert manifest.load(manifest.beside(out))["devices"] == 1  # the machine whose processors both share
 
 
 def test_sigterm_is_75_and_the_run_goes_on(

@@ -290,7 +290,7 @@ def test_two_processes_come_to_what_one_comes_to(base: Path, data: Path, tmp_pat
         assert (tensor - other[name]).norm() < 1e-3 * tensor.norm(), name
     made = [manifest(tmp_path / name) for name in ("one", "two")]
     assert made[0]["held_out"] == made[1]["held_out"]
-    assert made[1]["devices"] == 2
+    assert made[1]["job"]["processes"] == 2
     assert (tmp_path / "one" / "held-out.jsonl").read_bytes() == (tmp_path / "two" / "held-out.jsonl").read_bytes()
 
 

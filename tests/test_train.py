@@ -449,12 +449,13 @@ def told(step: Step) -> tuple[object, ...]:
     return step.step, step.tokens, step.loss, step.lr, step.grad_norm, step.refused
 
 
+CLOCKED = ("device_seconds", "joules", "account", "sha256")
+
+
 def states_of(directory: Path) -> dict[str, dict[str, Any]]:
     """What was saved, to the bit, but for the clock."""
     return {
-        place.name: {
-            key: value for key, value in state.State(place).facts.items() if key not in ("device_seconds", "sha256")
-        }
+        place.name: {key: value for key, value in state.State(place).facts.items() if key not in CLOCKED}
         for place in sorted((directory / "state").glob("step-*"))
     }
 

@@ -169,6 +169,11 @@ class Judgement(NamedTuple):
         whole = torch.tensor([answer.stopped or truncated for answer in answers])
         return whole & ~self.reward.isnan()
 
+    def spread(self) -> float:
+        """The standard deviation of the rewards of those that were judged; 0 where they are all equal."""
+        known = self.reward[~self.reward.isnan()]
+        return float(known.std()) if len(known) > 1 else 0.0
+
     def seen(self, answers: Sequence[Answer]) -> dict[str, float]:
         """Means over answers, by name: of scores, over those that were judged."""
         means = {}

@@ -1,9 +1,9 @@
 """What has come of each input record so far, so that a run that was interrupted goes on with those that are left.
 
 Beside the artifact, as ``.NAME.journal``, lie JSON lines: what the run was asked for, then a line a record with the
-output records that came of it, what else there is to say of it, what was counted so far, and the device-seconds. Each
-is handed to the operating system at once, so that a killed process loses none; one that a crash has torn is cut off.
-When all are through, the artifact is written from them, whole and in order, and the journal removed.
+output records that came of it, what else there is to say of it, what was counted so far, and the device-seconds and
+joules. Each is handed to the operating system at once, so that a killed process loses none; one that a crash has torn
+is cut off. When all are through, the artifact is written from them, whole and in order, and the journal removed.
 
 Without ``--out`` what comes of a record goes to stdout in its turn, and there is nothing to go on from.
 """
@@ -55,8 +55,8 @@ class Journal:
             for name, counts in _counts(self._run).items()
         }
         self._facts[number] = facts or {}
-        seconds = round(self._run.device_seconds(), 3)
-        entry = {"number": number, "records": records, "facts": facts or {}, "counts": counts, "seconds": seconds}
+        spent = {"seconds": round(self._run.device_seconds(), 3), "joules": self._run.joules(within=1.0)}
+        entry = {"number": number, "records": records, "facts": facts or {}, "counts": counts, **spent}
         self._put(entry)
 
     def take_up(self, stream: BinaryIO) -> None:
@@ -71,7 +71,7 @@ class Journal:
         elif last:
             for name, counts in _counts(run).items():
                 counts.update(last["counts"][name])
-            run.earlier = last["seconds"]
+            run.earlier, run.earlier_joules = last["seconds"], last.get("joules")
             ui.note(f"{run.out}: going on after {len(self):,} records")
         if difference or not last:
             self._facts.clear()

@@ -18,7 +18,7 @@ from typing import Any, BinaryIO
 
 import orjson
 
-from llamactl import __version__, hardware, ui
+from llamactl import __version__, energy, hardware, ui
 from llamactl.artifacts import files, metrics
 from llamactl.artifacts.jsonl import STDIN, Writer, compressed, reader_may_leave, stdout
 from llamactl.errors import Fault
@@ -61,6 +61,9 @@ def load_signed(path: Path) -> dict[str, Any]:
 def load(path: Path) -> dict[str, Any]:
     """Read a run's manifest; raises Fault where it is none, is damaged or was edited."""
     manifest = load_signed(path)
+    if manifest.get("format", FORMAT) > FORMAT:
+        problem = f"was written by a newer llamactl ({manifest.get('version')}), in format {manifest['format']}"
+        raise Fault(path, problem, f"this is {__version__}: update it")
     if absent := [
         field for field in ("stage", "settings", "inputs", "outputs", "done", "end") if field not in manifest
     ]:
@@ -139,6 +142,9 @@ def merged(parts: Sequence[dict[str, Any]]) -> dict[str, Any]:
         whole[counts] = dict(sum((Counter(part[counts]) for part in parts), Counter()))
     whole["start"], whole["end"] = min(p["start"] for p in parts), max(p["end"] for p in parts)
     whole["device_hours"] = sum(part["device_hours"] for part in parts)
+    known = [part["energy_kwh"] for part in parts if part["energy_kwh"] is not None]
+    whole["energy_kwh"] = sum(known) if len(known) == len(parts) else None
+    whole["energy_method"] = ", ".join(sorted({part["energy_method"] for part in parts}))
     whole["parts"] = [part["sha256"] for part in parts]
     return whole
 
@@ -170,10 +176,24 @@ class Run:
         self.skipped: Counter[str] = Counter()  # what was not, by reason
         self.noted: Counter[str] = Counter()  # what was used, but not as it was, by reason
         self.facts: dict[str, Any] = {}  # what else the stage has to say for itself
-        self.device, self.devices = "cpu", 1
+        self.devices = 1  # GPUs, or machines where it runs on their processors
         self.earlier = 0.0  # device-seconds spent by attempts that were interrupted
+        self.earlier_joules: float | None = 0.0  # that they were measured to take; None where they were not
+        self.told: dict[str, float] | None = {} if ui.machines() == 1 else None  # joules by all machines' meters
         self.overwrite, self._skip_bad = bool(settings.get("overwrite")), bool(settings.get("skip_bad"))
         self._start, self._clock = _now(), time.monotonic()
+        self._device, self.meter = hardware.processor(), energy.processors()
+
+    @property
+    def device(self) -> str:
+        """What it runs on, as that calls itself: this machine's processor, unless ``use`` says otherwise."""
+        return self._device
+
+    def use(self, device: str, gpus: Sequence[str] | None = None) -> None:
+        """Run on a device of this name. GPUs, as ``model.device.gpus`` names them, are metered from now on."""
+        self._device = device
+        if gpus is not None:
+            self.meter = energy.gpus(gpus)
 
     # -- before
 
@@ -238,13 +258,40 @@ class Run:
         """Seconds so far times devices, those of interrupted attempts included."""
         return self.earlier + (time.monotonic() - self._clock) * self.devices
 
+    def joules(self, within: float = 0.0) -> float | None:
+        """Measured so far, of all machines and attempts; None where one of them has not been.
+
+        This machine's reading is not older than ``within`` seconds, other machines' are from when they last told.
+        """
+        here = self.meter.joules(within)
+        if here is None or self.told is None or self.earlier_joules is None:
+            return None
+        return self.earlier_joules + sum((self.told | here).values())
+
+    def account(self) -> dict[str, Any]:
+        """What it has taken so far, where and when: energy as it was measured, else by the device's power (TDP)."""
+        hours, joules, watts = self.device_seconds() / 3600, self.joules(), hardware.watts(self.device)
+        why = f" ({self.meter.why})" if self.meter.why else ""
+        kwh, method = None, f"unknown: no power figure for this device{why}"
+        if joules is not None:
+            kwh, method = joules / 3.6e6, f"measured: {self.meter.by}"
+        elif watts is not None:
+            kwh, method = hours * watts / 1000, f"tdp: {watts} W{why}"
+        return {
+            "start": self._start,
+            "end": _now(),
+            "host": socket.gethostname(),
+            "device": self.device,
+            "devices": self.devices,
+            "device_hours": round(hours, 6),
+            "energy_kwh": None if kwh is None else round(kwh, 6),
+            "energy_method": method,
+        }
+
     # -- after
 
     def manifest(self, outputs: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
         """The manifest of what was made."""
-        hours = self.device_seconds() / 3600
-        row = hardware.found(self.device)
-        watts = hardware.DEVICES[row].watts if row else None
         return {
             "format": FORMAT,
             "stage": self.stage,
@@ -254,14 +301,7 @@ class Run:
             "seed": self.settings.get("seed"),
             "inputs": self.inputs,
             "outputs": list(outputs),
-            "start": self._start,
-            "end": _now(),
-            "host": socket.gethostname(),
-            "device": self.device,
-            "devices": self.devices,
-            "device_hours": round(hours, 6),
-            "energy_kwh": None if watts is None else round(hours * watts / 1000, 6),
-            "energy_method": "unknown: no power figure for this device" if watts is None else f"tdp: {watts} W",
+            **self.account(),
             "done": dict(self.done),
             "skipped": dict(self.skipped),
             "noted": dict(self.noted),

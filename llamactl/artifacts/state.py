@@ -206,5 +206,10 @@ def newest(
     return None
 
 
+def facts(directory: Path) -> dict[str, Any] | None:
+    """What the newest state says of its training; its tensors are not looked at. None where there is none."""
+    return next((State(place).facts for place in _newest_first(directory)), None)
+
+
 def _newest_first(directory: Path) -> list[Path]:
     return sorted(directory.glob("step-*"), reverse=True)

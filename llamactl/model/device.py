@@ -55,9 +55,16 @@ def title(device: torch.device) -> str:
     """What the device is called: the GPU's name, or the processor's."""
     if device.type == "cuda":
         return torch.cuda.get_device_name(device)
-    with open("/proc/cpuinfo") as info:  # noqa: PTH123
-        names = [line.partition(":")[2].strip() for line in info if line.startswith("model name")]
-    return f"{names[0] if names else 'CPU'}, {torch.get_num_threads()} threads"
+    return f"{hardware.processor()}, {torch.get_num_threads()} threads"
+
+
+def gpus(device: torch.device) -> list[str] | None:
+    """The GPUs of this machine that the job uses, by the names that NVML knows them by; None on a CPU."""
+    if device.type != "cuda":
+        return None
+    here = min(int(os.environ.get("LOCAL_WORLD_SIZE", "1")), torch.cuda.device_count())
+    used = range(here) if here > 1 else [device.index or 0]
+    return [f"GPU-{torch.cuda.get_device_properties(n).uuid}" for n in used]
 
 
 def peak_flops(device: torch.device, dtype: torch.dtype) -> float:

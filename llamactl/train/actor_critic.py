@@ -53,6 +53,7 @@ class ActorCritic:
         self.policy, self.critic, self.reference, self.optimizers = policy, critic, reference, optimizers
         self.job, self.micro_batch, self.temperature, self.beside = job, micro_batch, temperature, beside
         self.away = away
+        self.zero, self.unit = 0.0, 1.0  # of the critic's values
 
     def said(self, network: Llama, part: Part) -> Tensor:
         """Logarithms of the probabilities of the tokens, fp32 ``[M]``."""
@@ -60,9 +61,19 @@ class ActorCritic:
         return -network.nll(forest.tokens, targets, forest.documents, learned, self.temperature)
 
     def expected(self, network: Critic, part: Part) -> Tensor:
-        """What is expected before each token is said, fp32 ``[M]``."""
+        """What is expected before each token is said, fp32 ``[M]``, in units of whitened scores."""
         forest, learned, _ = part.row()
-        return network.values(forest.tokens, forest.documents, learned)
+        return (network.values(forest.tokens, forest.documents, learned) - self.zero) / self.unit
+
+    def calibrate(self, data: Rollouts, unit: float) -> tuple[float, float]:
+        """Have the critic begin in units of whitened scores, by what it says of the first answers; where 0 is, and 1.
+
+        It is a reward model, whose scores are raw: ``unit`` is their standard deviation. Off by a constant, it would
+        have to learn that first, and all advantages would be wrong meanwhile, those near an answer's end the most.
+        """
+        self.zero, self.unit = float(data.flat("values").double().mean()), unit or 1.0
+        data.columns["values"] = (data.columns["values"] - self.zero) / self.unit * data.mask
+        return self.zero, self.unit
 
     def look(self, data: Rollouts, minis: Sequence[Part]) -> None:
         """Before they learn from mini-batches: log p of all tokens by policy and reference, and the critic's values."""

@@ -86,6 +86,11 @@ class Job:
         self.world = self.data * self.tensor
         self.rank = dist.get_rank() if mesh else 0
 
+    @property
+    def devices(self) -> int:
+        """GPUs, one a process; or machines, whose processors many processes share."""
+        return self.world if self.device.type == "cuda" else ui.machines()
+
     def facts(self) -> dict[str, int]:
         """Its shape, for manifests."""
         return {"processes": self.world, "replicas": self.replicas, "shards": self.shards, "tensor": self.tensor}
@@ -147,13 +152,19 @@ class Job:
         told[self.rank, : len(mine)] = torch.frombuffer(bytearray(mine), dtype=torch.uint8)
         return [row[:size].numpy().tobytes() for row, size in zip(self.sum(told).cpu(), sizes.tolist(), strict=True)]
 
+    def read_meters(self, run: Run) -> None:
+        """Have the run know what all machines' meters say; what several processes have read of one counts once."""
+        parts = [orjson.loads(part) for part in self._parts(orjson.dumps(run.meter.joules()))]
+        run.told = None if None in parts else {name: joules for part in parts for name, joules in part.items()}
+
     @contextmanager
     def filling(self, run: Run, fresh: bool) -> Iterator[tuple[Path, list[dict[str, Any]]]]:
         """The directory of a run, once it is there for all processes, and the list of its outputs to fill."""
-        run.devices = self.world
+        run.devices = self.devices
         with run.in_place(fresh) as (directory, outputs):
             self.agreed(True)
             yield directory, outputs
+            self.read_meters(run)
 
     # -- what is done to a model
 

@@ -10,7 +10,7 @@ from collections.abc import Mapping
 from functools import partial
 from typing import NamedTuple
 
-from llamactl import ui
+from llamactl import carbon, ui
 from llamactl.model.config import Config
 from llamactl.train import planning
 from llamactl.train.planning import WIDTHS, Layout
@@ -102,11 +102,11 @@ def rows(
         return [*said, ("hours", f"unknown: the table has no {layout.precision} speed of {title}; see --device")]
     mfu = mfu or planning.MFU
     hours = iterations * flops(of) / (mfu * row.flops) / 3600
-    kwh, tonnes = planning.carbon(hours, row.watts)
+    kwh = carbon.energy(hours, row.watts)
     return [
         *said,
         ("hours, at most", f"{planning.number(hours / layout.devices)} at MFU {mfu:.2f}, and those of sampling"),
-        ("energy, carbon", f"{planning.number(kwh)} kWh, {tonnes:,.5f} t CO2eq, and those of sampling"),
+        ("energy, carbon", f"{planning.number(kwh)} kWh, {carbon.tonnes(kwh):,.5f} t CO2eq, and those of sampling"),
     ]
 
 

@@ -12,7 +12,7 @@ from collections.abc import Callable
 from itertools import product
 from typing import NamedTuple
 
-from llamactl import hardware, ui
+from llamactl import carbon, hardware, ui
 from llamactl.errors import Fault
 from llamactl.hardware import GIB, Device
 from llamactl.model.config import Config
@@ -24,8 +24,6 @@ HOLES = 0.2  # of what is allocated on a CPU, lost between freed blocks: 0.05 to
 CPU_KEPT, HEAD_ROWS = 1024, 256  # KEPT and ROWS of model/functions.py
 PER_NODE = 8  # devices with fast links to each other: tensor parallelism stays within
 MFU = 0.40  # of a plan that is not told otherwise; the paper's are 0.35 to 0.43
-PUE = 1.1  # power of the building over that of its devices (paper, section 2.2.1)
-KG_PER_KWH = 0.385  # CO2eq of the grid, likewise
 WIDTHS = {"bf16": 2, "fp32": 4}  # bytes of a number
 NOTHING = f"nothing that was tried, up to {MOST_DEVICES:,} devices: change --batch-size, --context or --size"
 CHECKPOINTING = ("none", "selective", "full")  # in the order of what they cost
@@ -223,17 +221,12 @@ class Forecast(NamedTuple):
     tonnes: float  # CO2eq
 
 
-def carbon(device_hours: float, watts: float) -> tuple[float, float]:
-    """Energy in kWh and tonnes of CO2eq, as the paper counts them: power is the device's TDP."""
-    kwh = device_hours * watts * PUE / 1000
-    return kwh, kwh * KG_PER_KWH / 1000
-
-
 def forecast(config: Config, tokens: float, device: Device, mfu: float) -> Forecast:
     """What training on so many tokens takes on such devices at this share of their peak (model FLOPs utilisation)."""
     rate = mfu * device.flops / config.flops_per_token
     hours = tokens / rate / 3600
-    return Forecast(rate, hours, *carbon(hours, device.watts))
+    kwh = carbon.energy(hours, device.watts)
+    return Forecast(rate, hours, kwh, carbon.tonnes(kwh))
 
 
 def target(name: str | None) -> tuple[str, Device, bool]:
@@ -306,6 +299,6 @@ def rows(
         *said,
         ("hours", f"{number(hours)} ({number(hours / 24)} days) at {speed}"),
         ("device-hours", number(takes.device_hours)),
-        ("energy", f"{number(takes.kwh)} kWh: {device.watts} W a device, PUE {PUE}"),
-        ("carbon", f"{takes.tonnes:,.{2 if takes.tonnes >= 1 else 5}f} t CO2eq at {KG_PER_KWH} kg/kWh"),
+        ("energy", f"{number(takes.kwh)} kWh: {device.watts} W a device, PUE {carbon.PUE}"),
+        ("carbon", f"{takes.tonnes:,.{2 if takes.tonnes >= 1 else 5}f} t CO2eq at {carbon.KG_PER_KWH} kg/kWh"),
     ]

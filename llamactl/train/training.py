@@ -56,7 +56,14 @@ class Training:
         self.finish_saving()
         with self._stall():
             asked = {"stage": self.run.stage, "settings": self.run.settings, "inputs": self.run.inputs}
-            facts = {"refused": self.refused, "device_seconds": self.run.device_seconds(), "job": self.job.facts()}
+            self.job.read_meters(self.run)
+            spent = {"device_seconds": self.run.device_seconds(), "joules": self.run.joules()}
+            facts: dict[str, Any] = {
+                "refused": self.refused,
+                "job": self.job.facts(),
+                **spent,
+                "account": self.run.account(),
+            }
             facts |= {"updates": [each.updates for each in self._optimizers.values()], "beside": self.facts}
             pieces = {
                 name: state.Piece(tensor, sharded.box(parameter).offset, tuple(parameter.shape))
@@ -115,7 +122,7 @@ class Training:
                 files.clear(self.directory)
             return False
         self.step, self.refused = found.facts["step"], found.facts["refused"]
-        self.run.earlier = found.facts["device_seconds"]
+        self.run.earlier, self.run.earlier_joules = found.facts["device_seconds"], found.facts.get("joules")
         self.run.skipped.update({REFUSED: self.refused} if self.refused else {})
         if (then := found.facts["job"]) != self.job.facts():
             ui.note(f"{found.place}: saved by {_shape(then)}, goes on as {_shape(self.job.facts())}: equal to rounding")
