@@ -5,6 +5,7 @@ By tiny models, in one process; what many processes come to is in test_ppo_stage
 
 import math
 import random
+import statistics
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import replace
@@ -234,6 +235,31 @@ def test_what_is_seen_of_a_policy_worked_out_by_hand() -> None:
     }
     wanted = {"kl": 0.75, "kl_stderr": 0.25, "kl_token": 0.5, "entropy": 2.0, "mismatch": 0.2}
     assert data.seen() == pytest.approx(wanted, abs=1e-6)
+
+
+def test_a_critic_begins_around_0_in_units_of_the_scores() -> None:
+    """1, 3 and 5 are -1, 0 and 1 of units of 2 around 3; what it says from then on is in these units, too."""
+    of, data = models(), Rollouts([Rollout([5], [6, 2], []), Rollout([5], [2], [])], ALONE)
+    work = learners(of)
+    data.columns["values"] = torch.tensor([[1.0, 3.0], [5.0, 0.0]])
+    assert work.calibrate(data, 2.0) == (3.0, 2.0)
+    assert data.columns["values"].tolist() == [[-1, 0], [1, 0]]
+    minis = data.batches(2, "x")
+    work.look(data, minis)
+    for number, one in enumerate(data.each):
+        wanted = [(value - 3) / 2 for value in values_alone(of[1], one)]
+        assert data.columns["values"][number, : len(one.answer)].tolist() == pytest.approx(wanted, abs=1e-5)
+    taught(data)
+    errors = data.flat("values") - data.flat("returns")
+    update = work.learn(minis[0], of_policy, of_critic, lambda: None)
+    assert update.critic.loss == pytest.approx(float(errors.square().mean()) / 2, rel=1e-5)
+
+
+def test_where_scores_do_not_vary_a_critics_unit_stays() -> None:
+    data = Rollouts([Rollout([5], [6, 2], []), Rollout([5], [2], [])], ALONE)
+    data.columns["values"] = torch.tensor([[1.0, 3.0], [5.0, 0.0]])
+    assert learners(models()).calibrate(data, 0.0) == (3.0, 1.0)
+    assert data.columns["values"].tolist() == [[-2, 0], [2, 0]]
 
 
 # -- what is learned
@@ -555,9 +581,12 @@ def test_a_judgement_is_helpfulness_or_safety_where_the_paper_says() -> None:
     assert found.reward[:3].tolist() == pytest.approx([3, -1.74, 2])
     assert math.isnan(found.reward[3])
     assert found.by_safety.tolist() == [False, True, True, False]
+    assert found.spread() == pytest.approx(statistics.stdev([3, -1.74, 2]))  # of those that were judged
     without = Judgement.of(some, answers, names[:1])  # type: ignore[arg-type]
     assert without.reward[:3].tolist() == [3, 3, 3]
     assert without.by_safety.tolist() == [False] * 4
+    assert without.spread() == 0
+    assert Judgement.of(some[3:], answers[3:], names).spread() == 0  # type: ignore[arg-type]
 
 
 def test_answers_count_that_were_judged_and_not_cut_off() -> None:
