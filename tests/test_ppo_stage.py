@@ -249,7 +249,9 @@ def test_its_lines_hold_what_alarms_and_plots_need(whole: Command) -> None:
     assert abs(found[4]["kl"]) > 1e-3
 
 
-def test_samples_are_samples_and_their_scores_those_of_the_line(whole: Command, models: Models) -> None:
+def test_samples_are_samples_and_their_rewards_those_of_the_paper(
+    whole: Command, tmp_path: Path, command: Run
+) -> None:
     samples = lines(whole.out / "samples.jsonl")
     assert Counter(one["step"] for one in samples) == {1: 4, 2: 4, 3: 4, 4: 4}
     for one in samples:
@@ -262,6 +264,9 @@ def test_samples_are_samples_and_their_scores_those_of_the_line(whole: Command, 
         assert one["reward"] == one["scores"]["safety" if decides else "helpfulness"]
         assert one["finish"] in ("stop", "length")
         assert [*one["scores"]] == ["helpfulness", "safety", "general"]
+    said = [one for one in samples if one["response"]]  # an answer may be empty, which validate refuses
+    assert len(said) > 8
+    assert command("validate", written(tmp_path / "said.jsonl", said)).status == 0
     drawn = [(one["id"], one["sampling"]["index"]) for one in samples]
     assert len(set(drawn)) == len(drawn)
 
@@ -540,6 +545,12 @@ def test_killed_over_and_over_it_comes_to_the_same_bits(whole: Command, another:
     assert outcome(another.out) == outcome(whole.out)
 
 
+@pytest.mark.parametrize(("flags", "left"), [((2, 9), [2, 4, 5]), ((2, 1), [5]), ((None, 2), [4, 5])])
+def test_states_are_saved_and_kept_as_asked(train: Training, tmp_path: Path, flags: Any, left: list[int]) -> None:
+    train(iterations=5, save_every=flags[0], keep=flags[1])
+    assert sorted(path.name for path in (tmp_path / "out" / "state").iterdir()) == [f"step-{n:08d}" for n in left]
+
+
 def test_a_step_that_was_refused_is_counted_once_and_the_run_goes_on_to_the_same_bits(
     train: Training, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -651,6 +662,7 @@ def test_however_two_processes_share_the_models_they_come_to_the_same(
 ) -> None:
     assert another.together(flag, "2") == [0, 0], another.said()
     compared(another.out, whole.out)
+    assert another.streams(1)[1].read_text() == ""
     job = {"--tensor-parallel": {"shards": 1, "tensor": 2}, "--replicas": {"replicas": 2, "shards": 1}}[flag]
     assert facts(another.out)["job"] == {"processes": 2, "replicas": 1, "shards": 1, "tensor": 1} | job
 
@@ -665,6 +677,14 @@ def test_a_signal_to_one_of_two_stops_both_and_they_go_on_to_the_same_bits(
     assert f"stopped by {who} after iteration {after}; run me again to go on" in another.said()
     assert another.together() == [0, 0], another.said()
     assert outcome(another.out) == outcome(two.out)
+
+
+@pytest.mark.parametrize("flags", [[], ["--tensor-parallel", "2", "--temperature", "0.7"]])
+def test_in_bf16_two_processes_begin_with_ratios_of_1_and_kl_of_0_as_well(another: Command, flags: list[str]) -> None:
+    assert another.together("--precision", "bf16", "--iterations", "2", *flags) == [0, 0], another.said()
+    _, first, second = lines(another.out / "metrics.jsonl")
+    assert (first["kl"], first["ratio_off"], second["ratio_off"]) == (0, 0, 0)
+    assert max(first["mismatch"], second["mismatch"]) < 0.05
 
 
 def test_where_one_of_two_is_killed_both_end_and_go_on_to_the_same_bits(two: Command, another: Command) -> None:

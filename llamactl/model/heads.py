@@ -43,11 +43,7 @@ class RewardModel(Transformer):
     def scores(self, forest: Forest) -> Tensor:
         """Raw scores, fp32 ``[n]``, of the forest's sequences, each at its last token."""
         hidden = self.forward(forest.tokens, documents=forest.documents)
-        return self._scored(hidden, forest.ends)
-
-    def _scored(self, hidden: Tensor, places: Tensor) -> Tensor:
-        """Scores, fp32 ``[n]``, of hidden states ``[B, T, D]`` at ``places``; a copy, since FSDP warns of views."""
-        return cast(Tensor, self.score(hidden.flatten(0, 1)[places]))[:, 0].clone()
+        return cast(Tensor, self.score(hidden.flatten(0, 1)[forest.ends]))[:, 0]
 
     @torch.inference_mode()
     def judge(self, groups: Sequence[Sequence[Sequence[int]]]) -> list[list[float]]:
@@ -82,7 +78,7 @@ class Critic(RewardModel):
     def values(self, tokens: Tensor, documents: Documents, learned: Tensor) -> Tensor:
         """Values, fp32 ``[M]``, at places ``learned [M]`` of tokens ``[B, T]``, in rows laid one after the other."""
         hidden = self.forward(tokens, documents=documents)
-        return self._scored(hidden, learned)
+        return cast(Tensor, self.score(hidden.flatten(0, 1)[learned]))[:, 0]
 
 
 def _trees(group: Sequence[Sequence[int]]) -> Iterator[Tree]:

@@ -9,6 +9,7 @@ replicas x shards. One process has no mesh, and the same code.
 import logging
 import os
 import signal
+import warnings
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from functools import partial
@@ -261,6 +262,7 @@ def joined(device: torch.device, tensor: int = 1, replicas: int = 1, stops: bool
         return
     _set_threads(device)
     logging.getLogger("torch.distributed.tensor._redistribute").setLevel(logging.ERROR)  # "suboptimal", at the export
+    warnings.filterwarnings("ignore", "FSDP2-wrapped module .* returned a view")  # of scores: none is changed in place
     dist.init_process_group("cpu:gloo,cuda:nccl" if device.type == "cuda" else "gloo", device_id=_bound(device))
     shape = (replicas, world // tensor // replicas, tensor)
     mesh = init_device_mesh(device.type, shape, mesh_dim_names=("replicas", "shards", "tensor"))
