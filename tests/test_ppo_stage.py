@@ -249,9 +249,7 @@ def test_its_lines_hold_what_alarms_and_plots_need(whole: Command) -> None:
     assert abs(found[4]["kl"]) > 1e-3
 
 
-def test_samples_are_samples_and_their_rewards_those_of_the_paper(
-    whole: Command, tmp_path: Path, command: Run
-) -> None:
+def test_samples_are_samples_and_their_rewards_those_of_the_paper(whole: Command, tmp_path: Path, command: Run) -> None:
     samples = lines(whole.out / "samples.jsonl")
     assert Counter(one["step"] for one in samples) == {1: 4, 2: 4, 3: 4, 4: 4}
     for one in samples:
