@@ -19,6 +19,7 @@ from stages.convert import convert
 from stages.eval_perplexity import perplexity
 from stages.eval_reward import reward
 from stages.generate import generate
+from stages.lineage import lineage
 from stages.ppo import ppo
 from stages.pretrain import pretrain
 from stages.reject_sample import reject_sample
@@ -108,6 +109,7 @@ app.add_typer(measures, name="eval", short_help="Measure a model: perplexity, re
 _stage("perplexity", perplexity, measures)
 _stage("reward", reward, measures)
 _stage("carbon", carbon)
+_stage("lineage", lineage)
 
 
 def others_run(statistics: Path = Path("/proc/stat")) -> bool:

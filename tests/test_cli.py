@@ -108,6 +108,7 @@ def test_help_lists_the_stages_in_the_recipes_order(llamactl: Command) -> None:
         "ppo",
         "chat",
         "carbon",
+        "lineage",
         "eval",
     ]
 
@@ -206,6 +207,7 @@ FLAGS = {
         "model",
         "--allow-tags --device --max-new-tokens --precision --quiet/-q --seed --system --temperature --top-k --top-p",
     ),
+    "lineage": ("artifact folders", "--dot --json --quiet/-q --verify"),
     "carbon": (
         "paths",
         "--compare --country --format --intensity --lineage --offset --paper --pue --quiet/-q --skip-bad --tables "
@@ -237,7 +239,7 @@ def test_a_flag_means_the_same_everywhere() -> None:
     # of a tokenizer or a model; a file or a directory; stored or not; to plan for or not; of a batch or a record;
     # shards or comparisons; states or answers; a tag or a model; one or several; of a step or an iteration
     own = {"--vocab-size", "--out/-o", "--precision", "--device", "--context", "--data"}
-    own |= {"--keep", "--safety", "--temperature", "--batch-size"}
+    own |= {"--keep", "--safety", "--temperature", "--batch-size", "--json"}
     meanings: dict[str, set[str]] = {}
     for _, sub in commands():
         for parameter in sub.params:

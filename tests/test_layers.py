@@ -28,6 +28,7 @@ MAY_IMPORT = {
         "llamactl.grid",
         "llamactl.artifacts.ancestry",
     },
+    "llamactl.lineage": {"llamactl", "llamactl.ui", "llamactl.carbon", "llamactl.artifacts"},
     "llamactl.options": {"llamactl.ui", "llamactl.artifacts.records"},
     "llamactl.artifacts": {
         "llamactl",
