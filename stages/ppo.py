@@ -113,7 +113,7 @@ def ppo(
     from dataclasses import replace
 
     from llamactl import hardware, ui
-    from llamactl.align import answering
+    from llamactl.align import answering, choice
     from llamactl.align.judges import Judges
     from llamactl.artifacts import jsonl, manifest
     from llamactl.artifacts.records import Prompt
@@ -135,7 +135,7 @@ def ppo(
     shape, _ = Llama.described(reference or model)
     if replace(shape, context=config.context) != config:
         raise Fault(reference or model, f"is of another shape than {model}", "name a --reference that it came from")
-    places = {answering.HELPFULNESS: helpfulness, answering.SAFETY: safety, answering.GENERAL: general}
+    places = {choice.HELPFULNESS: helpfulness, choice.SAFETY: safety, answering.GENERAL: general}
     judging = {name: place for name, place in places.items() if place}
     scored = [*judging.values(), critic or helpfulness]
     for place in scored:

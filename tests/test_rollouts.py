@@ -21,7 +21,7 @@ from test_model import written as model_written
 from test_reject_sample import Models
 from torch import Tensor
 
-from llamactl.align import alarms, answering, ppo
+from llamactl.align import alarms, answering, choice, ppo
 from llamactl.align.answering import Answer, Answering, Judgement, Question
 from llamactl.align.judges import Judges
 from llamactl.artifacts.jsonl import Found, refuse
@@ -437,7 +437,7 @@ def made(tmp_path_factory: pytest.TempPathFactory, tokenizer_path: Path) -> Mode
 
 @pytest.fixture(scope="module")
 def judges(made: Models) -> Judges:
-    found = Judges({answering.HELPFULNESS: made.helpful, answering.SAFETY: made.safe})
+    found = Judges({choice.HELPFULNESS: made.helpful, choice.SAFETY: made.safe})
     found.load(CPU, torch.float32)
     return found
 

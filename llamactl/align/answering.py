@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from llamactl.align import reward
+from llamactl.align.choice import HELPFULNESS, SAFETY
 from llamactl.align.judges import Judges
 from llamactl.align.rejection import refuses
 from llamactl.artifacts.jsonl import Found, Refuse
@@ -22,7 +23,7 @@ from llamactl.text.asking import Asked
 from llamactl.text.judging import prompt_key
 from llamactl.text.tokenizer import EOS, Tokenizer
 
-HELPFULNESS, SAFETY, GENERAL = "helpfulness", "safety", "general"
+GENERAL = "general"  # beside those of a choice: a reward model that decides nothing
 GRAM = 4  # tokens in a row that are looked for again in the same answer
 
 

@@ -57,14 +57,15 @@ class Training:
         with self._stall():
             asked = {"stage": self.run.stage, "settings": self.run.settings, "inputs": self.run.inputs}
             self.job.read_meters(self.run)
-            spent = {"device_seconds": self.run.device_seconds(), "joules": self.run.joules()}
-            facts: dict[str, Any] = {
+            facts = {
                 "refused": self.refused,
+                "updates": [each.updates for each in self._optimizers.values()],
+                "beside": self.facts,
                 "job": self.job.facts(),
-                **spent,
+                "device_seconds": self.run.device_seconds(),
+                "joules": self.run.joules(),
                 "account": self.run.account(),
             }
-            facts |= {"updates": [each.updates for each in self._optimizers.values()], "beside": self.facts}
             pieces = {
                 name: state.Piece(tensor, sharded.box(parameter).offset, tuple(parameter.shape))
                 for name, parameter, tensor in self.tensors()
