@@ -358,8 +358,7 @@ def llamactl(task: Task, part: str) -> Engine:
     keep_freed_memory()
 
     device = torch.device(task.device)
-    dtype = sampler.dtype_for(PRECISIONS[task.precision], device, 1 if part == "alone" else K)
-    model = Llama.load(task.folder(part), device, dtype)
+    model = sampler.load(task.folder(part), device, PRECISIONS[task.precision], 1 if part == "alone" else K)
 
     def sampling(new: int, seed: int) -> Sampling:
         return Sampling(top_p=1.0, top_k=0, max_new_tokens=new, seed=seed)

@@ -1,0 +1,168 @@
+"""Steps of decoding on a CPU by compiled kernels: when they are there, what they are told, and the threads that do it.
+
+They take the place of some thirty calls a layer, each of which costs more than the numbers of a few samples do. They
+read the model's own weights, and the cache as it lies there: nothing is copied but the norms.
+
+numba compiles them, if it is installed: once, for it keeps what it has made. That takes seconds, in which samples are
+drawn without them. In fp32 that changes no token.
+"""
+
+import ctypes
+import importlib.util
+import threading
+import warnings
+from functools import cache
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from llamactl.model.cache import Cache, Step
+from llamactl.model.llama import Llama, rotary
+
+STORED = (torch.float32, torch.bfloat16)  # what weights may be
+
+
+def installed() -> bool:
+    """Whether there is anything to compile with."""
+    return importlib.util.find_spec("numba") is not None
+
+
+class Made(NamedTuple):
+    """The module of kernels, and the one that carries out a step."""
+
+    module: Any
+    work: Any
+
+
+class Making(threading.Thread):
+    """The kernels in the making. A process that ends before waits for it, and the next one finds them made."""
+
+    def __init__(self) -> None:
+        super().__init__(name="llamactl-compiling")
+        self.made: Made | None = None
+        self.start()
+
+    def run(self) -> None:
+        try:
+            from llamactl.model import kernels
+
+            work = kernels.make()
+            self.made = Made(kernels, work) if work else None
+        except Exception as error:  # whatever a compiler may say of a processor that it does not know
+            warnings.warn(f"sampling goes on without compiled kernels: {error!r}", stacklevel=1)
+
+
+_making = cache(Making)
+
+
+def kernels(patience: float = 0) -> Made | None:
+    """Those that are made within so many seconds, if they are. The first call begins with it."""
+    if not installed():
+        return None
+    making = _making()
+    if patience:
+        making.join(patience)
+    return making.made
+
+
+def suits(model: Llama, kept: torch.dtype) -> bool:
+    """Whether there are kernels for a model and a cache of this dtype: those of a CPU that compute in fp32."""
+    weights = [*model.parameters()]
+    kinds = {weight.dtype for weight in weights}
+    return (
+        model.dtype == kept == torch.float32
+        and len(kinds) == 1
+        and kinds <= set(STORED)
+        and all(weight.device.type == "cpu" and weight.is_contiguous() for weight in weights)
+    )
+
+
+class Threads:
+    """Those that compute; the one that asks is the first of them. Steps are done one at a time."""
+
+    def __init__(self, made: Made) -> None:
+        self._made, self._lock, self._there = made, threading.Lock(), 1
+        self._plans = np.zeros(1, made.module.PLAN)
+        self._shared = np.zeros(64, np.int64)  # three numbers, each in a cache line of its own
+        self._ticket, self._done, self._wake = (self._shared[start:].ctypes.data for start in (8, 16, 32))
+        ctypes.CDLL(None).sem_init(ctypes.c_void_p(self._wake), 0, 0)
+
+    def step(self, plan: Any, number: int) -> None:
+        """Compute what a plan says by so many threads."""
+        with self._lock:
+            plan["ticket"], plan["done"], plan["wake"] = self._ticket, self._done, self._wake
+            plan["threads"], plan["phase"] = number, self._made.module.DONE
+            self._plans[0] = plan
+            for thread in range(self._there, number):
+                self._there += 1
+                given = self._plans, thread
+                threading.Thread(target=self._made.work, args=given, name="llamactl-decoding", daemon=True).start()
+            self._made.work(self._plans, 0)
+
+
+_threads = cache(Threads)
+
+
+class Decoder:
+    """Scores of what follows samples, by a model's weights and a cache, both as they are at each step."""
+
+    def __init__(self, made: Made, model: Llama, kept: Cache) -> None:
+        self._threads, module = _threads(made), made.module
+        self._lanes: int = module.LANES
+        config, size, threads = model.config, kept.size, torch.get_num_threads()
+        blocks: list[Any] = list(model.layers)
+        rows = -(-size.places // module.LANES) * module.LANES
+        own, shared = config.heads * config.head_dim, config.kv_heads * config.head_dim
+        room = max(module.ROWS * (module.DEPTH + rows), module.PART, 3 * config.head_dim + size.prompt + size.room)
+        tables = rotary(torch.arange(config.context), config.head_dim, config.rope_theta)
+        widths = {
+            "x": config.dim, "normed": config.dim, "q": own, "k": shared, "v": shared, "mixed": own,
+            "gate": config.ffn, "up": config.ffn,
+        }  # fmt: skip
+        self._columns = np.zeros((len(module.COLUMNS), size.places), np.int64)
+        self._logits = torch.empty(size.places, config.vocab)
+        self._scratch = torch.empty(threads, module.ROWS * module.DEPTH + room)
+        norms = [norm.weight for block in blocks for norm in (block.attention_norm, block.ffn_norm)]
+        self._held: dict[str, Tensor] = {
+            "norms": torch.stack([*norms, model.norm.weight]).float(),
+            "weights": _addresses([_projections(block) for block in blocks]),
+            "kept": _addresses(kept.by_layer()),
+            "embeddings": model.tok_embeddings.weight, "output": model.output.weight,
+            "cos": tables[0].contiguous(), "sin": tables[1].contiguous(),
+            "scratch": self._scratch, "logits": self._logits,
+            **{name: torch.zeros(width * rows) for name, width in widths.items()},
+        }  # fmt: skip
+        plan = self._plan = np.zeros((), module.PLAN)
+        for name, tensor in self._held.items():
+            plan[name] = tensor.data_ptr()
+        for name, column in zip(module.COLUMNS, self._columns, strict=True):
+            plan[name] = column.ctypes.data
+        for name in ("dim", "layers", "heads", "kv_heads", "head_dim", "ffn", "vocab"):
+            plan[name] = getattr(config, name)
+        plan["narrow"] = model.output.weight.dtype == torch.bfloat16
+        plan["far"], plan["near"] = size.prompt, size.room
+        plan["room"], plan["eps"] = self._scratch.shape[1], config.norm_eps
+
+    def __call__(self, tokens: list[int], step: Step) -> Tensor:
+        """Scores ``[n, V]`` of what follows the newest tokens; they are overwritten by the next call."""
+        number, plan = len(tokens), self._plan
+        order = sorted(range(number), key=step.lanes.__getitem__)
+        self._columns[:, :number] = (tokens, *step, order)
+        lanes = 1 if number == 1 else self._lanes
+        plan["n"], plan["lanes"], plan["panels"] = number, lanes, -(-number // lanes)
+        self._threads.step(plan, len(self._scratch))
+        return self._logits[:number]
+
+
+def _projections(block: Any) -> list[Tensor]:
+    """The weights of a layer, in the kernels' order."""
+    a, f = block.attention, block.feed_forward
+    linears: list[nn.Linear] = [a.wq, a.wk, a.wv, a.wo, f.w1, f.w2, f.w3]
+    return [linear.weight for linear in linears]
+
+
+def _addresses(tensors: Any) -> Tensor:
+    """Of each layer's."""
+    return torch.tensor([[tensor.data_ptr() for tensor in some] for some in tensors])
