@@ -87,6 +87,20 @@ def test_steps_end_whoever_helps(monkeypatch: pytest.MonkeyPatch) -> None:
         assert furthest(model, 9, 12, 3, monkeypatch) < drawing.NOISE / 10
 
 
+@torch.inference_mode()
+def test_threads_do_not_change_a_bit(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of thousands of phases, in which they come and go as they like."""
+    model, found = network(SHAPES["small"]), []
+    for threads in (1, 7, 2, 4):
+        monkeypatch.setattr(torch, "get_num_threads", lambda threads=threads: threads)
+        decoder = decoding.Decoder(kernels(), model, Cache(model.config, Size(9, 5, 9, 30), torch.float32, CPU))
+        steps = [(number, said) for _ in range(15) for number in (9, 1, 3) for said in range(0, 30, 3)]
+        found.append([])
+        for number, said in steps:
+            found[-1].append(decoder([5] * number, Step([*range(number)], [5] * number, [said] * number)).clone())
+    assert all(torch.equal(alone, other) for alone, *others in zip(*found, strict=True) for other in others)
+
+
 def test_what_kernels_are_for() -> None:
     model = network(SHAPES["small"])
     assert decoding.suits(model, torch.float32)

@@ -21,6 +21,7 @@ from torch import Tensor, nn
 from llamactl.model.cache import Cache, Step
 from llamactl.model.llama import Llama, rotary
 
+MOST = 256  # threads
 STORED = (torch.float32, torch.bfloat16)  # what weights may be
 
 
@@ -85,9 +86,11 @@ class Threads:
     def __init__(self, made: Made) -> None:
         self._made, self._lock, self._there = made, threading.Lock(), 1
         self._plans = np.zeros(1, made.module.PLAN)
-        self._shared = np.zeros(64, np.int64)  # three numbers, each in a cache line of its own
-        self._ticket, self._done, self._wake = (self._shared[start:].ctypes.data for start in (8, 16, 32))
-        ctypes.CDLL(None).sem_init(ctypes.c_void_p(self._wake), 0, 0)
+        # Each in a cache line of its own: what is under way, how much of it is done, a semaphore for each thread.
+        self._shared = np.zeros((2 + MOST, 8), np.int64)
+        self._ticket, self._done, self._wake = (self._shared[line:].ctypes.data for line in range(3))
+        for thread in range(MOST):
+            ctypes.CDLL(None).sem_init(ctypes.c_void_p(self._wake + 64 * thread), 0, 0)
 
     def step(self, plan: Any, number: int) -> None:
         """Compute what a plan says by so many threads."""
@@ -111,7 +114,8 @@ class Decoder:
     def __init__(self, made: Made, model: Llama, kept: Cache) -> None:
         self._threads, module = _threads(made), made.module
         self._lanes: int = module.LANES
-        config, size, threads = model.config, kept.size, torch.get_num_threads()
+        self._read = model, kept  # whose memory must stay where it is
+        config, size, threads = model.config, kept.size, min(torch.get_num_threads(), MOST)
         blocks: list[Any] = list(model.layers)
         rows = -(-size.places // module.LANES) * module.LANES
         own, shared = config.heads * config.head_dim, config.kv_heads * config.head_dim

@@ -34,7 +34,7 @@ FIELDS = (
     "x", "normed", "q", "k", "v", "mixed", "gate", "up",  # panels of so many channels
     "scratch", "room",  # room: numbers for each thread
     "logits",  # [n, V]
-    "phase", "layer", "parts", "ticket", "done", "wake",  # ticket: what is under way, and which of its parts is next
+    "phase", "layer", "ticket", "done", "wake",
 )  # fmt: skip
 PLAN = np.dtype([(name, np.int64) for name in FIELDS] + [("eps", np.float64)])
 WQ, WK, WV, WO, W1, W2, W3 = range(7)
@@ -283,16 +283,18 @@ def size_of(plan, phase):
 
 # -- threads
 
-SHIFT = 20  # bits of a ticket for the next part; those above count phases
-NEXT = (1 << SHIFT) - 1
+# A ticket has the number of its phase, how many parts that has, and which is next. In one word: who takes a part of the
+# ticket seen knows that the phase is still under way, and so that what is said of it was not yet overwritten.
+BITS = 20
+MASK = (1 << BITS) - 1
 
 
 @compiled
 def announce(plan, phase, layer, parts):
-    """Begin a phase."""
-    plan.phase, plan.layer, plan.parts = phase, layer, parts
+    """Begin a phase, once the one before is done."""
+    plan.phase, plan.layer = phase, layer
     tell(plan.done, 0)
-    tell(plan.ticket, ((seen(plan.ticket) >> SHIFT) + 1) << SHIFT)
+    tell(plan.ticket, (((seen(plan.ticket) >> 2 * BITS) + 1) << 2 * BITS) | (parts << BITS))
 
 
 @compiled
@@ -301,10 +303,13 @@ def help(plan, thread):
     looks = 0
     while True:
         ticket = seen(plan.ticket)
-        phase, layer, parts = plan.phase, plan.layer, plan.parts  # those of the ticket, if it can be taken
-        if ticket & NEXT < parts:
+        part, parts = ticket & MASK, (ticket >> BITS) & MASK
+        phase, layer = plan.phase, plan.layer  # those of the ticket, if it can be taken
+        if thread >= plan.threads:  # woken for a step before, which had more of them
+            return
+        if part < parts:
             if take(plan.ticket, ticket):
-                part, scratch = ticket & NEXT, plan.scratch + 4 * thread * plan.room
+                scratch = plan.scratch + 4 * thread * plan.room
                 if phase == ATTEND:
                     attend(plan, layer, part, scratch)
                 elif phase in (ATTENTION_NORM, FEED_NORM, LAST_NORM):
@@ -327,15 +332,16 @@ def work(plans: Any, thread: int) -> Any:
     """A step, by the first thread; by the others, whatever they can help with, for as long as the process lives."""
     plan = plans[0]
     while thread > 0:
-        _wait(plan.wake)
+        _wait(plan.wake + 64 * thread)
         help(plan, thread)
-    for _ in range(plan.threads - 1):
-        _post(plan.wake)
     for number in range((LAST_NORM - ATTENTION_NORM) * plan.layers + 2):
         layer, phase = number // LAST_NORM, number % LAST_NORM
         if layer == plan.layers:
             phase += LAST_NORM
         announce(plan, phase, layer, size_of(plan, phase))
+        if number == 0:
+            for other in range(1, plan.threads):
+                _post(plan.wake + 64 * other)
         help(plan, thread)
     announce(plan, np.int64(DONE), np.int64(0), np.int64(0))
 
