@@ -25,6 +25,7 @@ from llamactl.model import cache, decoding, drawing
 from llamactl.model import generate as sampler
 from llamactl.model.config import Config
 from llamactl.model.drawing import Drawing, Sampling, draw, key
+from llamactl.model.functions import weight_dtype
 from llamactl.model.generate import Answer, Request, Token
 from llamactl.model.llama import Llama
 from llamactl.text import asking, dialogue
@@ -306,7 +307,7 @@ def test_the_first_of_many_samples_are_those_of_few() -> None:
         assert few == [texts[:count] for texts in many]
 
 
-<<<<<<< HEAD
+@both_ways
 def test_samples_may_begin_at_any_index() -> None:
     """They are those that a request for all of them has there."""
     model = attentive(ending=0.6)
@@ -320,9 +321,7 @@ def test_samples_may_begin_at_any_index() -> None:
     assert mixed == [[many[0][index]] for index in (8, 0, 3)]
 
 
-=======
 @both_ways
->>>>>>> 2d6877d (Sampling on a CPU by compiled kernels, where numba is installed)
 @torch.inference_mode()
 def test_lanes_and_places_can_be_used_many_times(monkeypatch: pytest.MonkeyPatch) -> None:
     """What was kept in them before is not seen, and what moves to another takes all that it needs along."""
@@ -586,7 +585,7 @@ def caches(monkeypatch: pytest.MonkeyPatch) -> list[Made]:
 def test_a_cache_keeps_to_its_memory(dtype: torch.dtype, caches: list[Made]) -> None:
     model = attentive(ending=0.6)
     model.to(dtype).dtype = dtype
-    kept = sampler.dtype_for(dtype, CPU)
+    kept = weight_dtype(dtype, CPU)
     one = cache.Size(1, 40, 1, 20).bytes(model.config, kept)
     for places in (1, 2, 3, 10):
         for memory in (places * one, (places + 1) * one - 1):
