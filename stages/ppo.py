@@ -222,7 +222,6 @@ def ppo(
     from llamactl.artifacts.card import card
     from llamactl.artifacts.metrics import Metrics
     from llamactl.model import device as machine
-    from llamactl.model import generate as sampler
     from llamactl.model.drawing import Sampling
     from llamactl.model.functions import weight_dtype
     from llamactl.model.heads import Critic

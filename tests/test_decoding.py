@@ -1,5 +1,6 @@
 """Compiled steps of decoding against the full forward pass: odd shapes, few and many samples, threads, bf16 weights."""
 
+import math
 import subprocess
 import sys
 import threading
@@ -11,7 +12,7 @@ from llamactl.model import decoding, drawing
 from llamactl.model import generate as sampler
 from llamactl.model.cache import Cache, Size, Step
 from llamactl.model.config import Config
-from llamactl.model.drawing import Sampling
+from llamactl.model.drawing import Drawing, Sampling
 from llamactl.model.llama import Llama
 
 pytest.importorskip("numba")
@@ -99,6 +100,58 @@ def test_threads_do_not_change_a_bit(monkeypatch: pytest.MonkeyPatch) -> None:
         for number, said in steps:
             found[-1].append(decoder([5] * number, Step([*range(number)], [5] * number, [said] * number)).clone())
     assert all(torch.equal(alone, other) for alone, *others in zip(*found, strict=True) for other in others)
+
+
+def decoder(vocab: int) -> decoding.Decoder:
+    config = Config(dim=32, layers=1, heads=2, kv_heads=1, ffn=48, vocab=vocab, context=40)
+    return decoding.Decoder(kernels(), network(config), Cache(config, Size(1, 5, 1, 5), torch.float32, CPU))
+
+
+@pytest.mark.parametrize("temperature", [0.0, 0.3, 1.0, 2.0])
+@pytest.mark.parametrize("top_p", [1.0, 0.9, 0.3, 0.05])
+@pytest.mark.parametrize("vocab", [61, 4096, 9001])
+def test_tokens_are_those_that_torch_draws(vocab: int, top_p: float, temperature: float) -> None:
+    """Where neither is in doubt, which is seldom; so are their log-probabilities."""
+    dice = torch.Generator().manual_seed(0)
+    logits = 3 * torch.randn(300, vocab, generator=dice)
+    keys = torch.randint(-(2**63), 2**63 - 1, (300,), generator=dice)
+    facts = [(temperature, key, said % 50) for said, key in enumerate(keys.tolist())]
+    sampling = Sampling(top_p, 0, 10, 0)
+    theirs = drawing.draw(logits.clone(), Drawing.of(facts, CPU), sampling)
+    found = decoder(vocab).draw(logits.clone(), facts, sampling)
+    assert found is not None
+    tokens, log_probs, doubtful = map(torch.tensor, found)
+    sure = ~(theirs.doubtful | doubtful)
+    assert (~sure).sum() < 20
+    assert torch.equal(tokens[sure], theirs.tokens[sure])
+    assert log_probs[sure].tolist() == pytest.approx(theirs.log_probs[sure].tolist(), abs=1e-4)
+    if temperature and top_p > 0.3:
+        assert len({*tokens.tolist()}) > 20
+
+
+@pytest.mark.parametrize("sampling", [Sampling(1.0, 0, 9, 0), Sampling(0.5, 0, 9, 0)])
+@pytest.mark.parametrize("bad", [torch.nan, torch.inf])
+def test_scores_that_are_no_numbers_have_no_log_probability(bad: float, sampling: Sampling) -> None:
+    logits = torch.zeros(2, 61)
+    logits[1, 7] = bad
+    found = decoder(61).draw(logits, [(1.0, 5, 0)] * 2, sampling)
+    assert found is not None
+    assert [math.isnan(log_prob) for log_prob in found[1]] == [False, True]
+
+
+def test_what_is_nearly_as_likely_is_in_doubt(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The more so, the further rounding may have moved a score."""
+    logits = torch.zeros(1, 61)
+    logits[0, 7], logits[0, 9] = 1.0, 1.0 + 1e-4
+    for noise, expected in ((1e-5, False), (1e-4, True)):
+        monkeypatch.setattr(drawing, "NOISE", noise)
+        found = decoder(61).draw(logits.clone(), [(0.0, 5, 0)], Sampling(1.0, 0, 9, 0))
+        assert found is not None
+        assert (found[0], found[2]) == ([9], [expected])
+
+
+def test_top_k_is_left_to_torch() -> None:
+    assert decoder(61).draw(torch.zeros(1, 61), [(1.0, 5, 0)], Sampling(1.0, 5, 9, 0)) is None
 
 
 def test_what_kernels_are_for() -> None:

@@ -11,6 +11,7 @@ import ctypes
 import importlib.util
 import threading
 import warnings
+from collections.abc import Sequence
 from functools import cache
 from typing import Any, NamedTuple
 
@@ -18,10 +19,13 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from llamactl.model import drawing
 from llamactl.model.cache import Cache, Step
+from llamactl.model.drawing import Sampling
 from llamactl.model.llama import Llama, rotary
 
 MOST = 256  # threads
+FACTS = (np.float32, np.int64, np.int64)  # temperature, key and tokens said of a sample
 STORED = (torch.float32, torch.bfloat16)  # what weights may be
 
 
@@ -31,10 +35,11 @@ def installed() -> bool:
 
 
 class Made(NamedTuple):
-    """The module of kernels, and the one that carries out a step."""
+    """The module of kernels, and those that are called: for a step, and to draw tokens by its scores."""
 
     module: Any
     work: Any
+    draw: Any
 
 
 class Making(threading.Thread):
@@ -49,8 +54,8 @@ class Making(threading.Thread):
         try:
             from llamactl.model import kernels
 
-            work = kernels.make()
-            self.made = Made(kernels, work) if work else None
+            made = kernels.make()
+            self.made = Made(kernels, *made) if made else None
         except Exception as error:  # whatever a compiler may say of a processor that it does not know
             warnings.warn(f"sampling goes on without compiled kernels: {error!r}", stacklevel=1)
 
@@ -112,7 +117,7 @@ class Decoder:
     """Scores of what follows samples, by a model's weights and a cache, both as they are at each step."""
 
     def __init__(self, made: Made, model: Llama, kept: Cache) -> None:
-        self._threads, module = _threads(made), made.module
+        self._threads, self._draw, module = _threads(made), made.draw, made.module
         self._lanes: int = module.LANES
         self._read = model, kept  # whose memory must stay where it is
         config, size, threads = model.config, kept.size, min(torch.get_num_threads(), MOST)
@@ -158,6 +163,19 @@ class Decoder:
         plan["n"], plan["lanes"], plan["panels"] = number, lanes, -(-number // lanes)
         self._threads.step(plan, len(self._scratch))
         return self._logits[:number]
+
+    def draw(
+        self, logits: Tensor, of_samples: Sequence[tuple[float, int, int]], sampling: Sampling
+    ) -> tuple[list[int], list[float], list[bool]] | None:
+        """What ``drawing.draw`` finds: tokens, log p, doubt; None where it takes top-k. Scores are overwritten."""
+        if 0 < sampling.top_k < logits.shape[-1]:
+            return None
+        found = tuple(np.empty(len(of_samples), kind) for kind in (np.int64, np.float64, np.bool_))
+        drawn_by = (np.array(field, kind) for field, kind in zip(zip(*of_samples, strict=True), FACTS, strict=True))
+        rows, vocab = logits.contiguous(), logits.shape[-1]
+        self._draw(rows.data_ptr(), vocab, float(sampling.top_p), drawing.NOISE, *drawn_by, *found)
+        tokens, log_probs, doubtful = (column.tolist() for column in found)
+        return tokens, log_probs, doubtful
 
 
 def _projections(block: Any) -> list[Tensor]:

@@ -11,7 +11,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from itertools import islice
 from pathlib import Path
-from typing import NamedTuple, cast
+from typing import Any, NamedTuple, cast
 
 import torch
 from torch import Tensor
@@ -301,8 +301,14 @@ class Batch:
 
     def _drawn(self, samples: Sequence[Sample], logits: Tensor) -> Iterator[Token]:
         """A token for each of the samples, by its scores ``[n, V]``."""
-        found = drawing.draw(logits, self._drawing(samples), self._sampling)
-        for sample, token, log_prob, doubtful in zip(samples, *(column.tolist() for column in found), strict=True):
+        facts = [self._facts(sample) for sample in samples]
+        columns: Iterable[Iterable[Any]] | None = None
+        if self._decoder:
+            columns = self._decoder.draw(logits, facts, self._sampling)
+        if columns is None:
+            found = drawing.draw(logits, Drawing.of(facts, self._cache.device), self._sampling)
+            columns = (column.tolist() for column in found)
+        for sample, token, log_prob, doubtful in zip(samples, *columns, strict=True):
             if math.isnan(log_prob):
                 raise Fault("the model", "its scores are no numbers (NaN or infinite)", "look at how it was trained")
             if doubtful and self._model.dtype == torch.float32:
@@ -315,12 +321,13 @@ class Batch:
     def _again(self, sample: Sample) -> tuple[int, float]:
         """The token and its log p, by scores that are computed from the sample's own ids alone."""
         hidden = self._model(self._row([*sample.prompt.ids, *sample.said]))
-        found = drawing.draw(self._model.logits(hidden[:, -1]), self._drawing([sample]), self._sampling)
+        one = Drawing.of([self._facts(sample)], self._cache.device)
+        found = drawing.draw(self._model.logits(hidden[:, -1]), one, self._sampling)
         return int(found.tokens), float(found.log_probs)
 
-    def _drawing(self, samples: Sequence[Sample]) -> Drawing:
-        facts = [(sample.prompt.temperatures[sample.index], sample.key, len(sample.said)) for sample in samples]
-        return Drawing.of(facts, self._cache.device)
+    def _facts(self, sample: Sample) -> tuple[float, int, int]:
+        """What its next token is drawn by."""
+        return sample.prompt.temperatures[sample.index], sample.key, len(sample.said)
 
     def _row(self, numbers: Sequence[int]) -> Tensor:
         return torch.tensor([numbers]).to(self._cache.device, non_blocking=True)

@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 from numba import carray, typeof, types  # type: ignore[attr-defined]
 
+from llamactl.model.chances import SIGNATURE, draw
 from llamactl.model.products import DEPTH, OPTIONS, by_one, by_panels, compiled, jit
 from llamactl.model.shared import count, seen, take, tell
 from llamactl.model.vectors import LANES, add, as_float, blend, exponentials, largest, match, pointer, swiglu
@@ -349,15 +350,19 @@ def work(plans: Any, thread: int) -> Any:
 # -- making them
 
 
-def make() -> Any:
-    """Compile all, or take what was compiled before: ``work``, or None where there is no folder to keep it in.
+def make() -> tuple[Any, Any] | None:
+    """Compile all, or take what was compiled before: ``work`` and ``draw``, or None where there is no folder for them.
 
-    Without one each process would have to make it anew.
+    Without one each process would have to make them anew.
     """
+    wanted = {work: (typeof(np.zeros(1, PLAN)), types.int64), draw: SIGNATURE}
     try:
-        made = jit(cache=True, **OPTIONS)(work)
+        made = {one: jit(cache=True, **OPTIONS)(one) for one in wanted}
     except RuntimeError:
         return None
-    with contextlib.suppress(OSError):  # it is there, if not for the next process
-        made.compile((typeof(np.zeros(1, PLAN)), types.int64))
-    return made if made.signatures else None
+    for one, signature in wanted.items():
+        with contextlib.suppress(OSError):  # it is there, if not for the next process
+            made[one].compile(signature)
+        if not made[one].signatures:
+            return None
+    return made[work], made[draw]

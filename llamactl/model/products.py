@@ -16,8 +16,7 @@ compiled = jit(no_cpython_wrapper=True, no_cfunc_wrapper=True, **OPTIONS)
 
 _tile_6_2, _tile_2_2, _tile_1_2 = vectors.tile(6, 2), vectors.tile(2, 2), vectors.tile(1, 2)
 _tile_12_1, _tile_4_1, _tile_1_1 = vectors.tile(12, 1), vectors.tile(4, 1), vectors.tile(1, 1)
-_dots_wide, _dots_narrow = vectors.dots(4, False), vectors.dots(4, True)
-_dot_wide, _dot_narrow = vectors.dots(1, False), vectors.dots(1, True)
+_dot_wide, _dot_narrow = vectors.dot(False), vectors.dot(True)
 
 
 @compiled
@@ -33,19 +32,10 @@ def widen(source, row, rows, start, depth, target):
 @compiled
 def by_one(plan, weights, row, rows, x, out):
     """Rows by one vector, ``[rows]``."""
-    done = 0
     if plan.narrow:
-        while done + 4 <= rows:
-            _dots_narrow(weights + 2 * done * row, row, x, row, out + 4 * done)
-            done += 4
-        for r in range(done, rows):
-            _dot_narrow(weights + 2 * r * row, row, x, row, out + 4 * r)
+        _dot_narrow(weights, row, x, rows, out)
     else:
-        while done + 4 <= rows:
-            _dots_wide(weights + 4 * done * row, row, x, row, out + 4 * done)
-            done += 4
-        for r in range(done, rows):
-            _dot_wide(weights + 4 * r * row, row, x, row, out + 4 * r)
+        _dot_wide(weights, row, x, rows, out)
 
 
 @compiled

@@ -13,6 +13,8 @@ from numba.core import cgutils, types
 from numba.extending import intrinsic
 
 LANES = 8
+SUMS = 8  # registers that products of one vector are added up in
+AHEAD = 1024  # bytes
 _FLOAT, _WORD, _HALF = ir.FloatType(), ir.IntType(64), ir.IntType(16)
 _VECTOR = ir.VectorType(_FLOAT, LANES)
 _ALIGN = 4
@@ -43,6 +45,21 @@ def _spread(builder: Any, value: Any) -> Any:
     single = builder.insert_element(ir.Constant(_VECTOR, ir.Undefined), value, ir.Constant(ir.IntType(32), 0))
     order = ir.Constant(ir.VectorType(ir.IntType(32), LANES), [0] * LANES)
     return builder.shuffle_vector(single, ir.Constant(_VECTOR, ir.Undefined), order)
+
+
+def _prefetch(builder: Any, address: Any) -> None:
+    """Have memory fetched that is soon to be read; it may be nobody's."""
+    flag = ir.IntType(32)
+    kind = ir.FunctionType(ir.VoidType(), [cgutils.voidptr_t, flag, flag, flag])
+    function = cgutils.get_or_insert_function(builder.module, kind, "llvm.prefetch.p0")
+    builder.call(function, [builder.inttoptr(address, cgutils.voidptr_t), flag(0), flag(3), flag(1)])
+
+
+def _added(builder: Any, first: Any, lanes: Any) -> Any:
+    """A number and those of a vector."""
+    kind = ir.FunctionType(_FLOAT, [_FLOAT, _VECTOR])
+    reduce = cgutils.get_or_insert_function(builder.module, kind, "llvm.vector.reduce.fadd.v8f32")
+    return builder.call(reduce, (first, lanes), fastmath=("reassoc",))
 
 
 def _sums(builder: Any, kind: Any, count: int) -> list[Any]:
@@ -95,46 +112,53 @@ def tile(rows: int, panels: int) -> Any:
     return product
 
 
-def dots(rows: int, narrow: bool) -> Any:
-    """Products of rows, of bf16 if ``narrow``, and one vector: (w, row, x, depth, out)."""
-    size, step = (2 if narrow else 4), 2 * LANES
+def dot(narrow: bool) -> Any:
+    """Products of rows, of bf16 if ``narrow``, and one vector: (w, row, x, rows, out).
 
-    def wide(builder: Any, bits: Any, kind: Any) -> Any:
-        words = ir.IntType(32) if kind is _FLOAT else ir.VectorType(ir.IntType(32), LANES)
-        by = ir.Constant(words, 16 if kind is _FLOAT else [16] * LANES)
-        return builder.bitcast(builder.shl(builder.zext(bits, words), by), kind)
+    One row after the other, as they lie in memory, and asked for ``AHEAD`` bytes before they are needed: nothing else
+    is waited for. (Four rows at once were read half as fast, 14 against 30 GB/s.)
+    """
+    size = 2 if narrow else 4
 
     def weights(builder: Any, w: Any, offset: Any, kind: Any) -> Any:
         if not narrow:
             return _load(builder, w, offset, kind)
-        bits = _HALF if kind is _FLOAT else ir.VectorType(_HALF, LANES)
-        return wide(builder, _load(builder, w, offset, bits, size), kind)
+        single = kind is _FLOAT
+        bits, words = (ir.IntType(wide) if single else ir.VectorType(ir.IntType(wide), LANES) for wide in (16, 32))
+        by = ir.Constant(words, 16 if single else [16] * LANES)
+        return builder.bitcast(builder.shl(builder.zext(_load(builder, w, offset, bits, size), words), by), kind)
 
     @intrinsic
-    def product(typing: Any, w: Any, row: Any, x: Any, depth: Any, out: Any) -> Any:
+    def product(typing: Any, w: Any, row: Any, x: Any, rows: Any, out: Any) -> Any:
         def generate(context: Any, builder: Any, signature: Any, given: Any) -> Any:
-            w, row, x, depth, out = given
-            sums, rest = _sums(builder, _VECTOR, 2 * rows), _sums(builder, _FLOAT, rows)
-            whole = builder.udiv(depth, _WORD(step))
-            with cgutils.for_range(builder, whole, intp=_WORD) as loop:
-                for half in range(2):
-                    at = builder.add(builder.mul(loop.index, _WORD(step)), _WORD(half * LANES))
-                    values = _load(builder, x, at, _VECTOR)
-                    for r in range(rows):
-                        sum_ = sums[2 * r + half]
-                        weight = weights(builder, w, builder.add(builder.mul(row, _WORD(r)), at), _VECTOR)
-                        builder.store(_madd(builder, weight, values, builder.load(sum_)), sum_)
-            with cgutils.for_range(builder, depth, start=builder.mul(whole, _WORD(step)), intp=_WORD) as loop:
-                value = _load(builder, x, loop.index, _FLOAT)
-                for r in range(rows):
-                    weight = weights(builder, w, builder.add(builder.mul(row, _WORD(r)), loop.index), _FLOAT)
-                    builder.store(_madd(builder, weight, value, builder.load(rest[r])), rest[r])
-            kind = ir.FunctionType(_FLOAT, [_FLOAT, _VECTOR])
-            reduce = cgutils.get_or_insert_function(builder.module, kind, "llvm.vector.reduce.fadd.v8f32")
-            for r in range(rows):
-                both = builder.fadd(builder.load(sums[2 * r]), builder.load(sums[2 * r + 1]))
-                sum_ = builder.call(reduce, (builder.load(rest[r]), both), fastmath=("reassoc",))
-                _store(builder, sum_, out, _WORD(r))
+            w, row, x, rows, out = given
+            sums, rest = _sums(builder, _VECTOR, SUMS), _sums(builder, _FLOAT, 1)[0]
+
+            def more(first: Any, at: Any, sum_: Any, kind: Any) -> None:
+                """Add products of a kind's width."""
+                values = weights(builder, w, builder.add(first, at), kind), _load(builder, x, at, kind)
+                builder.store(_madd(builder, *values, builder.load(sum_)), sum_)
+
+            whole, most = builder.udiv(row, _WORD(LANES)), builder.udiv(row, _WORD(SUMS * LANES))
+            with cgutils.for_range(builder, rows, intp=_WORD) as line:
+                first = builder.mul(line.index, row)
+                for sum_ in (*sums, rest):
+                    builder.store(ir.Constant(sum_.allocated_type, None), sum_)
+                with cgutils.for_range(builder, most, intp=_WORD) as loop:
+                    block = builder.mul(loop.index, _WORD(SUMS * LANES))
+                    for line_of_cache in range(0, SUMS * LANES * size, 64):
+                        here = builder.mul(builder.add(first, block), _WORD(size))
+                        _prefetch(builder, builder.add(w, builder.add(here, _WORD(AHEAD + line_of_cache))))
+                    for number, sum_ in enumerate(sums):
+                        more(first, builder.add(block, _WORD(number * LANES)), sum_, _VECTOR)
+                with cgutils.for_range(builder, whole, start=builder.mul(most, _WORD(SUMS)), intp=_WORD) as loop:
+                    more(first, builder.mul(loop.index, _WORD(LANES)), sums[0], _VECTOR)
+                with cgutils.for_range(builder, row, start=builder.mul(whole, _WORD(LANES)), intp=_WORD) as loop:
+                    more(first, loop.index, rest, _FLOAT)
+                found = [builder.load(sum_) for sum_ in sums]
+                while len(found) > 1:
+                    found = [builder.fadd(*pair) for pair in zip(found[::2], found[1::2], strict=True)]
+                _store(builder, _added(builder, builder.load(rest), found[0]), out, line.index)
             return context.get_dummy_value()
 
         return types.void(*[types.int64] * 5), generate
@@ -214,13 +238,6 @@ def _exp(builder: Any, x: Any) -> Any:
     return builder.select(small, _number(kind, 0.0), builder.fmul(y, power))
 
 
-def _total(builder: Any, sums: dict[Any, Any]) -> Any:
-    """Of the lanes, and of what was singly added."""
-    kind = ir.FunctionType(_FLOAT, [_FLOAT, _VECTOR])
-    reduce = cgutils.get_or_insert_function(builder.module, kind, "llvm.vector.reduce.fadd.v8f32")
-    return builder.call(reduce, (builder.load(sums[_FLOAT]), builder.load(sums[_VECTOR])), fastmath=("reassoc",))
-
-
 @intrinsic
 def largest(typing: Any, x: Any, length: Any) -> Any:
     """The largest of some numbers, of which NaN is none."""
@@ -265,7 +282,7 @@ def exponentials(typing: Any, x: Any, length: Any, shift: Any, scale: Any) -> An
             builder.store(builder.fadd(builder.load(sums[kind]), y), sums[kind])
 
         _each(builder, length, replace)
-        return _total(builder, sums)
+        return _added(builder, *(builder.load(sums[kind]) for kind in (_FLOAT, _VECTOR)))
 
     return types.float32(types.int64, types.int64, types.float32, types.float32), generate
 
