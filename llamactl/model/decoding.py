@@ -10,7 +10,6 @@ drawn without them. In fp32 that changes no token.
 import ctypes
 import importlib.util
 import threading
-import warnings
 from collections.abc import Sequence
 from functools import cache
 from typing import Any, NamedTuple
@@ -19,12 +18,14 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from llamactl import ui
 from llamactl.model import drawing
 from llamactl.model.cache import Cache, Step
 from llamactl.model.drawing import Sampling
 from llamactl.model.llama import Llama, rotary
 
 MOST = 256  # threads
+LONG = 5.0  # seconds: those who wait so long have no kernels yet
 FACTS = (np.float32, np.int64, np.int64)  # temperature, key and tokens said of a sample
 STORED = (torch.float32, torch.bfloat16)  # what weights may be
 
@@ -51,13 +52,18 @@ class Making(threading.Thread):
         self.start()
 
     def run(self) -> None:
+        told = threading.Timer(LONG, ui.note, ["compiling what samples are drawn by, once for this machine: a minute"])
+        told.daemon = True
+        told.start()
         try:
             from llamactl.model import kernels
 
             made = kernels.make()
             self.made = Made(kernels, *made) if made else None
         except Exception as error:  # whatever a compiler may say of a processor that it does not know
-            warnings.warn(f"sampling goes on without compiled kernels: {error!r}", stacklevel=1)
+            ui.warn(f"samples are drawn without compiled kernels: {error!r}")
+        finally:
+            told.cancel()
 
 
 _making = cache(Making)
