@@ -222,8 +222,8 @@ def ppo(
     from llamactl.artifacts.card import card
     from llamactl.artifacts.metrics import Metrics
     from llamactl.model import device as machine
-    from llamactl.model import generate as sampler
     from llamactl.model.drawing import Sampling
+    from llamactl.model.functions import weight_dtype
     from llamactl.model.heads import Critic
     from llamactl.text import dialogue
     from llamactl.train import actor_critic, optim, parallel, rollouts
@@ -267,7 +267,7 @@ def ppo(
         sampling = Sampling(1.0, 0, max_new_tokens, seed)
         how = {"temperature": temperature, "top_p": 1.0, "top_k": 0, "seed": seed}
         asking = Answering(judges, tokenizer, temperature, sampling, training.facts["cache"])
-        gathered = partial(policy.gathered, sampler.dtype_for(dtype, target))
+        gathered = partial(policy.gathered, weight_dtype(dtype, target))
 
         def answered(some: Sequence[Question], stopping: Callable[[], object]) -> list[Answer]:
             """Sampled and judged, on all processes alike."""

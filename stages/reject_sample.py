@@ -111,7 +111,7 @@ def reject_sample(
         write(manifest.load(manifest.beside(out))["report"])
         return
     target = devices.chosen(device)
-    network = Llama.load(model, target, sampler.dtype_for(devices.PRECISIONS[precision or stored], target))
+    network = sampler.load(model, target, devices.PRECISIONS[precision or stored])
     judges.load(target, devices.PRECISIONS[precision or judges.stored])
     run.use(devices.title(target), devices.gpus(target))
     devices.keep_freed_memory()
