@@ -37,7 +37,9 @@ def ppo(
     mini_batch_size: Annotated[
         int, typer.Option(help="Of them a gradient step; each is learned from once.", min=1)
     ] = 64,
-    micro_batch: options.MicroBatch = None,
+    micro_batch: Annotated[
+        int | None, typer.Option(help="Of them at once.", show_default="2,048 tokens' worth", min=1)
+    ] = None,
     kl: Annotated[
         float | None,
         typer.Option(help="beta: what KL costs.", show_default="0.01; 0.005 from 34b on", min=0.0),
@@ -182,7 +184,8 @@ def ppo(
     every, save_every = eval_every or tenth, save_every or min(1000, tenth)
     as_judged = truncated == "judged"
     penalty = -1.0 if as_judged else float(truncated)
-    micro = min(mini_batch_size, micro_batch or max(1, schedule.MICRO_TOKENS // length))
+    at_once = schedule.MICRO_TOKENS // 2  # four models and more share the memory
+    micro = min(mini_batch_size, micro_batch or max(1, at_once // length))
     layout = planning.Layout(
         mini_batch_size, -(-length // trees.MULTIPLE) * trees.MULTIPLE, micro, precision, activation_checkpointing,
         tensor_parallel, replicas, devices or ui.world_size(),

@@ -582,7 +582,7 @@ def test_where_every_step_is_refused_the_run_ends(
 ) -> None:
     monkeypatch.setattr(algorithm, "policy_loss", lambda log_probs, *_: log_probs.sum() * torch.full((4,), math.nan))
     monkeypatch.setattr(algorithm, "value_loss", lambda values, *_: values.sum() * math.nan)
-    with pytest.raises(Fault, match="iteration 1: its 4 gradient steps were refused"):
+    with pytest.raises(Fault, match="iteration 1: all gradient steps of the policy and critic were refused"):
         train()
     assert not (tmp_path / "out" / "run.json").exists()
 
@@ -1063,4 +1063,4 @@ def test_a_score_that_is_not_finite_names_the_model_and_the_prompt(
 
 def test_a_critic_that_says_nothing_finite_ends_the_run(refused: Callable[..., str], models: Models) -> None:
     line = refused("--critic", models.reward("broken", head=math.inf))
-    assert line.startswith("iteration 1: its 4 gradient steps were refused: losses or gradients are not finite; try ")
+    assert line.startswith("iteration 1: all gradient steps of the policy and critic were refused: losses or gradients are not finite; try ")
