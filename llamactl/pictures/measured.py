@@ -5,14 +5,11 @@ In: Scores, as ``llamactl eval`` writes them.
 
 import math
 from collections.abc import Iterable, Mapping
-from typing import Any
-
-import msgspec
 
 from llamactl.artifacts import jsonl
-from llamactl.artifacts.records import Score, in_words
+from llamactl.artifacts.records import Score
 from llamactl.errors import Fault
-from llamactl.pictures.asked import Asked, lines
+from llamactl.pictures.asked import Asked
 from llamactl.pictures.chart import Chart, Interval, Point, Series, histogram, named
 
 WRITES = "llamactl eval reward RM --data FILE writes such Scores"
@@ -23,22 +20,10 @@ NORMAL = 1.96  # standard errors that hold 95 %
 
 def scores(asked: Asked, remedy: str) -> list[tuple[str, Score]]:
     """All Scores of the files, and where each stands; raises Fault."""
-    found, refuse = [], asked.refusing(remedy)
-    for line in lines(asked.paths):
-        try:
-            found.append((line.where, _score(jsonl.parsed(line), line.where)))
-        except Fault as fault:
-            refuse(fault)
+    found = list(jsonl.scores(asked.paths, asked.refusing(remedy)))
     if not found:
         raise Fault(", ".join(asked.paths), "holds no Score", remedy)
     return found
-
-
-def _score(raw: Any, where: str) -> Score:
-    try:
-        return msgspec.convert(raw, Score)
-    except msgspec.ValidationError as error:
-        raise Fault(where, in_words(error)) from None
 
 
 def of_all(found: Iterable[tuple[str, Score]], metric: str) -> dict[str, Score]:
