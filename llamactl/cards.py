@@ -292,10 +292,7 @@ def _energy(counted: Sequence[carbon.Footprint], uncounted: Mapping[str, Sequenc
             f"{whole.energy_with_pue_kwh:,.4g} kWh with a PUE of {carbon.PUE:g}, {1e6 * whole.tco2eq:,.4g} g CO2eq at "
             f"{carbon.KG_PER_KWH:g} kg a kWh, as the paper counts (section 2.2.1, Table 2)."
         )
-    if uncounted:
-        lines.append(
-            f"Not known, and not counted: {'; '.join(uncounted[:5])}" + (" ..." if uncounted[5:] else "") + "."
-        )
+    lines += [f"Not counted, since {why}: {', '.join(names)}." for why, names in uncounted.items()]
     if tree.missing:
         lines.append(f"{len(tree.missing):,} inputs lead no further back: what made them is not counted.")
     lines.append("`llamactl carbon --lineage` counts with other powers and grids, and says what is left out.")

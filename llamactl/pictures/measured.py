@@ -1,4 +1,4 @@
-"""Figures of measurements: margins (Figure 27), calibration (29), accuracy against data (6), safety data (15).
+"""Figures of measurements: margins (Figure 27), calibration (29), accuracy against data (6).
 
 In: Scores, as ``llamactl eval`` writes them.
 """
@@ -14,7 +14,6 @@ from llamactl.pictures.chart import Chart, Interval, Point, Series, histogram, n
 
 WRITES = "llamactl eval reward RM --data FILE writes such Scores"
 SCALING = "examples/reward_scaling.sh writes such Scores"
-SHARES = "examples/safety-scaling.sh writes such Scores"
 NORMAL = 1.96  # standard errors that hold 95 %
 
 
@@ -128,30 +127,6 @@ def scaling(asked: Asked) -> list[Chart]:
     note = f"on {' or '.join(sorted(counts))} held-out comparisons, 95 % by bootstrap over prompts"
     x, y = "comparisons trained on", "share judged as people did"
     return [Chart("Accuracy of reward models", x, y, series, note, doubling=True)]
-
-
-def shares(asked: Asked) -> list[Chart]:
-    """What models are worth whose fine-tuning data held more and more safety data: a chart for each metric."""
-    groups: dict[str, dict[str, list[Point]]] = {}  # by metric, by what part of the records
-    for where, score in scores(asked, SHARES):
-        share = (score.about or {}).get("share")
-        if not isinstance(share, int | float):
-            raise Fault(where, "about.share: missing: with how much of the safety data the model was trained", SHARES)
-        part = ", ".join((score.group or {"": "all"}).values())
-        points = groups.setdefault(score.metric, {}).setdefault(part, [])
-        if any(point.x == 100 * share for point in points):
-            raise Fault(where, f"{score.metric} at a share of {share:g} is there twice", "name each file once")
-        points.append(Point(100 * share, score.value, interval(score)))
-    return [
-        Chart(
-            metric.replace("_", " ").capitalize(),
-            "share of the safety data, %",
-            metric.replace("_", " "),
-            [Series(part, sorted(points)) for part, points in parts.items()],
-            "with 95 %",
-        )
-        for metric, parts in groups.items()
-    ]
 
 
 def interval(score: Score) -> Interval | None:
