@@ -56,8 +56,8 @@ def part(card: str, title: str) -> str:
 
 def score(**more: Any) -> dict[str, Any]:
     return {
-        "task": "mmlu", "metric": "accuracy", "value": 0.453, "n": 14042, "stderr": 0.004, "model": "runs/chat", "shots": 5,
-        "prompt_sha256": "ab" * 32, "scoring": "log p of A to D", **more,
+        "task": "mmlu", "metric": "accuracy", "value": 0.453, "n": 14042, "stderr": 0.004, "model": "runs/chat",
+        "shots": 5, "prompt_sha256": "ab" * 32, "scoring": "log p of A to D", **more,
     }  # fmt: skip
 
 
