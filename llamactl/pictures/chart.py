@@ -14,6 +14,7 @@ from typing import NamedTuple
 from llamactl.errors import Fault
 
 Interval = tuple[float, float]
+NORMAL = 1.96  # standard errors that hold 95 %
 FILES = "files"  # what the things are that are labelled
 
 

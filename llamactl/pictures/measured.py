@@ -10,11 +10,10 @@ from llamactl.artifacts import jsonl
 from llamactl.artifacts.records import Score
 from llamactl.errors import Fault
 from llamactl.pictures.asked import Asked
-from llamactl.pictures.chart import Chart, Interval, Point, Series, histogram, named
+from llamactl.pictures.chart import NORMAL, Chart, Interval, Point, Series, histogram, named
 
 WRITES = "llamactl eval reward RM --data FILE writes such Scores"
 SCALING = "examples/reward_scaling.sh writes such Scores"
-NORMAL = 1.96  # standard errors that hold 95 %
 
 
 def scores(asked: Asked, remedy: str) -> list[tuple[str, Score]]:
@@ -106,23 +105,25 @@ def wilson(share: float, n: float) -> Interval:
 def scaling(asked: Asked) -> list[Chart]:
     """Accuracy of reward models against the comparisons they were trained on, a line for each model they began as."""
     found = scores(asked, SCALING)
-    groups: dict[str, list[tuple[float, Score]]] = {}
+    groups: dict[tuple[str, float], list[tuple[float, Score]]] = {}  # by the model they began as, and its size
     for model, score in of_all(found, "accuracy").items():
         about = score.about or {}
-        if not isinstance(count := about.get("comparisons"), int | float):
-            problem = f"of {model} it is not known how many comparisons it was trained on (about: comparisons)"
+        count, size = about.get("comparisons"), about.get("parameters")
+        if not isinstance(count, float) or not isinstance(size, float):
+            problem = (
+                f"of {model} it is not known how many comparisons it was trained on (about: comparisons, parameters)"
+            )
             raise Fault(", ".join(asked.paths), problem, "llamactl eval reward writes it of models of rm-train")
-        groups.setdefault(f"{about.get('model')}\n{about.get('parameters')}", []).append((count, score))
+        groups.setdefault((str(about.get("model", "")), size), []).append((count, score))
     if not groups:
         raise Fault(", ".join(asked.paths), "holds no accuracy", SCALING)
     if max(map(len, groups.values())) < 2:
         raise Fault(", ".join(asked.paths), "holds one amount of data for each model, which is no curve", SCALING)
-    names = named((group.partition("\n")[0] for group in groups), asked.labels, "models")
+    names = named((model for model, _ in groups), asked.labels, "models")
     series = []
-    for group, some in groups.items():
-        model, _, size = group.partition("\n")
+    for (model, size), some in groups.items():
         points = [Point(count, score.value, interval(score)) for count, score in sorted(some, key=lambda one: one[0])]
-        series.append(Series(f"{names[model]}, {int(size) / 1e6:,.1f} M" if size.isdigit() else names[model], points))
+        series.append(Series(f"{names[model]}, {size / 1e6:,.1f} M", points))
     counts = {f"{score.n:,}" for some in groups.values() for _, score in some}
     note = f"on {' or '.join(sorted(counts))} held-out comparisons, 95 % by bootstrap over prompts"
     x, y = "comparisons trained on", "share judged as people did"
