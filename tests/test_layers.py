@@ -85,6 +85,7 @@ MAY_IMPORT = {
     },
     "llamactl.pictures": {
         "llamactl.errors",
+        "llamactl.ui",
         "llamactl.bootstrap",
         "llamactl.artifacts",
         "llamactl.text.judging",  # what tells one prompt from another

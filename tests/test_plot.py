@@ -351,6 +351,12 @@ def test_a_matplotlibrc_changes_nothing() -> None:
         assert matplotlib.rcParams["lines.linewidth"] == 9
 
 
+def test_characters_that_the_font_lacks_are_told(capsys: pytest.CaptureFixture[str]) -> None:
+    ink.drawn([Chart("你好, 你 Çà", "x", "y", [Series("a", [Point(1, 2), Point(2, 3)])])], "", "png")
+    said = capsys.readouterr().err
+    assert said == "drawn as boxes, for the font has them not: 你好; --label gives other names\n"
+
+
 def test_series_can_be_told_apart_in_grey() -> None:
     """No two of the first six are as dark; and each has dashes and points of its own."""
 

@@ -6,11 +6,15 @@ their dashes, points in their shape.
 
 import html
 import io
+import logging
 import math
 import re
-from collections.abc import Sequence
+import warnings
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
+from llamactl import ui
 from llamactl.errors import Fault
 from llamactl.pictures.chart import HEADER, Chart, Series, rows, tick
 
@@ -59,7 +63,8 @@ def drawn(charts: Sequence[Chart], title: str, form: str) -> bytes:
     """A figure in one of ``FORMATS``."""
     import matplotlib
 
-    with matplotlib.rc_context():
+    logging.getLogger("matplotlib.font_manager").setLevel(logging.ERROR)  # that it is looking for fonts
+    with matplotlib.rc_context(), _fitting():
         matplotlib.rcdefaults()
         matplotlib.rcParams.update(LOOK)
         figure, stream = _figure(charts, title), io.BytesIO()
@@ -69,6 +74,17 @@ def drawn(charts: Sequence[Chart], title: str, form: str) -> bytes:
             figure.savefig(stream, format="svg", metadata={"Date": None, "Creator": None})
     data = stream.getvalue()
     return _page(charts, title, data.decode()).encode() if form == "html" else data
+
+
+@contextmanager
+def _fitting() -> Iterator[None]:
+    """Say which characters the font does not have, and say it once."""
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        yield
+    glyphs = [re.match(r"Glyph (\d+) ", str(one.message)) for one in caught]
+    if lacking := "".join(dict.fromkeys(chr(int(found[1])) for found in glyphs if found)):
+        ui.warn(f"drawn as boxes, for the font has them not: {ui.harmless(lacking)}; --label gives other names")
 
 
 def _figure(charts: Sequence[Chart], title: str) -> "Figure":
