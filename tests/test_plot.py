@@ -489,7 +489,7 @@ def a(path: Path, text: str) -> Path:
         ),
         (lambda at: ("margins", samples(at / "s"), "--text"), "s:1: task: missing; llamactl eval reward RM"),
         (lambda at: ("margins", scaling(at / "s"), "--text"), "s: holds no margins"),
-        (lambda at: ("margins", scores(at / "s"), scores(at / "t"), "--text"), ": margin of rm is there twice; name one file"),
+        (lambda at: ("margins", scores(at / "s"), scores(at / "t"), "--text"), ": margin of rm is there twice; name"),
         (lambda at: ("margins", scores(at / "s"), at / "s", "--text"), "s: is given twice; name each file once"),
         (lambda at: ("calibration", scaling(at / "s"), "--text"), "s: holds no calibration"),
         (lambda at: ("scaling", scores(at / "s"), "--text"), "of rm it is not known how many comparisons"),
