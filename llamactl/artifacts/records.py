@@ -112,7 +112,8 @@ class Score(msgspec.Struct, kw_only=True, omit_defaults=True):
     """One measurement of a model, with what it takes to repeat it.
 
     Of a part of the records: ``group``, for example ``{"source": "webgpt"}``. ``interval`` holds the value with 95 %.
-    ``bins`` are those of a histogram or a curve, ``threshold`` is where a classifier decides.
+    ``bins`` are those of a histogram or a curve, ``threshold`` is where a classifier decides. ``about`` is what of the
+    model it is to be compared by: its ``parameters``, the ``comparisons`` it was trained on.
     """
 
     task: str
@@ -128,6 +129,7 @@ class Score(msgspec.Struct, kw_only=True, omit_defaults=True):
     interval: tuple[float, float] | None = None
     threshold: float | None = None
     bins: list[dict[str, float]] | None = None
+    about: dict[str, float | str] | None = None
 
 
 @dataclass(frozen=True)
@@ -161,6 +163,16 @@ def checked(raw: Any, kinds: tuple[type[R], ...], where: str) -> R:
     keys = " or ".join(kind.key for kind in kinds)
     has = ", ".join(sorted(raw)[:6]) or "nothing"
     raise Fault(where, f"{keys}: missing (the record has: {has})", converting(where, kinds))
+
+
+def measured(raw: Any, where: str) -> Score:
+    """``raw``, an object from JSON, as a Score; raises Fault, as ``checked`` does."""
+    if not isinstance(raw, dict):
+        raise Fault(where, f"is {_json_type(raw)}, not an object")
+    try:
+        return msgspec.convert(raw, Score)
+    except msgspec.ValidationError as error:
+        raise Fault(where, in_words(error), "llamactl eval writes Scores") from None
 
 
 def converting(where: str, kinds: Iterable[type[Record]]) -> str:
