@@ -355,7 +355,7 @@ def ppo(
                 metrics.log({**line, "alarms": sorted(given), **held})
                 for question, answer, got in zip(some[:SHOWN], answers, judgement.reward.tolist(), strict=False):
                     own = {"step": iteration, "reward": got}
-                    shown.log({**own, **answer.sample(question, how), **own}, due=iteration == 1)
+                    shown.log({**own, **answer.sample(question, directory, how), **own}, due=iteration == 1)
                 if model_every and iteration % model_every == 0:
                     versions.keep(iteration)
                 if held:

@@ -511,12 +511,12 @@ def test_answers_end_with_eos_and_have_the_scores_of_the_models_by_themselves(
     for question, answer in zip(some, answers, strict=True):
         assert (answer.ids[-1] == EOS) == answer.stopped
         assert len(answer.log_probs) == len(answer.ids) <= 20
-        raw = answer.sample(question, {"temperature": 1.0})
+        raw = answer.sample(question, Path("chat"), {"temperature": 1.0})
         found = Found(checked(raw, (Sample,), ""), raw, "")
         for name, score in judges.scores([judges.case(found)])[0]["response"].items():
             assert answer.scores[name] == pytest.approx(score, abs=1e-5)
         assert [*answer.scores] == ["helpfulness", "safety"]
-        assert raw["id"] == question.found.raw["id"]
+        assert (raw["id"], raw["model"]) == (question.found.raw["id"], "chat")
         assert raw["sampling"] == {"temperature": 1.0, "index": question.number}
         assert raw["finish"] == ("stop" if answer.stopped else "length")
     assert len({tuple(answer.ids) for answer in answers}) > 9  # each number draws another

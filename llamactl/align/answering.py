@@ -3,6 +3,7 @@
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from math import isfinite
+from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
@@ -50,10 +51,10 @@ class Answer(NamedTuple):
     unjudged: str = ""
     cut: int = 0
 
-    def sample(self, question: Question, sampling: Mapping[str, float]) -> dict[str, Any]:
+    def sample(self, question: Question, model: Path, sampling: Mapping[str, float]) -> dict[str, Any]:
         """It as a Sample's fields."""
         said = {"response": self.text, "sampling": {**sampling, "index": question.number}, "scores": self.scores}
-        return {**question.asked.raw, **said, "finish": "stop" if self.stopped else "length"}
+        return {**question.asked.raw, **said, "model": str(model), "finish": "stop" if self.stopped else "length"}
 
 
 def questions(
