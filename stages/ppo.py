@@ -257,7 +257,7 @@ def ppo(
         training = Training(policy, optimizer, run, directory, job, keep, {"critic": of_valuer})
         # what else is part of its state: tokens so far, the first iteration's line, alarms given, the best version
         cache = job.told(machine.free_memory(target) // 4)
-        training.facts |= {"tokens": 0, "alarms": {}, "critic": (0.0, 1.0), "cache": cache}
+        training.facts |= {"tokens": 0, "cut": 0, "alarms": {}, "critic": (0.0, 1.0), "cache": cache}
         resumed = training.resume()
         learners.zero, learners.unit = training.facts["critic"]
         if cache_memory:
@@ -342,10 +342,11 @@ def ppo(
                     "memory_bytes": machine.peak_memory(target), "sample_seconds": asking.seconds[0],
                     "score_seconds": asking.seconds[1] + looked, "update_seconds": time.perf_counter() - clock,
                 }  # fmt: skip
-                alarms.check(line, same and iteration == 1, precision, 2 * len(updates))
+                alarms.check(line, same and iteration == 1, precision)
                 training.step, training.refused = iteration, training.refused + refused
                 run.skipped.update({REFUSED: refused} if refused else {})
                 training.facts["tokens"] += sum(data.lengths)
+                training.facts["cut"] += sum(answer.cut for answer in answers)
                 given = alarms.raised(line, training.facts.setdefault("first", line))
                 for name in alarms.due(given, training.facts["alarms"], iteration):
                     ui.warn(f"iteration {iteration}: {given[name]}")
@@ -381,6 +382,8 @@ def ppo(
             )
             versions.take_back(policy, kept)
         run.done.update(iterations=done, samples=done * batch_size, tokens=training.facts["tokens"])
+        if cut := training.facts["cut"]:
+            run.noted["tokens that a reward model did not see"] = cut
         run.facts |= {"job": job.facts(), "save_seconds": round(training.stalled, 3), "kept": kept}
         outputs += saved(directory)
         outputs += [metrics.close(), shown.close()]

@@ -38,7 +38,8 @@ class Question(NamedTuple):
 class Answer(NamedTuple):
     """An answer as ids, EOS among them where the model ended by itself, with log p of each; its text, its raw scores.
 
-    It has no scores, but a reason, where it cannot be judged.
+    It has no scores, but a reason, where it cannot be judged. ``cut`` are the ids of prompt and answer that the reward
+    model of the shortest context did not see.
     """
 
     ids: list[int]
@@ -47,6 +48,7 @@ class Answer(NamedTuple):
     text: str
     scores: dict[str, float]
     unjudged: str = ""
+    cut: int = 0
 
     def sample(self, question: Question, sampling: Mapping[str, float]) -> dict[str, Any]:
         """It as a Sample's fields."""
@@ -138,6 +140,7 @@ class Answering:
                 texts[place],
                 scores[place]["response"] if place in scores else {},
                 reasons.get(place, ""),
+                cases[place].cut if place in cases else 0,
             )
             for place, answer in enumerate(drawn)
         ]
@@ -188,6 +191,7 @@ class Judgement(NamedTuple):
             "length": sum(len(answer.ids) for answer in answers) / len(answers),
             "truncated": sum(not answer.stopped for answer in answers) / len(answers),
             "unjudged": sum(bool(answer.unjudged) for answer in answers) / len(answers),
+            "judged_in_part": sum(answer.cut > 0 for answer in answers) / len(answers),
             "repetition": sum(repetition(answer.ids) for answer in answers) / len(answers),
             "refusals": sum(refuses(answer.text) for answer in answers) / len(answers),
         }
