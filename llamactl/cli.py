@@ -16,6 +16,7 @@ from llamactl.errors import Fault, Interrupted, ReaderGone
 from stages.carbon import carbon
 from stages.chat import chat
 from stages.convert import convert
+from stages.distill_safety import distill_safety
 from stages.eval_perplexity import perplexity
 from stages.eval_reward import reward
 from stages.generate import generate
@@ -104,6 +105,7 @@ _stage("generate", generate)
 _stage("score", score)
 _stage("reject-sample", reject_sample)
 _stage("ppo", ppo)
+_stage("distill-safety", distill_safety)
 _stage("chat", chat)
 app.add_typer(measures, name="eval", short_help="Measure a model: perplexity, reward.")
 _stage("perplexity", perplexity, measures)
