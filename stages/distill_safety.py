@@ -21,7 +21,7 @@ def _print(wanted: bool) -> None:
         from llamactl.artifacts import jsonl
 
         writer = jsonl.Writer(jsonl.stdout())
-        for record in preprompts.default():
+        for record in preprompts.DEFAULT:
             writer.write(record)
         sys.stdout.flush()
         raise typer.Exit
@@ -53,9 +53,7 @@ def distill_safety(
             "--default-templates", help="Print ours, to be edited, and do nothing.", callback=_print, is_eager=True
         ),
     ] = False,
-    report: Annotated[
-        Path | None, typer.Option(help="A JSON file for what is also shown as tables: the numbers of Figure 16.")
-    ] = None,
+    report: options.Report = None,
     temperature: options.Temperature = 0.6,
     top_p: options.TopP = 0.9,
     top_k: options.TopK = 0,

@@ -106,6 +106,7 @@ def test_help_lists_the_stages_in_the_recipes_order(llamactl: Command) -> None:
         "score",
         "reject-sample",
         "ppo",
+        "distill-safety",
         "chat",
         "carbon",
         "lineage",
@@ -203,6 +204,12 @@ FLAGS = {
         "--safety --samples-every --save-every --seed --skip-bad --temperature --tensor-parallel --truncate "
         "--truncated --value-clip --verify/--no-verify --weight-decay",
     ),
+    "distill-safety": (
+        "model prompts",
+        "--allow-tags --cache-memory --default-templates --device --max-new-tokens --only-tagged --out/-o --overwrite "
+        "--precision --quiet/-q --report --safety --seed --shard --skip-bad --temperature --templates --top-k --top-p "
+        "--truncate",
+    ),
     "chat": (
         "model",
         "--allow-tags --device --max-new-tokens --precision --quiet/-q --seed --system --temperature --top-k --top-p",
@@ -216,6 +223,10 @@ FLAGS = {
     "eval perplexity": (
         "model corpus",
         "--device --encoding --max-line --out/-o --overwrite --precision --quiet/-q --skip-bad --stride --window",
+    ),
+    "eval refusals": (
+        "samples",
+        "--allow-tags --max-line --out/-o --overwrite --quiet/-q --seed --skip-bad",
     ),
     "eval reward": (
         "models",

@@ -68,8 +68,8 @@ class Trial(NamedTuple):
 
     @property
     def under(self) -> float | None:
-        """The best score under a pre-prompt."""
-        return self.scores[self.best] if self.best else None
+        """The best score under a pre-prompt, or that of the plain answer where no other can be taken."""
+        return self.scores[self.best] if self.best else self.before
 
     @property
     def after(self) -> float | None:
@@ -180,7 +180,8 @@ def _against(some: Sequence[Trial], way: str, other: str, seed: int) -> dict[str
 def _outcome(some: Sequence[Trial], seed: int) -> dict[str, Any]:
     """How many are kept, and the mean score before and after: an answer that is not kept leaves the plain one.
 
-    ``under`` is after, had the best under a pre-prompt been taken on every prompt; ``kept`` is of those that are kept.
+    ``under`` is after, had the best under a pre-prompt been taken wherever there is one; ``kept`` is of those alone
+    that are kept.
     """
     judged = [one for one in some if one.before is not None]
     kept = [one for one in judged if one.kept]

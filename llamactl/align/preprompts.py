@@ -93,13 +93,12 @@ class RiskySample(Sample, kw_only=True):
     category: str | None = None
 
 
-def default() -> list[dict[str, Any]]:
-    """The templates that are used where no others are given, as records for a file to be edited."""
-    return [
-        *({"adjective": word} for word in ADJECTIVES),
-        *({"pre_prompt": text} for text in PRE_PROMPTS),
-        *({"category": name, "pre_prompt": f"{TAILORED_BEGINNING} {text}"} for name, text in ANSWERS.items()),
-    ]
+# The templates that are used where no others are given, as records for a file to be edited.
+DEFAULT: list[dict[str, str]] = [
+    *({"adjective": word} for word in ADJECTIVES),
+    *({"pre_prompt": text} for text in PRE_PROMPTS),
+    *({"category": name, "pre_prompt": f"{TAILORED_BEGINNING} {text}"} for name, text in ANSWERS.items()),
+]
 
 
 class Templates:
@@ -117,11 +116,12 @@ class Templates:
             if not text:
                 raise Fault(f"{where}: {field}", "is empty", "leave the line out")
             dialogue.check_text(text, f"{where}: {field}", allow_tags=False)
+            filled = {_PLACE} if isinstance(record, PrePrompt) else set()
+            if strange := [place for place in _PLACES.findall(text) if place not in filled]:
+                raise Fault(f"{where}: {field}", f"holds {strange[0]}", f"only {_PLACE} of a pre_prompt is filled in")
             if isinstance(record, Adjective):
                 self.adjectives += [text] if text not in self.adjectives else []
                 continue
-            if strange := [place for place in _PLACES.findall(text) if place != _PLACE]:
-                raise Fault(f"{where}: {field}", f"holds {strange[0]}", f"only {_PLACE} is filled in")
             self._of.setdefault(_category(record.category), []).append(text)
             places.append((f"{where}: {field}", text))
         for where, text in places:
@@ -132,7 +132,7 @@ class Templates:
     @classmethod
     def default(cls) -> "Templates":
         """Those that are used where no others are given."""
-        return cls(Found(checked(raw, (PrePrompt, Adjective), "default"), raw, "default") for raw in default())
+        return cls(Found(checked(raw, (PrePrompt, Adjective), "default"), raw, "default") for raw in DEFAULT)
 
     @classmethod
     def read(cls, path: Path) -> "Templates":
