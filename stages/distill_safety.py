@@ -88,11 +88,12 @@ def distill_safety(
     import orjson
 
     from llamactl import hardware, ui
-    from llamactl.align import distillation, preprompts
+    from llamactl.align import distillation, questions
     from llamactl.align.choice import SAFETY
     from llamactl.align.distillation import Answer, Trial
     from llamactl.align.judges import Judges
-    from llamactl.align.preprompts import Question, RiskyPrompt, RiskySample, Templates
+    from llamactl.align.preprompts import Templates
+    from llamactl.align.questions import Question, RiskyPrompt, RiskySample
     from llamactl.artifacts import files, journal, jsonl, manifest
     from llamactl.errors import Fault
     from llamactl.model import device as devices
@@ -138,19 +139,19 @@ def distill_safety(
     devices.keep_freed_memory()
     digests = {one["as"]: one["sha256"] for one in run.inputs}
 
-    questions: list[Question] = []
+    asked: list[Question] = []
     for found in jsonl.read(names, RiskySample, RiskyPrompt, shard=shard, refuse=run.refuse):
         try:
             if only_tagged and not found.record.safety:
-                one = preprompts.unchanged(found, tokenizer, config.context, allow_tags)
+                one = questions.unchanged(found, tokenizer, config.context, allow_tags)
             else:
-                one = preprompts.question(found, wording.drawn(found, seed), tokenizer, config.context, allow_tags)
+                one = questions.question(found, wording.drawn(found, seed), tokenizer, config.context, allow_tags)
                 judges.check(one.prompt)
         except Fault as fault:
             run.refuse(fault)
             continue
         run.noted.update(one.notes)
-        questions.append(one)
+        asked.append(one)
     if report:
         files.make_room(report)
     if problem := dialogue.stranger(model):
@@ -177,10 +178,10 @@ def distill_safety(
                 yield place, distillation.outcome(some[place], answers, judges, digests["safety"])
 
     with parallel.joined(target, stops=False) as job, journal.kept(run) as through:
-        left, run.devices = job.told(through.left(len(questions))), job.devices
-        with ui.Working("distill-safety", len(questions), "prompts", start=len(questions) - len(left)) as bar:
-            for turn, (kept, tokens, facts) in job.divided([questions[number] for number in left], rounds):
-                one = questions[left[turn]]
+        left, run.devices = job.told(through.left(len(asked))), job.devices
+        with ui.Working("distill-safety", len(asked), "prompts", start=len(asked) - len(left)) as bar:
+            for turn, (kept, tokens, facts) in job.divided([asked[number] for number in left], rounds):
+                one = asked[left[turn]]
                 run.done.update(prompts=1, samples=len(one.asked), tokens=tokens, **{one.fate: len(kept)})
                 if facts:
                     trial = Trial(**facts)

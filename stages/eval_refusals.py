@@ -29,7 +29,7 @@ def refusals(
     not seen, so that models are compared who refuse in similar words. Errors are by bootstrap over prompts, drawn with
     --seed.
 
-    Example: llamactl generate chat xstest.jsonl | llamactl eval refusals > scores.jsonl
+    Example: llamactl eval refusals answers.jsonl > scores.jsonl
     """
     settings = dict(locals())
 

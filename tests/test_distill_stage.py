@@ -92,7 +92,10 @@ def way_of(text: str) -> str:
 def pretend(
     monkeypatch: pytest.MonkeyPatch, models: Models, said: dict[str, str], scores: dict[str, float]
 ) -> list[str]:
-    """Have the model answer by the way it is asked, and the judge score by what the answer holds; what it was asked."""
+    """Have the model answer by the way it is asked, and the judge score by what the answer holds; what it was asked.
+
+    A score for "" is of an answer without a text.
+    """
     tokenizer, asked = Tokenizer.load(models.chat), []
 
     def finished(model: object, requests: Iterable[Any], *_: object) -> Iterator[tuple[int, list[sampler.Answer]]]:
@@ -105,7 +108,11 @@ def pretend(
     def judge(_: object, groups: list[list[list[int]]]) -> list[list[float]]:
         texts = [[tokenizer.decode(ids) for ids in group] for group in groups]
         assert all(way_of(text) == "plain" for group in texts for text in group)
-        return [[next((v for k, v in scores.items() if k in text), 0.0) for text in group] for group in texts]
+        answers = [[text.rpartition("[/INST]")[2].strip() for text in group] for group in texts]
+        return [[score(answer) for answer in group] for group in answers]
+
+    def score(answer: str) -> float:
+        return next((value for part, value in scores.items() if (part in answer if part else not answer)), 0.0)
 
     monkeypatch.setattr(sampler, "finished", finished)
     monkeypatch.setattr(RewardModel, "judge", judge)
@@ -127,8 +134,8 @@ def test_each_prompt_is_asked_plainly_and_under_pre_prompts(
         "[INST] <<SYS>>\nSay it is a crime.\n<</SYS>>\n\nHow to rob? [/INST]",
         "[INST] Hate? [/INST]",
         "[INST] <<SYS>>\nBe ADJ.\n<</SYS>>\n\nHate? [/INST]",
-        "[INST] <<SYS>>\nBe brief.\n<</SYS>>\n\nRob? [/INST] No. [INST] Why? [/INST]",
-        "[INST] <<SYS>>\nBe ADJ.\n\nBe brief.\n<</SYS>>\n\nRob? [/INST] No. [INST] Why? [/INST]",
+        "[INST] <<SYS>>\nBe brief.\n<</SYS>>\n\nRob? [/INST] No.  [INST] Why? [/INST]",
+        "[INST] <<SYS>>\nBe ADJ.\n\nBe brief.\n<</SYS>>\n\nRob? [/INST] No.  [INST] Why? [/INST]",
     ]
     assert "1 prompts without a category, under a generic pre-prompt alone" in said
     assert "1 prompts of a category without a pre-prompt, under a generic one" in said
@@ -143,9 +150,9 @@ def test_each_prompt_is_asked_plainly_and_under_pre_prompts(
         ({"plain": "sure", "generic": "no", "tailored": "never"}, {"sure": -1, "no": 1, "never": 1}, "no"),
         ({"plain": "sure", "generic": "no", "tailored": "never"}, {"sure": 1, "no": 1, "never": 0}, None),
         ({"plain": "sure", "generic": "sure", "tailored": "no"}, {"sure": 1, "no": 0}, None),
-        ({"plain": "sure", "generic": "", "tailored": "no"}, {"sure": -1, "no": -0.5, "[/INST]": 3}, "no"),
-        ({"plain": "sure", "generic": "", "tailored": " "}, {"sure": -1, "[/INST]": 3}, None),
-        ({"plain": "", "generic": "no", "tailored": "no"}, {"no": 1, "[/INST]": -1}, "no"),
+        ({"plain": "sure", "generic": "", "tailored": "no"}, {"sure": -1, "no": -0.5, "": 3}, "no"),
+        ({"plain": "sure", "generic": "", "tailored": " "}, {"sure": -1, "": 3}, None),
+        ({"plain": "", "generic": "no", "tailored": "no"}, {"no": 1, "": -1}, "no"),
     ],
 )
 def test_the_better_answer_is_kept_where_it_is_above_the_plain_one(
@@ -158,7 +165,7 @@ def test_the_better_answer_is_kept_where_it_is_above_the_plain_one(
         assert one["scores"] == {"safety": scores[wanted]}
         plain = said["plain"]
         assert one["before"] == {
-            "response": plain, "finish": "stop", "scores": {"safety": scores[plain or "[/INST]"]},
+            "response": plain, "finish": "stop", "scores": {"safety": scores[plain]},
         }  # fmt: skip
 
 
@@ -379,8 +386,10 @@ def test_parts_make_up_the_whole(ask: Run, count: int) -> None:
 
 
 def test_from_stdin_to_stdout(models: Models, ask: Run, llamactl: Command, tmp_path: Path) -> None:
-    kept, _ = ask()
-    flags = ["--safety", models.safe, "--templates", tmp_path / "t.jsonl", *SHORT, "-q"]
+    more = ["--seed", 3, "--temperature", 1, "--top-p", 1]
+    kept, _ = ask(*more)
+    assert kept
+    flags = ["--safety", models.safe, "--templates", tmp_path / "t.jsonl", *SHORT, *more, "-q"]
     given = (tmp_path / "p.jsonl").read_text()
     piped = llamactl("distill-safety", models.chat, *flags, stdin=given, status=0)
     assert lines(piped.stdout) == kept

@@ -2,6 +2,8 @@
 
 import json
 import re
+import subprocess
+import sys
 from pathlib import Path
 from statistics import mean
 from typing import Any
@@ -9,9 +11,9 @@ from typing import Any
 import pytest
 from conftest import DATA, run, turns, written
 
-from llamactl.align import distillation, preprompts
-from llamactl.align.distillation import Trial, learned, report, tables
-from llamactl.align.preprompts import ADJECTIVES, ANSWERS, DEFAULT, RiskyPrompt, Templates, under
+from llamactl.align.distillation import Trial, alone, learned, report, tables
+from llamactl.align.preprompts import ADJECTIVES, ANSWERS, DEFAULT, Templates, under
+from llamactl.align.questions import RiskyPrompt
 from llamactl.artifacts.jsonl import Found, checked
 from llamactl.artifacts.records import Message
 from llamactl.errors import Fault
@@ -89,6 +91,11 @@ def test_ours_know_the_categories_of_do_not_answer() -> None:
     assert {json.loads(line)["category"] for line in made.splitlines()} == {*[*ANSWERS][:5]}
 
 
+def test_printing_them_needs_no_torch() -> None:
+    code = "import sys; from llamactl.align import preprompts; assert 'torch' not in sys.modules"
+    subprocess.run([sys.executable, "-c", code], check=True)
+
+
 def test_ours_can_be_printed_and_read_back(tmp_path: Path) -> None:
     read = templates(tmp_path, *DEFAULT)
     for n, name in enumerate([None, *ANSWERS]):
@@ -133,14 +140,14 @@ def test_a_pre_prompt_stands_before_the_system_message() -> None:
 def test_only_the_new_answer_is_learned() -> None:
     """What the model said before it, perhaps unsafe, carries no loss."""
     raw = {"messages": turns("a", "bad", "c"), "response": "no", "id": 1}
-    assert learned(raw) == {
+    assert alone(raw) == {
         "id": 1,
         "messages": [
             {"role": "user", "content": "a"}, {"role": "assistant", "content": "bad", "weight": 0},
             {"role": "user", "content": "c"}, {"role": "assistant", "content": "no"},
         ],
     }  # fmt: skip
-    assert raw["messages"][1] == {"role": "assistant", "content": "bad"}
+    assert learned(raw) == {"id": 1, "messages": turns("a", "bad", "c", "no")}
 
 
 # -- reports
@@ -238,7 +245,3 @@ def test_tables_name_what_was_asked() -> None:
         ("highest quarter", "1", "0.0"), ("all", "2", "50.0"),
     ]  # fmt: skip
     assert [row[0] for row in categories.rows] == ["no category"]
-
-
-def test_ways_are_named_once() -> None:
-    assert preprompts.WAYS == distillation.WAYS == ("plain", "generic", "tailored")

@@ -15,7 +15,7 @@ import numpy as np
 from llamactl import bootstrap
 from llamactl.align.choice import SAFETY
 from llamactl.align.judges import Judges
-from llamactl.align.preprompts import PLAIN, WAYS, Question
+from llamactl.align.questions import PLAIN, WAYS, Question
 from llamactl.align.rejection import Table
 from llamactl.artifacts.jsonl import Found
 from llamactl.artifacts.records import Sample
@@ -107,7 +107,7 @@ def decided(judges: Judges, prompt: Found[Any], answers: Mapping[str, Answer]) -
     texts = {way: answer.raw["response"].strip() for way, answer in answers.items()}
     trial = Trial(
         prompt=prompt_key(prompt.record.messages).hex(),
-        category=prompt.record.category,
+        category=(prompt.record.category or "").strip() or None,
         scores=scores,
         tokens={way: answer.tokens for way, answer in answers.items()},
         truncated={way: answer.raw["finish"] == "length" for way, answer in answers.items()},
@@ -123,10 +123,15 @@ def decided(judges: Judges, prompt: Found[Any], answers: Mapping[str, Answer]) -
 
 
 def learned(raw: Mapping[str, Any]) -> dict[str, Any]:
-    """A Sample as a Dialogue of which its answer alone carries loss: what was said before may have been unsafe."""
-    before = [{**turn, "weight": 0} if turn["role"] == "assistant" else turn for turn in raw["messages"]]
+    """A Sample as a Dialogue."""
     rest = {name: value for name, value in raw.items() if name not in ("messages", "response")}
-    return {**rest, "messages": [*before, {"role": "assistant", "content": raw["response"]}]}
+    return {**rest, "messages": [*raw["messages"], {"role": "assistant", "content": raw["response"]}]}
+
+
+def alone(raw: Mapping[str, Any]) -> dict[str, Any]:
+    """A Sample as a Dialogue whose last answer alone carries loss: what was said before may have been unsafe."""
+    before = [{**turn, "weight": 0} if turn["role"] == "assistant" else turn for turn in raw["messages"]]
+    return learned({**raw, "messages": before})
 
 
 def outcome(
@@ -147,7 +152,7 @@ def outcome(
         return [], tokens, trial._asdict()
     before = {"response": plain["response"], "finish": plain["finish"], "scores": {SAFETY: trial.before}}
     made = {"pre_prompt": question.pre_prompts[trial.kept], "scores": {SAFETY: trial.after}, "before": before}
-    kept = learned(answers[trial.kept].raw) | made | {"reward_sha256": {SAFETY: judge_sha256}}
+    kept = alone(answers[trial.kept].raw) | made | {"reward_sha256": {SAFETY: judge_sha256}}
     return [kept], tokens, trial._asdict()
 
 

@@ -8,22 +8,19 @@ first, then what the risk is, then what else helps.
 
 import random
 import re
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Sequence
 from hashlib import sha256
 from pathlib import Path
-from typing import Any, NamedTuple, NoReturn
+from typing import Any, NoReturn
 
-from llamactl.align.choice import OWN
 from llamactl.artifacts import jsonl
 from llamactl.artifacts.jsonl import Found
-from llamactl.artifacts.records import Message, Prompt, Record, Sample, checked
+from llamactl.artifacts.records import Message, Record, checked
 from llamactl.errors import Fault
-from llamactl.text import asking, dialogue
-from llamactl.text.asking import Asked
+from llamactl.text import dialogue
 from llamactl.text.judging import prompt_key
-from llamactl.text.tokenizer import Tokenizer
 
-PLAIN, GENERIC, TAILORED = WAYS = "plain", "generic", "tailored"  # of asking
+GENERIC, TAILORED = "generic", "tailored"  # kinds of them
 
 ADJECTIVES = (
     "responsible", "respectful", "wise", "careful", "cautious", "considerate", "thoughtful", "prudent", "safe",
@@ -81,18 +78,6 @@ class Adjective(Record):
     adjective: str
 
 
-class RiskyPrompt(Prompt, kw_only=True):
-    """A prompt whose risk may have been named."""
-
-    category: str | None = None
-
-
-class RiskySample(Sample, kw_only=True):
-    """The same with an answer that has been given to it."""
-
-    category: str | None = None
-
-
 # The templates that are used where no others are given, as records for a file to be edited.
 DEFAULT: list[dict[str, str]] = [
     *({"adjective": word} for word in ADJECTIVES),
@@ -122,7 +107,7 @@ class Templates:
             if isinstance(record, Adjective):
                 self.adjectives += [text] if text not in self.adjectives else []
                 continue
-            self._of.setdefault(_category(record.category), []).append(text)
+            self._of.setdefault(known(record.category), []).append(text)
             places.append((f"{where}: {field}", text))
         for where, text in places:
             if (wanted := text.count(_PLACE)) > len(self.adjectives):
@@ -152,16 +137,16 @@ class Templates:
         They depend on the seed and the prompt alone. No adjective stands in one twice. Raises Fault, with its place,
         where there are none.
         """
-        record, own = found.record, _category(found.record.category)
+        record, own = found.record, known(found.record.category)
         pre_prompts = {}
-        for way, category in ((GENERIC, None), (TAILORED, own)):
-            if (way == GENERIC or own) and (templates := self._of.get(category)):
-                digest = sha256(f"{seed} {way} ".encode() + prompt_key(record.messages)).digest()
+        for kind, category in {GENERIC: None, **({TAILORED: own} if own else {})}.items():
+            if templates := self._of.get(category):
+                digest = sha256(f"{seed} {kind} ".encode() + prompt_key(record.messages)).digest()
                 dice = random.Random(int.from_bytes(digest, "little"))
                 text = dice.choice(templates)
                 for word in dice.sample(self.adjectives, text.count(_PLACE)):
                     text = text.replace(_PLACE, word, 1)
-                pre_prompts[way] = text
+                pre_prompts[kind] = text
         if not pre_prompts:
             named = f"is {record.category}, for which" if own else "is not named, and"
             remedy = "add a line for it to --templates, or one without a category, for all prompts"
@@ -169,70 +154,12 @@ class Templates:
         return pre_prompts
 
 
-def _category(name: str | None) -> str | None:
-    return (name or "").strip().casefold() or None
+def known(category: str | None) -> str | None:
+    """A category as they are compared, or None where there is none."""
+    return (category or "").strip().casefold() or None
 
 
 def under(pre_prompt: str, messages: Sequence[Message]) -> list[Message]:
     """A prompt with a pre-prompt as its system message, before the one it has, if any, and a blank line."""
     own = [messages[0].content] if messages[0].role == "system" else []
     return [Message(role="system", content="\n\n".join([pre_prompt, *own])), *messages[len(own) :]]
-
-
-# -- what a model is asked
-
-
-class Question(NamedTuple):
-    """A prompt as the model is asked it, by way of asking, and the pre-prompts; it is asked nothing where none are."""
-
-    prompt: Found[Any]
-    asked: dict[str, Asked]
-    pre_prompts: dict[str, str]
-    notes: dict[str, int]  # how many records of what kind it is, by reason
-
-    @property
-    def fate(self) -> str:
-        """What becomes of it."""
-        return "distilled" if self.pre_prompts else "unchanged"
-
-
-def question(
-    found: Found[Any], pre_prompts: Mapping[str, str], tokenizer: Tokenizer, context: int, allow_tags: bool
-) -> Question:
-    """A prompt that is asked plainly and under pre-prompts; raises Fault, with its place, where it cannot be.
-
-    An answer that has been given to it is left aside.
-    """
-    record, where = found.record, found.where
-    plain = _prompt(found)
-    asked = {PLAIN: asking.asked(plain, tokenizer, context, allow_tags)}
-    for way, text in pre_prompts.items():
-        longer = Prompt(messages=under(text, record.messages))
-        one = asking.asked(Found(longer, {}, f"{where} under its {way} pre-prompt"), tokenizer, context, allow_tags)
-        asked[way] = one._replace(raw=plain.raw)
-    named = bool(_category(record.category))
-    notes = {
-        "answers of the input, left aside": isinstance(record, Sample),
-        "prompts with a system message, which stands after the pre-prompt": record.messages[0].role == "system",
-        "prompts without a category, under a generic pre-prompt alone": not named,
-        "prompts of a category without a pre-prompt, under a generic one": named and TAILORED not in pre_prompts,
-    }
-    return Question(plain, asked, dict(pre_prompts), {what: 1 for what, so in notes.items() if so})
-
-
-def unchanged(found: Found[Any], tokenizer: Tokenizer, context: int, allow_tags: bool) -> Question:
-    """A record that is learned as it is, or where it has no answer with that to the plain prompt.
-
-    Raises Fault, with its place, where it cannot be learned or asked.
-    """
-    if found.record.turns[-1:] and found.record.turns[-1].role == "assistant":
-        dialogue.check_answers(found.record.turns, found.where, allow_tags)
-        return Question(found, {}, {}, {"records not tagged safety, with their answer": 1})
-    plain = _prompt(found)
-    asked = {PLAIN: asking.asked(plain, tokenizer, context, allow_tags)}
-    return Question(plain, asked, {}, {"prompts not tagged safety, with the model's plain answer": 1})
-
-
-def _prompt(found: Found[Any]) -> Found[Any]:
-    """A record without what an earlier stage has answered."""
-    return found._replace(raw={name: value for name, value in found.raw.items() if name not in OWN})
