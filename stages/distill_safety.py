@@ -72,9 +72,9 @@ def distill_safety(
     """Distill safety pre-prompts: keep the answers under them that the safety model likes better.
 
     Each prompt is answered as it is, under a generic pre-prompt, and under one for its category, if that has one; the
-    best under a pre-prompt is kept where it scores above the first, both scored without the pre-prompt. This is a
-    system message, and stands before a system message that is there, which is kept. Without --only-tagged all prompts
-    are taken to ask for harm. With --out a run that was killed goes on with the prompts that were left.
+    best under a pre-prompt is kept where it scores above the first, both scored without the pre-prompt. A pre-prompt is
+    a system message, and stands before one that is there, which is kept. Without --only-tagged all prompts are taken to
+    ask for harm. With --out a run that was killed goes on with the prompts that were left.
 
     Example: llamactl distill-safety chat prompts.jsonl --safety safe-rm --only-tagged -o distilled.jsonl
     """
