@@ -27,9 +27,7 @@ def reject_sample(
         list[str], typer.Option(help="Samples of an earlier round, which are in the choice as well; repeatable.")
     ] = [],  # noqa: B006
     kept: options.Kept = "best",
-    report: Annotated[
-        Path | None, typer.Option(help="A JSON file for what is also shown as tables: the numbers of Figures 7 and 8.")
-    ] = None,
+    report: options.Report = None,
     temperature: options.Temperatures = [1.0],  # noqa: B006
     top_p: options.TopP = 1.0,
     top_k: options.TopK = 0,

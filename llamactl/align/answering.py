@@ -12,7 +12,6 @@ from torch import Tensor
 from llamactl.align import reward
 from llamactl.align.choice import HELPFULNESS, SAFETY
 from llamactl.align.judges import Judges
-from llamactl.align.rejection import refuses
 from llamactl.artifacts.jsonl import Found, Refuse
 from llamactl.artifacts.records import Prompt, Sample
 from llamactl.errors import Fault
@@ -22,6 +21,7 @@ from llamactl.model.llama import Llama
 from llamactl.text import asking
 from llamactl.text.asking import Asked
 from llamactl.text.judging import prompt_key
+from llamactl.text.refusals import refuses
 from llamactl.text.tokenizer import EOS, Tokenizer
 
 GENERAL = "general"  # beside those of a choice: a reward model that decides nothing

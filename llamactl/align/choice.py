@@ -13,11 +13,12 @@ import torch
 
 from llamactl.align import reward
 from llamactl.align.judges import Case, Judges
-from llamactl.align.rejection import Draw, refuses
+from llamactl.align.rejection import Draw
 from llamactl.artifacts.jsonl import Found
 from llamactl.artifacts.records import Prompt, Sample
 from llamactl.errors import Fault
 from llamactl.text.judging import prompt_key
+from llamactl.text.refusals import refuses
 
 HELPFULNESS, SAFETY = "helpfulness", "safety"
 

@@ -51,7 +51,7 @@ class Judges:
     """Reward models by name; raises Fault where one is none, or reads other tokens than the rest."""
 
     def __init__(self, places: dict[str, Path], truncate: bool = False, allow_tags: bool = False) -> None:
-        self.places = places
+        self.places, self.allow_tags = places, allow_tags
         described = {name: RewardModel.described(place) for name, place in places.items()}
         self.stored = "fp32" if any(stored == "fp32" for _, stored in described.values()) else "bf16"
         self._how = {name: Judging(config.context, truncate, allow_tags) for name, (config, _) in described.items()}
