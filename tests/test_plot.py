@@ -279,6 +279,7 @@ def test_shares_of_safety_data(files: dict[str, list[Path]]) -> None:
     assert (helpful.title, safe.title) == ("Mean score for helpfulness", "Mean score for safety")
     (series,) = safe.series
     assert series.name == "adversarial"
+    assert safe.note.startswith("adversarial prompts; ")  # a line alone has no legend
     low, middle, high = series.points
     assert (low.x, middle.x, high.x) == (0, 10, 100)
     assert (middle.y - low.y, high.y - low.y) == (pytest.approx(2), pytest.approx(20))
