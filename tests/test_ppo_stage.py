@@ -1058,7 +1058,7 @@ def test_a_score_that_is_not_finite_names_the_model_and_the_prompt(
     bad = models.reward("bad", head=math.nan)
     line = refused("--helpfulness", bad, "--critic", models.helpful)
     assert line.startswith(f"{prompts}:")
-    assert f": {bad} gives the answer to it a score that is not finite; try --precision fp32" in line
+    assert f": {bad} gives it a score that is not finite; try --precision fp32" in line
 
 
 def test_a_critic_that_says_nothing_finite_ends_the_run(refused: Callable[..., str], models: Models) -> None:

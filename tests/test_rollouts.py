@@ -561,7 +561,7 @@ def test_a_score_that_is_not_finite_names_the_model_and_the_prompt(
     some = questions(records("a", "b"), tokenizer, judges)
     says(monkeypatch, tokenizer, ["fine", "bad"])
     monkeypatch.setattr(RewardModel, "judge", lambda _, groups: [[1.0]] * (len(groups) - 1) + [[math.inf]])
-    with pytest.raises(Fault, match=r"^p:2: .*/h gives the answer to it a score that is not finite; try "):
+    with pytest.raises(Fault, match=r"^p:2: .*/h gives it a score that is not finite; try "):
         answered(judges, tokenizer, some)
 
 

@@ -2,7 +2,6 @@
 
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from math import isfinite
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -118,7 +117,7 @@ class Answering:
         self.seconds = (middle - clock, time.perf_counter() - middle)
 
     def _judged(self, questions: Sequence[Question], drawn: Sequence[generate.Answer]) -> list[Answer]:
-        """Answers with their scores; raises Fault, naming the model and the prompt, for one that is not finite."""
+        """Answers with their scores."""
         texts = [q.asked.response(answer.ids, self.tokenizer) for q, answer in zip(questions, drawn, strict=True)]
         cases, reasons = {}, {}
         for place, (question, text) in enumerate(zip(questions, texts, strict=True)):
@@ -128,11 +127,6 @@ class Answering:
             except Fault as fault:
                 reasons[place] = fault.problem
         scores = dict(zip(cases, self.judges.scores(list(cases.values())), strict=True))
-        for place, found in scores.items():
-            for name, value in found["response"].items():
-                if not isfinite(value):
-                    problem = f"{self.judges.places[name]} gives the answer to it a score that is not finite"
-                    raise Fault(questions[place].found.where, problem, "try --precision fp32, or another reward model")
         return [
             Answer(
                 [*answer.ids, EOS] if answer.stopped else answer.ids,

@@ -7,7 +7,6 @@ model will be tuned on and asked, and a score must not rise by what the reward m
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from itertools import pairwise
-from math import isfinite
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -100,10 +99,7 @@ def decided(judges: Judges, prompt: Found[Any], answers: Mapping[str, Answer]) -
             refused.append((fault.subject, fault.problem))
     scores: dict[str, float | None] = dict.fromkeys(answers)
     for way, by in zip(cases, judges.scores(list(cases.values())), strict=True):
-        scores[way] = score = by["response"][SAFETY]
-        if not isfinite(score):
-            problem = f"{judges.places[SAFETY]} gives it a score that is not finite"
-            raise Fault(f"{prompt.where}, {way} answer", problem, "try --precision fp32")
+        scores[way] = by["response"][SAFETY]
     texts = {way: answer.raw["response"].strip() for way, answer in answers.items()}
     trial = Trial(
         prompt=prompt_key(prompt.record.messages).hex(),
