@@ -224,6 +224,7 @@ def ppo(
     from llamactl.align.answering import Answer, Answering, Judgement, Question
     from llamactl.artifacts import checkpoint
     from llamactl.artifacts.metrics import Metrics
+    from llamactl.model import decoding
     from llamactl.model import device as machine
     from llamactl.model.drawing import Sampling
     from llamactl.model.functions import weight_dtype
@@ -271,6 +272,8 @@ def ppo(
         how = {"temperature": temperature, "top_p": 1.0, "top_k": 0, "seed": seed}
         asking = Answering(judges, tokenizer, temperature, sampling, training.facts["cache"])
         gathered = partial(policy.gathered, weight_dtype(dtype, target))
+        if target.type == "cpu":  # or a run would begin without what one that goes on from its state has from the start
+            decoding.kernels(decoding.ENOUGH)
 
         def answered(some: Sequence[Question], stopping: Callable[[], object]) -> list[Answer]:
             """Sampled and judged, on all processes alike."""
@@ -355,7 +358,7 @@ def ppo(
                 metrics.log({**line, "alarms": sorted(given), **held})
                 for question, answer, got in zip(some[:SHOWN], answers, judgement.reward.tolist(), strict=False):
                     own = {"step": iteration, "reward": got}
-                    shown.log({**own, **answer.sample(question, directory, how), **own}, due=iteration == 1)
+                    shown.log({**own, **answer.sample(question, out, how), **own}, due=iteration == 1)
                 if model_every and iteration % model_every == 0:
                     versions.keep(iteration)
                 if held:

@@ -447,15 +447,18 @@ def test_rounding_changes_no_tokens(monkeypatch: pytest.MonkeyPatch) -> None:
     asked = requests(model)
     wanted, noise = sampled(model, asked), 1e-2
     monkeypatch.setattr(drawing, "NOISE", noise)
-    generator, real = torch.Generator().manual_seed(0), drawing.draw
+    generator, real, real_compiled = torch.Generator().manual_seed(0), drawing.draw, decoding.Decoder.draw
+
+    def off(logits: torch.Tensor) -> torch.Tensor:
+        return logits + noise * (torch.rand(logits.shape, generator=generator) - 0.5)
 
     def rounded(logits: torch.Tensor, rows: Drawing, sampling: Sampling) -> drawing.Drawn:
         again = len(given.doubted) > before[0]  # the full forward is not rounded otherwise
         before[0] = len(given.doubted)
-        error = torch.rand(logits.shape, generator=generator) - 0.5
-        return real(logits if again else logits + noise * error, rows, sampling)
+        return real(logits if again else off(logits), rows, sampling)
 
     monkeypatch.setattr(drawing, "draw", rounded)
+    monkeypatch.setattr(decoding.Decoder, "draw", lambda one, logits, *rest: real_compiled(one, off(logits), *rest))
     for _ in range(3):
         before = [0]
         with Given(model) as given:

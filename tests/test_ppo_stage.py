@@ -166,7 +166,7 @@ def outcome(out: Path) -> dict[str, Any]:
     return {
         "weights": (out / "model.safetensors").read_bytes(),
         "metrics": [told(line) for line in lines(out / "metrics.jsonl")],
-        "samples": lines(out / "samples.jsonl"),
+        "samples": [one | {"model": ""} for one in lines(out / "samples.jsonl")],  # which is where it is
         **{name: made[name] for name in ("done", "skipped", "noted", "kept", "settings", "inputs")},
         "files": sorted(path.name for path in out.iterdir()),
     }
@@ -252,6 +252,7 @@ def test_its_lines_hold_what_alarms_and_plots_need(whole: Command) -> None:
 def test_samples_are_samples_and_their_rewards_those_of_the_paper(whole: Command, tmp_path: Path, command: Run) -> None:
     samples = lines(whole.out / "samples.jsonl")
     assert Counter(one["step"] for one in samples) == {1: 4, 2: 4, 3: 4, 4: 4}
+    assert {one["model"] for one in samples} == {str(whole.out)}
     for one in samples:
         assert checked(one, (Sample,), "x").response == one["response"]
         asked = ASKED[one["id"]]
@@ -639,7 +640,7 @@ def compared(out: Path, other: Path) -> None:
             assert mine[name] == pytest.approx(its[name], rel=2e-3, abs=2e-5), (mine["step"], name)
         assert mine.get("alarms") == its.get("alarms")
     for mine, its in zip(*(lines(place / "samples.jsonl") for place in (out, other)), strict=True):
-        assert mine | {"scores": 0, "reward": 0} == its | {"scores": 0, "reward": 0}
+        assert {**mine, "scores": 0, "reward": 0, "model": ""} == {**its, "scores": 0, "reward": 0, "model": ""}
         assert mine["scores"] == pytest.approx(its["scores"], abs=1e-3)
     weights = [load_file(place / "model.safetensors") for place in (out, other)]
     for name, tensor in weights[0].items():

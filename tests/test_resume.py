@@ -33,7 +33,7 @@ EVENTS = {
     "line": ["llamactl.artifacts.metrics:Metrics.log"],
     "step": ["llamactl.train.loop:take"],
     "disk": ["os:fsync", "os:replace", "os:rename", "os:unlink"],
-    "token": ["llamactl.model.drawing:draw"],
+    "token": ["llamactl.model.generate:Batch._drawn"],
     "score": ["llamactl.model.heads:RewardModel.judge"],
     "update": ["llamactl.train.actor_critic:take"],
     "measure": ["llamactl.train.versions:Versions.measured"],

@@ -26,6 +26,7 @@ from llamactl.model.llama import Llama, rotary
 
 MOST = 256  # threads
 LONG = 5.0  # seconds: those who wait so long have no kernels yet
+ENOUGH = 600.0  # seconds, to make them
 FACTS = (np.float32, np.int64, np.int64)  # temperature, key and tokens said of a sample
 STORED = (torch.float32, torch.bfloat16)  # what weights may be
 
