@@ -20,6 +20,7 @@ from stages.eval_perplexity import perplexity
 from stages.eval_reward import reward
 from stages.generate import generate
 from stages.lineage import lineage
+from stages.plot import plot
 from stages.ppo import ppo
 from stages.pretrain import pretrain
 from stages.reject_sample import reject_sample
@@ -110,6 +111,7 @@ _stage("perplexity", perplexity, measures)
 _stage("reward", reward, measures)
 _stage("carbon", carbon)
 _stage("lineage", lineage)
+_stage("plot", plot)
 
 
 def others_run(statistics: Path = Path("/proc/stat")) -> bool:

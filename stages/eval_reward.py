@@ -49,6 +49,7 @@ def reward(
     from llamactl.evals import reward as measuring
     from llamactl.evals.reward_tables import tables
     from llamactl.model import device as devices
+    from llamactl.model.heads import RewardModel
 
     files = data or [jsonl.STDIN]
     panel: dict[Path, Judges] = {}  # each a panel of one: their tokenizers may differ
@@ -61,8 +62,13 @@ def reward(
     if run.already_made(announce=False):
         return
     digests = {one["sha256"]: one["path"] for one in run.inputs if one["sha256"]}  # of stdin there is none
+    about: dict[Path, dict[str, float | str] | None] = {}  # that by which reward models are compared (Figure 6)
     for model in models:
         made = manifest.load(own) if (own := manifest.beside(model)).exists() else {"inputs": []}
+        if made.get("stage") == "rm-train":
+            begun = next(one["path"] for one in made["inputs"] if one["as"] == "model")
+            size = RewardModel.described(model)[0].parameters
+            about[model] = {"model": begun, "parameters": size, "comparisons": made["comparisons"]}
         learned = {one["sha256"] for one in made["inputs"] if one["as"] in ("comparisons", "mix")}
         for digest in digests.keys() & learned:
             ui.warn(f"{model} was trained on {digests[digest]}: its accuracy there tells nothing of other data")
@@ -109,6 +115,7 @@ def reward(
                     shots=0,
                     prompt_sha256=judged.prompts.hexdigest(),
                     scoring=how,
+                    about=about.get(model),
                     **one._asdict(),
                 )
                 for one in found[str(model)]

@@ -74,6 +74,14 @@ MAY_IMPORT = {
         "llamactl.artifacts.records",
         "llamactl.evals",
     },
+    "llamactl.pictures": {
+        "llamactl.errors",
+        "llamactl.bootstrap",
+        "llamactl.artifacts",
+        "llamactl.text.judging",  # what tells one prompt from another
+        "llamactl.evals.self_bleu",
+        "llamactl.pictures",
+    },
     "llamactl.formats": {"llamactl.errors", "llamactl.artifacts", "llamactl.formats"},
     "llamactl.cli": {"llamactl", "llamactl.ui", "llamactl.errors", "stages"},
     "stages": {"llamactl"},

@@ -112,7 +112,8 @@ class Score(msgspec.Struct, kw_only=True, omit_defaults=True):
     """One measurement of a model, with what it takes to repeat it.
 
     Of a part of the records: ``group``, for example ``{"source": "webgpt"}``. ``interval`` holds the value with 95 %.
-    ``bins`` are those of a histogram or a curve, ``threshold`` is where a classifier decides.
+    ``bins`` are those of a histogram or a curve, ``threshold`` is where a classifier decides. ``about`` is what of the
+    model it is to be compared by: its ``parameters``, the ``comparisons`` it was trained on.
     """
 
     task: str
@@ -128,6 +129,7 @@ class Score(msgspec.Struct, kw_only=True, omit_defaults=True):
     interval: tuple[float, float] | None = None
     threshold: float | None = None
     bins: list[dict[str, float]] | None = None
+    about: dict[str, float | str] | None = None
 
 
 @dataclass(frozen=True)
