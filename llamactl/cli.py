@@ -18,6 +18,7 @@ from stages.chat import chat
 from stages.convert import convert
 from stages.eval_perplexity import perplexity
 from stages.eval_reward import reward
+from stages.gatt_synth import gatt_synth
 from stages.generate import generate
 from stages.lineage import lineage
 from stages.plot import plot
@@ -105,6 +106,7 @@ _stage("generate", generate)
 _stage("score", score)
 _stage("reject-sample", reject_sample)
 _stage("ppo", ppo)
+_stage("gatt-synth", gatt_synth)
 _stage("chat", chat)
 app.add_typer(measures, name="eval", short_help="Measure a model: perplexity, reward.")
 _stage("perplexity", perplexity, measures)

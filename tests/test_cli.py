@@ -106,6 +106,7 @@ def test_help_lists_the_stages_in_the_recipes_order(llamactl: Command) -> None:
         "score",
         "reject-sample",
         "ppo",
+        "gatt-synth",
         "chat",
         "carbon",
         "lineage",
@@ -202,6 +203,11 @@ FLAGS = {
         "--offload --out/-o --overwrite --patience --precision --quiet/-q --reference --replicas --resume/--no-resume "
         "--safety --samples-every --save-every --seed --skip-bad --temperature --tensor-parallel --truncate "
         "--truncated --value-clip --verify/--no-verify --weight-decay",
+    ),
+    "gatt-synth": (
+        "model dialogues",
+        "--allow-tags --cache-memory --constraints --device --earlier --make-constraints --max-new-tokens --out/-o "
+        "--overwrite --place --precision --quiet/-q --seed --shard --skip-bad --temperature --top-k --top-p --turns",
     ),
     "chat": (
         "model",

@@ -1,12 +1,14 @@
 """Instructions that a dialogue is to keep to its end, and the constraints they are made of (paper, section 3.3).
 
-In: a file of constraints, JSON lines for a person to edit, ``{"kind": "figure", "name": "Napoleon"}``. Out: instructions
-that combine some of them at random, each in its long wording ("Always act as Napoleon from now.") or, half of the time,
-in its terse one ("Figure: Napoleon."). Hobbies, languages and public figures are the paper's; ours are formats, of which
-a program can tell whether an answer keeps them, and the choice among combinations: each is as likely as the others.
+In: a file of constraints, JSON lines for a person to edit, ``{"kind": "figure", "name": "Napoleon"}``, or what a model
+says that is asked for them. Out: instructions that combine some of them at random, each in its long wording ("Always
+act as Napoleon from now.") or, half of the time, in its terse one ("Figure: Napoleon."). Hobbies, languages and public
+figures are the paper's; ours are formats, of which a program can tell whether an answer keeps them, and the choice
+among combinations: each set of kinds is as likely as the others.
 """
 
 import hashlib
+import re
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -30,6 +32,24 @@ FORMATS = {
 }
 LAST_WORD = "last word: "  # a format, and the word
 ENDING = ("End every answer with the word {}.", "Last word: {}.")
+# How a model is asked for them: questions of ours, for the paper does not say its own.
+QUESTIONS = {
+    "hobby": "List {} hobbies. Write the name of one on each line, and nothing else.",
+    "language": "List {} languages that people speak. Write the name of one on each line, and nothing else.",
+    "figure": "List {} famous people of all times. Write the name of one on each line, and nothing else.",
+}
+# Where neither a file nor a model says any.
+OURS = {
+    "hobby": ("tennis", "chess", "gardening", "cooking", "photography", "hiking", "painting", "astronomy"),
+    "language": ("French", "Spanish", "German", "Italian", "Portuguese", "Dutch", "Japanese", "Russian"),
+    "figure": (
+        "Napoleon", "Cleopatra", "Albert Einstein", "William Shakespeare", "Marie Curie", "Leonardo da Vinci",
+        "Julius Caesar", "Isaac Newton",
+    ),
+}  # fmt: skip
+LONGEST = 40  # characters of a name in a model's list
+_ITEM = re.compile(r"^\s*(?:\d+\s*[.):]|[-*\N{BULLET}])\s+")  # the number or the sign before one
+_BESIDE = re.compile(r"\s+[-\N{EN DASH}\N{EM DASH}]\s+|\s*[:(]")  # after the name: what the model says of it
 KINDS = (*WORDINGS, "format")  # in the order in which an instruction names them
 FIELDS = ("kind", "name", "long", "terse")
 
@@ -113,6 +133,29 @@ def _lines(path: str | Path) -> Iterator[tuple[str, Any]]:
             if isinstance(line, Fault):
                 raise line
             yield line.where, jsonl.parsed(line)
+
+
+def ours() -> list[Constraint]:
+    """The program's own."""
+    return [Constraint.of({"kind": kind, "name": name}, "ours") for kind, names in OURS.items() for name in names]
+
+
+def names(answer: str, whole: bool = True) -> tuple[list[str], int]:
+    """The names in a model's list, and how many of its lines are none; of one cut off, not ``whole``, the last is.
+
+    Where lines are numbered or have a sign before them the others are left out: they introduce the list, or end it. So
+    are lines that are long, have no letter, or hold the chat format's tags.
+    """
+    lines = [line for line in answer.splitlines() if line.strip()]
+    listed = [line for line in (lines if whole else lines[:-1]) if _ITEM.match(line)] or (
+        lines if whole else lines[:-1]
+    )
+    found = []
+    for line in listed:
+        name = " ".join(_BESIDE.split(_ITEM.sub("", line).strip(" *_\"'"), maxsplit=1)[0].split()).strip(" *_\"'.,;")
+        if len(name) <= LONGEST and any(map(str.isalpha, name)) and not any(tag in name for tag in dialogue.TAGS):
+            found.append(name)
+    return found, len(lines) - len(found)
 
 
 class Instruction(NamedTuple):
