@@ -6,7 +6,7 @@
 # Trains a reward model of each chat model on an eighth, a quarter, half and all of COMPARISONS, measures all of them on
 # the same HELD_OUT comparisons (a tenth if not given), no prompt of which any has seen, and prints a table with 95 %
 # intervals. MIX is mixed in as rm-train --mix does; FLAGS go to rm-train. Stopped half-way, the same command goes on; run
-# again, it makes nothing twice.
+# again, it makes nothing twice. To draw it: llamactl plot scaling DIR/*.scores.jsonl -o scaling.png
 #
 #   examples/reward_scaling.sh -d demo/corpus/comparisons-helpfulness.jsonl -o demo/scaling demo/base demo/chat \
 #       -- --batch-size 16 --lr 1e-3

@@ -8,7 +8,8 @@
 # answers of every version to the HELD_OUT prompts are judged by the same reward models: mean scores with 95 % intervals,
 # by bootstrap over prompts. Each artifact's run.json names what it was made from, by digest. More flags for the stages
 # are taken from SAMPLING (reject-sample, ppo, generate), CHOOSING (reject-sample), TUNING (sft) and LEARNING (ppo). Stopped
-# half-way, the same command goes on; run again, it makes nothing twice.
+# half-way, the same command goes on; run again, it makes nothing twice. To draw it, and Figure 20:
+# llamactl plot progress DIR/held-out-*.jsonl -o progress.png; llamactl plot distribution DIR/held-out-*.jsonl -o shift.png
 #
 #   TUNING="--batch-size 16 --lr 3e-4" LEARNING="--iterations 10 --batch-size 64 --mini-batch-size 16 --lr 3e-5" \
 #       SAMPLING="--max-new-tokens 40" examples/rlhf-rounds.sh -m demo/chat -p demo/questions-asked.jsonl \

@@ -7,7 +7,7 @@ from typing import Any, NamedTuple
 import orjson
 
 from llamactl import carbon, ui
-from llamactl.artifacts import files
+from llamactl.artifacts import files, manifest
 from llamactl.artifacts.ancestry import Lineage, Made
 
 # What of a run's settings a person wants to see of it, in this order, as far as it has them.
@@ -119,6 +119,8 @@ def changed(tree: Lineage) -> Iterator[tuple[Path, str]]:
     for path, facts in tree.found:
         for output in facts["outputs"]:
             file = path.parent / output["path"]
+            if output["path"] == manifest.CARD:
+                continue  # which is for people, and may be written anew
             if not file.is_file():
                 yield file, "is missing"
             elif files.stamp(file) != (output["size"], output["sha256"]):

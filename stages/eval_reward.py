@@ -65,8 +65,8 @@ def reward(
     about: dict[Path, dict[str, float | str] | None] = {}  # that by which reward models are compared (Figure 6)
     for model in models:
         made = manifest.load(own) if (own := manifest.beside(model)).exists() else {"inputs": []}
-        if made.get("stage") == "rm-train":
-            begun = next(one["path"] for one in made["inputs"] if one["as"] == "model")
+        if made.get("stage") == "rm-train" and "comparisons" in made:
+            begun = next((one["path"] for one in made["inputs"] if one["as"] == "model"), "")
             size = RewardModel.described(model)[0].parameters
             about[model] = {"model": begun, "parameters": size, "comparisons": made["comparisons"]}
         learned = {one["sha256"] for one in made["inputs"] if one["as"] in ("comparisons", "mix")}

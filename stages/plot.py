@@ -40,8 +40,9 @@ def plot(
     loss (Figure 5): model directories or their metrics.jsonl. reward, temperature (7, 8): reports of reject-sample.
     distribution, progress (20, 11): a file of scored Samples for each version; progress takes runs of ppo as well.
     self-bleu (21): Samples of several answers to a prompt, at several temperatures, by kind or source of the prompts.
-    margins, calibration, scaling (27, 29, 6): Scores of eval reward. safety-scaling (15): Scores whose about has a
-    share. Intervals are of 95 %. The same files give the same bytes, and colours can be told apart in grey.
+    margins, calibration, scaling (27, 29, 6): Scores of eval reward. safety-scaling (15): what
+    examples/safety-scaling.sh leaves. Intervals are of 95 %. The same files give the same bytes, and lines can be told
+    apart in grey.
 
     Example: llamactl plot loss base chat -o loss.png
     """

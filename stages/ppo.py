@@ -215,11 +215,11 @@ def ppo(
 
     from torch import Tensor
 
+    from llamactl import cards
     from llamactl.align import alarms
     from llamactl.align import ppo as algorithm
     from llamactl.align.answering import Answer, Answering, Judgement, Question
     from llamactl.artifacts import checkpoint
-    from llamactl.artifacts.card import card
     from llamactl.artifacts.metrics import Metrics
     from llamactl.model import device as machine
     from llamactl.model import generate as sampler
@@ -275,11 +275,9 @@ def ppo(
 
         def saved(where: Path) -> list[dict[str, Any]]:
             """The policy as a model directory."""
-            what, seen = f"a chat model, trained by llamactl ppo from {model.name}", training.step * batch_size
-            source = {"path": ", ".join(names), "share": 1.0, "epochs": seen / len(questions)}
             return checkpoint.save(
                 where, config.to_hf(machine.STORED[precision]), policy.hf_state(dtype), tokenizer.proto,
-                dialogue.tokenizer_config(config.context), card(out.name, what, run.settings, [source]),
+                dialogue.tokenizer_config(config.context), cards.of_run(run),
             )  # fmt: skip
 
         def measured(iteration: int) -> dict[str, float]:
@@ -381,7 +379,11 @@ def ppo(
             )
             versions.take_back(policy, kept)
         run.done.update(iterations=done, samples=done * batch_size, tokens=training.facts["tokens"])
-        run.facts |= {"job": job.facts(), "save_seconds": round(training.stalled, 3), "kept": kept}
+        run.facts |= {
+            "job": job.facts(), "save_seconds": round(training.stalled, 3), "kept": kept,
+            "epochs": round(done * batch_size / len(questions), 4),
+            "held_out_reward": best if math.isfinite(best) else None,
+        }  # fmt: skip
         outputs += saved(directory)
         outputs += [metrics.close(), shown.close()]
     versions.clear(model_every)  # now that a run which is killed need not take one back

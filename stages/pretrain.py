@@ -114,8 +114,8 @@ def pretrain(
 
     from functools import partial
 
+    from llamactl import cards
     from llamactl.artifacts import checkpoint, files, manifest
-    from llamactl.artifacts.card import card
     from llamactl.artifacts.metrics import Metrics
     from llamactl.model import device as machine
     from llamactl.model.llama import Llama
@@ -165,6 +165,6 @@ def pretrain(
                 training.model.hf_state(machine.PRECISIONS[precision]),
                 tokenizer.proto,
                 dialogue.tokenizer_config(config.context),
-                card(out.name, "a base model, pretrained by llamactl pretrain", run.settings, run.facts["sources"]),
+                cards.of_run(run),
             )
             outputs.append(metrics.close())

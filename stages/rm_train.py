@@ -155,8 +155,8 @@ def rm_train(
 
     from functools import partial
 
+    from llamactl import cards
     from llamactl.artifacts import checkpoint
-    from llamactl.artifacts.card import card
     from llamactl.artifacts.metrics import Metrics
     from llamactl.model import device as machine
     from llamactl.model.heads import RewardModel
@@ -199,19 +199,13 @@ def rm_train(
             **mixture.facts(),
             "held_out_loss": held_out.measured,
         }  # fmt: skip
-        rows = [
-            {"path": ", ".join(paths), "share": count / len(pairs), "epochs": samples / len(pairs)}
-            for paths, count in ((names, mixture.first), (others, mixture.drawn))
-            if count
-        ]
-        what = f"a reward model for {kind}, trained by llamactl rm-train from {model.name}"
         outputs += checkpoint.save(
             directory,
             shape.to_hf(machine.STORED[precision]),
             network.hf_state(machine.PRECISIONS[precision]),
             tokenizer.proto,
             dialogue.tokenizer_config(shape.context, pad="<unk>"),
-            card(out.name, what, run.settings, rows, task="text-classification"),
+            cards.of_run(run),
         )
         outputs += mixture.save_held_out(directory)
         outputs.append(metrics.close())

@@ -128,8 +128,8 @@ def sft(
 
     from functools import partial
 
+    from llamactl import cards
     from llamactl.artifacts import checkpoint
-    from llamactl.artifacts.card import card
     from llamactl.artifacts.metrics import Metrics
     from llamactl.model import device as machine
     from llamactl.text import dialogue
@@ -162,21 +162,18 @@ def sft(
                     bar.advance(0, eval=f"{measured['eval_loss']:.3f}")
                 bar.advance(1, loss=f"{step.loss:.3f}", **{"tok/s": ui.count(step.tokens_per_second)})
         samples = (training.step + training.refused) * plan.batch_size
-        epochs_seen = samples / len(packs.packs)
         run.done.update(tokens=training.step * plan.targets, samples=samples, learned=packs.targets(0, samples))
         run.facts |= {
-            "job": job.facts(), "save_seconds": round(training.stalled, 3), "epochs": round(epochs_seen, 4),
-            "examples": len(packs.examples), "sequences": len(packs.packs), "fill": round(packs.fill, 4),
-            "held_out": held_out.measured,
+            "job": job.facts(), "save_seconds": round(training.stalled, 3),
+            "epochs": round(samples / len(packs.packs), 4), "examples": len(packs.examples),
+            "sequences": len(packs.packs), "fill": round(packs.fill, 4), "held_out": held_out.measured,
         }  # fmt: skip
-        what = f"a chat model, fine-tuned by llamactl sft from {model.name}"
-        source = {"path": ", ".join(names), "share": 1.0, "epochs": epochs_seen}
         outputs += checkpoint.save(
             directory,
             config.to_hf(machine.STORED[precision]),
             network.hf_state(machine.PRECISIONS[precision]),
             tokenizer.proto,
             dialogue.tokenizer_config(config.context),
-            card(out.name, what, run.settings, [source]),
+            cards.of_run(run),
         )
         outputs.append(metrics.close())

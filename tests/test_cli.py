@@ -110,6 +110,7 @@ def test_help_lists_the_stages_in_the_recipes_order(llamactl: Command) -> None:
         "chat",
         "carbon",
         "lineage",
+        "plot",
         "eval",
     ]
 
@@ -213,7 +214,11 @@ FLAGS = {
         "model",
         "--allow-tags --device --max-new-tokens --precision --quiet/-q --seed --system --temperature --top-k --top-p",
     ),
-    "lineage": ("artifact folders", "--dot --json --quiet/-q --verify"),
+    "lineage": (
+        "artifact folders",
+        "--card --dot --json --license --overwrite --quiet/-q --scores --verify",
+    ),
+    "plot": ("kind files", "--label --out/-o --overwrite --quiet/-q --seed --skip-bad --text --title"),
     "carbon": (
         "paths",
         "--compare --country --format --intensity --lineage --offset --paper --pue --quiet/-q --skip-bad --tables "
@@ -243,9 +248,10 @@ def test_the_flags_of_all_commands() -> None:
 def test_a_flag_means_the_same_everywhere() -> None:
     """The same words of help, wherever it is not a stage's own."""
     # of a tokenizer or a model; a file or a directory; stored or not; to plan for or not; of a batch or a record;
-    # shards or comparisons; states or answers; a tag or a model; one or several; of a step or an iteration
+    # shards or comparisons; states or answers; a tag or a model; one or several; of a step or an iteration; a
+    # Document or a drawing
     own = {"--vocab-size", "--out/-o", "--precision", "--device", "--context", "--data"}
-    own |= {"--keep", "--safety", "--temperature", "--batch-size", "--json"}
+    own |= {"--keep", "--safety", "--temperature", "--batch-size", "--json", "--text"}
     meanings: dict[str, set[str]] = {}
     for _, sub in commands():
         for parameter in sub.params:

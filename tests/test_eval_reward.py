@@ -237,7 +237,7 @@ def test_mean_scores_by_rating() -> None:
     mean, correlation = likert([Rated(b"%d" % n, *one) for n, one in enumerate(scores)], 0)
     assert (mean.metric, mean.value, mean.n) == ("likert_score", 1.5, 4)
     assert mean.bins == [
-        {"low": 1.0, "high": 1.0, "n": 2, "score": 0.5},
+        {"low": 1.0, "high": 1.0, "n": 2, "score": 0.5, "stderr": 0.5},  # deviation sqrt(0.5) of n - 1, over sqrt(2)
         {"low": 4.0, "high": 4.0, "n": 1, "score": 3.0},
         {"low": 7.0, "high": 7.0, "n": 1, "score": 2.0},
     ]

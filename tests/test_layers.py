@@ -29,6 +29,15 @@ MAY_IMPORT = {
         "llamactl.artifacts.ancestry",
     },
     "llamactl.lineage": {"llamactl", "llamactl.ui", "llamactl.carbon", "llamactl.artifacts"},
+    "llamactl.cards": {  # what a lineage says, and what it took
+        "llamactl.errors",
+        "llamactl.ui",
+        "llamactl.carbon",
+        "llamactl.accounts",
+        "llamactl.footprints",
+        "llamactl.lineage",
+        "llamactl.artifacts",
+    },
     "llamactl.options": {"llamactl.ui", "llamactl.artifacts.records"},
     "llamactl.artifacts": {
         "llamactl",
@@ -76,6 +85,7 @@ MAY_IMPORT = {
     },
     "llamactl.pictures": {
         "llamactl.errors",
+        "llamactl.ui",
         "llamactl.bootstrap",
         "llamactl.artifacts",
         "llamactl.text.judging",  # what tells one prompt from another

@@ -54,6 +54,15 @@ def lineage(artifact: Path, folders: Sequence[Path] = ()) -> Lineage:
     own = manifest.beside(artifact)
     if not own.exists():
         raise Fault(artifact, f"has no {own.name}: what it was made from is not known", "name another artifact")
+    return _of(Made(own, manifest.load(own)), folders)
+
+
+def of_run(own: Path, facts: dict[str, Any]) -> Lineage:
+    """The same of a run that has not ended, by what its manifest is going to say, and where."""
+    return _of(Made(own, facts | {"sha256": ""}), ())
+
+
+def _of(root: Made, folders: Sequence[Path]) -> Lineage:
     index: dict[str, Path] | None = None  # of manifests in the folders, by digest, once one is needed
     line, tree = [], Lineage([], [], [])
     seen: set[str] = set()
@@ -80,7 +89,7 @@ def lineage(artifact: Path, folders: Sequence[Path] = ()) -> Lineage:
         line.pop()
         tree.found.append(Made(path, facts))
 
-    visit(own, manifest.load(own))
+    visit(*root)
     return tree
 
 

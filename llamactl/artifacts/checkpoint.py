@@ -15,6 +15,7 @@ import orjson
 from llamactl import ui
 from llamactl.artifacts import files
 from llamactl.artifacts import tensors as safetensors
+from llamactl.artifacts.manifest import CARD
 from llamactl.errors import Fault
 
 if TYPE_CHECKING:
@@ -170,7 +171,7 @@ def save(
         _write(directory, "tokenizer.model", tokenizer),
         _write(directory, "tokenizer_config.json", _json(tokenizer_config)),
         _write(directory, "generation_config.json", _json({"_from_model_config": True, **generation})),
-        _write(directory, "README.md", card.encode()),
+        _write(directory, CARD, card.encode()),
         _write(directory, CONFIG, _json(config)),
     ]
     return outputs

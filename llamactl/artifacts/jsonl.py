@@ -19,7 +19,7 @@ from typing import Any, BinaryIO, Generic, NamedTuple, NoReturn, cast
 import orjson
 import zstandard
 
-from llamactl.artifacts.records import R, Shard, checked, converting
+from llamactl.artifacts.records import R, Score, Shard, checked, converting, measured
 from llamactl.errors import Fault, ReaderGone
 
 BLOCK = 1 << 20  # bytes of whole lines handed on at once
@@ -254,6 +254,18 @@ def read(
                 yield Found(checked(raw, kinds, line.where), raw, line.where)
             except Fault as fault:
                 refuse(_foreign(fault, line, kinds))
+
+
+def scores(paths: Iterable[str], refuse: Refuse = refuse) -> Iterator[tuple[str, Score]]:
+    """Scores from files or stdin, in order, and where each stands; other fields than theirs are passed over."""
+    for block in blocks(paths):
+        for line in lines(block, Shard()):
+            try:
+                if isinstance(line, Fault):
+                    raise line
+                yield line.where, measured(parsed(line), line.where)
+            except Fault as fault:
+                refuse(fault)
 
 
 def _foreign(fault: Fault, line: Line | Fault, kinds: Iterable[type[R]]) -> Fault:

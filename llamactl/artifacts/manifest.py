@@ -24,6 +24,9 @@ from llamactl.artifacts.jsonl import STDIN, Writer, compressed, reader_may_leave
 from llamactl.errors import Fault
 
 FILE = "run.json"
+CARD = (
+    "README.md"  # of a model: for people, who may edit it or have it written anew; its bytes are held against nothing
+)
 FORMAT = 1
 
 # Flags that do not change what is made: another value of one of these asks for the same artifact.
@@ -118,16 +121,18 @@ def _directory_files(path: Path, made_by: dict[str, Any] | None, verify: bool) -
         inside = [p for p in sorted(path.iterdir()) if p.suffix in (".safetensors", ".json", ".model")]
         return dict(zip((p.name for p in inside), files.stamps(inside), strict=True))
     listed = {out["path"]: files.Stamp(out["size"], out["sha256"]) for out in made_by["outputs"]}
-    for name, stamp in listed.items():
+    held = [name for name in listed if name != CARD]
+    for name in held:
         if not (path / name).is_file():
             raise Fault(path / name, "is missing", "restore it, or make the directory again with --overwrite")
-        if (size := (path / name).stat().st_size) != stamp.size:
-            raise Fault(path / name, f"has {size:,} bytes, {FILE} says {stamp.size:,}", "copy or make it again")
+        if (size := (path / name).stat().st_size) != listed[name].size:
+            raise Fault(path / name, f"has {size:,} bytes, {FILE} says {listed[name].size:,}", "copy or make it again")
     if verify:
-        found = files.stamps(path / name for name in listed)
-        for (name, stamp), real in zip(listed.items(), found, strict=True):
-            if real != stamp:
-                problem = f"its bytes differ from what {FILE} says (sha256 {real.sha256[:12]}, not {stamp.sha256[:12]})"
+        found = files.stamps(path / name for name in held)
+        for name, real in zip(held, found, strict=True):
+            if real != listed[name]:
+                said = listed[name].sha256[:12]
+                problem = f"its bytes differ from what {FILE} says (sha256 {real.sha256[:12]}, not {said})"
                 raise Fault(path / name, problem, "copy or make it again")
     return listed
 

@@ -165,6 +165,16 @@ def checked(raw: Any, kinds: tuple[type[R], ...], where: str) -> R:
     raise Fault(where, f"{keys}: missing (the record has: {has})", converting(where, kinds))
 
 
+def measured(raw: Any, where: str) -> Score:
+    """``raw``, an object from JSON, as a Score; raises Fault, as ``checked`` does."""
+    if not isinstance(raw, dict):
+        raise Fault(where, f"is {_json_type(raw)}, not an object")
+    try:
+        return msgspec.convert(raw, Score)
+    except msgspec.ValidationError as error:
+        raise Fault(where, in_words(error), "llamactl eval writes Scores") from None
+
+
 def converting(where: str, kinds: Iterable[type[Record]]) -> str:
     """What to do with a ``FILE:LINE`` that may be in somebody else's format."""
     targets = "|".join(dict.fromkeys(kind.plural for kind in kinds))

@@ -4,6 +4,7 @@ Scores are raw, linear. Errors are by bootstrap over prompts: pairs of one promp
 difficulty, and often an answer.
 """
 
+import math
 from collections.abc import Iterator, Sequence
 from hashlib import sha256
 from typing import NamedTuple
@@ -230,7 +231,8 @@ def safety(pairs: Sequence[Pair], seed: int) -> Iterator[Measurement]:
 def likert(rated: Sequence[Rated], seed: int) -> Iterator[Measurement]:
     """Scores against people's ratings of single answers (Figure 29): mean score by rating, and Spearman's correlation.
 
-    A bin is a rating, or where there are more than ``BINS`` of them (means of several people's) a range of them.
+    A bin is a rating, or where there are more than ``BINS`` of them (means of several people's) a range of them. Its
+    standard error takes answers as independent.
     """
     scores = np.array([one.score for one in rated], np.float64)
     ratings = np.array([one.likert for one in rated], np.float64)
@@ -243,9 +245,11 @@ def likert(rated: Sequence[Rated], seed: int) -> Iterator[Measurement]:
     bins: list[dict[str, float]] = []
     for number, (least, most) in enumerate(zip(low.tolist(), high.tolist(), strict=True)):
         here = scores[place == number]
-        bins.append(
-            {"low": least, "high": most, "n": len(here), **({"score": float(here.mean())} if len(here) else {})}
-        )
+        bins.append({"low": least, "high": most, "n": len(here)})
+        if len(here):
+            bins[-1]["score"] = float(here.mean())
+        if len(here) > 1:
+            bins[-1]["stderr"] = float(here.std(ddof=1)) / math.sqrt(len(here))
     yield _mean("likert_score", [one.prompt for one in rated], scores, seed)._replace(bins=bins)
     correlation = spearman(scores, ratings)
     if correlation is not None:

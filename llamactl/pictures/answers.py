@@ -53,7 +53,8 @@ def _scored(path: str, asked: Asked) -> list[jsonl.Found[ScoredSample]]:
     return found
 
 
-def _mean(prompts: Sequence[bytes], values: Sequence[float], seed: int) -> Estimate:
+def mean(prompts: Sequence[bytes], values: Sequence[float], seed: int) -> Estimate:
+    """The mean over answers, with its interval by bootstrap over prompts."""
     (estimate,) = bootstrap.ratios(prompts, np.array(values)[:, None], np.ones((len(values), 1)), seed)
     assert estimate
     return estimate
@@ -103,7 +104,7 @@ def progress(asked: Asked) -> list[Chart]:
         if odd := next((one for one in found if not set(axes) <= one.record.scores.keys()), None):
             raise Fault(odd.where, f"scores: {' or '.join(axes)} is missing", SCORES)
         prompts = [prompt_key(one.record.messages) for one in found]
-        across, up = (_mean(prompts, [one.record.scores[name] for one in found], asked.seed) for name in axes)
+        across, up = (mean(prompts, [one.record.scores[name] for one in found], asked.seed) for name in axes)
         versions.append(Point(across.value, up.value, up.interval, across.interval, names[path]))
     series = [Series("versions", versions)] if versions else []
     note = "means with 95 %" + (f", bootstrap over prompts, seed {asked.seed}" if versions else "")
@@ -134,8 +135,8 @@ def likeness(asked: Asked) -> list[Chart]:
                 asked.run.skipped["prompts with one answer only"] += alone
             if several:
                 sizes |= {len(texts) for texts in several.values()}
-                mean = _mean(list(several), [self_bleu(texts) for texts in several.values()], asked.seed)
-                points.append(Point(temperature, mean.value, mean.interval))
+                alike = mean(list(several), [self_bleu(texts) for texts in several.values()], asked.seed)
+                points.append(Point(temperature, alike.value, alike.interval))
         if points:
             name = f"{names[model]}, {kind}" if kind and len(names) > 1 else kind or names[model]
             series.append(Series(name, points))

@@ -1,6 +1,6 @@
 """What a figure is asked to be made from; what all readers of files share."""
 
-from collections.abc import Iterable
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -34,7 +34,7 @@ def objects(path: str, remedy: str) -> list[tuple[str, dict[str, Any]]]:
     """
     found: list[tuple[str, dict[str, Any]]] = []
     broken: Fault | None = None
-    for line in lines([path]):
+    for line in _lines(path):
         if broken:
             raise broken
         try:
@@ -50,9 +50,8 @@ def objects(path: str, remedy: str) -> list[tuple[str, dict[str, Any]]]:
     return found
 
 
-def lines(paths: Iterable[str]) -> Iterable[jsonl.Line]:
-    """The lines of files that are not blank; raises Fault for one that is too long."""
-    for block in jsonl.blocks(paths):
+def _lines(path: str) -> Iterator[jsonl.Line]:
+    for block in jsonl.blocks([path]):
         for line in jsonl.lines(block, Shard()):
             if isinstance(line, Fault):
                 raise line

@@ -4,13 +4,13 @@ Above, of one conversation, what each part of it attends to, the instruction at 
 conversations of the maximum attention to the instruction, by distance from it.
 """
 
-import io
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from llamactl.errors import Fault
-from llamactl.pictures.ink import COLOURS, DASHES, DOTS, GREY, LOOK
+from llamactl.pictures import ink
+from llamactl.pictures.ink import COLOURS, DASHES, GREY
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -21,26 +21,15 @@ SCALE = "viridis"  # the lighter the more, in colour as in grey
 
 def form(path: Path) -> str:
     """The format that a file's name says; raises Fault where it is none, or matplotlib is not installed."""
-    try:
-        import matplotlib  # noqa: F401
-    except ImportError:
-        raise Fault("--plot", "needs matplotlib, which is not installed", "pip install 'llamactl[plot]'") from None
+    ink.needed("--plot", "")
     if (found := path.suffix[1:].lower()) not in FORMATS:
         raise Fault(path, "has a name that is of none of png, svg", f"name it {path.with_suffix('.png').name}")
     return found
 
 
 def drawn(data: Mapping[str, Any], form: str) -> bytes:
-    """The figure, the same bytes whenever it is drawn."""
-    import matplotlib
-
-    stream = io.BytesIO()
-    with matplotlib.rc_context():
-        matplotlib.rcdefaults()
-        matplotlib.rcParams.update(LOOK)
-        metadata = {"Software": None} if form == "png" else {"Date": None, "Creator": None}
-        figure(data).savefig(stream, format=form, dpi=DOTS, metadata=metadata)
-    return stream.getvalue()
+    """The figure in one of ``FORMATS``, the same bytes whenever it is drawn."""
+    return ink.printed(lambda: figure(data), form)
 
 
 def figure(data: Mapping[str, Any]) -> "Figure":

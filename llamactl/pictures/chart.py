@@ -4,15 +4,17 @@ A figure is some charts side by side. A chart's series are lines of points over 
 ``stacked``, each is a histogram above an axis of its own, one below the other, so that one sees how they shift.
 """
 
-import os
+import re
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from itertools import takewhile
 from pathlib import Path
 from typing import NamedTuple
 
 from llamactl.errors import Fault
 
 Interval = tuple[float, float]
+NORMAL = 1.96  # standard errors that hold 95 %
 FILES = "files"  # what the things are that are labelled
 
 
@@ -80,9 +82,10 @@ def _shortened(names: Sequence[str]) -> list[str]:
     """File names without their endings, and without the words that all of them begin with."""
     stems = [name.removesuffix(".gz").removesuffix(".zst") for name in names]
     stems = [stem.removesuffix(".jsonl").removesuffix(".json") for stem in stems]
-    common = os.path.commonprefix(stems) if len(stems) > 1 else ""
-    begin = max(common.rfind(mark) for mark in "-_./") + 1
-    short = [stem[begin:] for stem in stems]
+    words = [re.split(r"(?<=[-_./])", stem) for stem in stems]
+    common = takewhile(lambda column: len(set(column)) == 1, zip(*(each[:-1] for each in words), strict=False))
+    begin = len(list(common)) if len(stems) > 1 else 0
+    short = ["".join(each[begin:]) for each in words]
     return short if all(short) and len(set(short)) == len(short) else list(names)
 
 

@@ -6,11 +6,15 @@ their dashes, points in their shape.
 
 import html
 import io
+import logging
 import math
 import re
-from collections.abc import Sequence
+import warnings
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
+from llamactl import ui
 from llamactl.errors import Fault
 from llamactl.pictures.chart import HEADER, Chart, Series, rows, tick
 
@@ -23,7 +27,7 @@ DOTS = 160  # an inch, of a PNG
 WIDE, HIGH = 5.6, 4.2  # inches of one chart
 ROW = 3  # charts side by side, at most
 
-COLOURS = ("#0b2545", "#c8382b", "#4a90d9", "#8a5a00", "#2f9e6e", "#e2a32d", "#7d5ba6", "#9aa0a6")
+COLOURS = ("#0b2545", "#c8382b", "#6cb0ea", "#6b3e00", "#2b9468", "#e9b93c", "#6a4c93", "#8d99a6")
 DASHES: tuple[Any, ...] = ("-", "--", "-.", ":", (0, (6, 1, 1, 1, 1, 1)), (0, (1, 1)), (0, (8, 2)), (0, (3, 3, 1, 3)))
 SHAPES = ("o", "s", "^", "D", "v", "P", "X", "*")
 GREY = "#6b6b6b"
@@ -45,30 +49,46 @@ LOOK: dict[Any, Any] = {
 }
 
 
-def needed() -> None:
+def needed(subject: str = "plot", instead: str = ", or draw it with --text") -> None:
     """Raise Fault where matplotlib is not installed."""
     try:
         import matplotlib  # noqa: F401
     except ImportError:
-        raise Fault(
-            "plot", "needs matplotlib, which is not installed", "pip install 'llamactl[plot]', or draw it with --text"
-        ) from None
+        remedy = f"pip install 'llamactl[plot]'{instead}"
+        raise Fault(subject, "needs matplotlib, which is not installed", remedy) from None
 
 
 def drawn(charts: Sequence[Chart], title: str, form: str) -> bytes:
     """A figure in one of ``FORMATS``."""
+    data = printed(lambda: _figure(charts, title), form)
+    return _page(charts, title, data.decode()).encode() if form == "html" else data
+
+
+def printed(figure: Callable[[], "Figure"], form: str) -> bytes:
+    """A figure as a PNG, or else as an SVG."""
     import matplotlib
 
-    with matplotlib.rc_context():
+    logging.getLogger("matplotlib.font_manager").setLevel(logging.ERROR)  # that it is looking for fonts
+    with matplotlib.rc_context(), _fitting():
         matplotlib.rcdefaults()
         matplotlib.rcParams.update(LOOK)
-        figure, stream = _figure(charts, title), io.BytesIO()
+        made, stream = figure(), io.BytesIO()
         if form == "png":
-            figure.savefig(stream, format="png", dpi=DOTS, metadata={"Software": None})
+            made.savefig(stream, format="png", dpi=DOTS, metadata={"Software": None})
         else:
-            figure.savefig(stream, format="svg", metadata={"Date": None, "Creator": None})
-    data = stream.getvalue()
-    return _page(charts, title, data.decode()).encode() if form == "html" else data
+            made.savefig(stream, format="svg", metadata={"Date": None, "Creator": None})
+    return stream.getvalue()
+
+
+@contextmanager
+def _fitting() -> Iterator[None]:
+    """Say which characters the font does not have, and say it once."""
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        yield
+    glyphs = [re.match(r"Glyph (\d+) ", str(one.message)) for one in caught]
+    if lacking := "".join(dict.fromkeys(chr(int(found[1])) for found in glyphs if found)):
+        ui.warn(f"drawn as boxes, for the font has them not: {ui.harmless(lacking)}; --label gives other names")
 
 
 def _figure(charts: Sequence[Chart], title: str) -> "Figure":

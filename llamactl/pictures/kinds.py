@@ -5,7 +5,7 @@ from difflib import get_close_matches
 from typing import NamedTuple
 
 from llamactl.errors import Fault
-from llamactl.pictures import answers, measured, rounds, trainings
+from llamactl.pictures import answers, measured, rounds, safety_data, trainings
 from llamactl.pictures.asked import Asked
 from llamactl.pictures.chart import Chart
 
@@ -23,7 +23,7 @@ KINDS = {
     "reward": Kind(rounds.reward, "Figure 7"),
     "temperature": Kind(rounds.temperature, "Figure 8"),
     "progress": Kind(answers.progress, "Figure 11"),
-    "safety-scaling": Kind(measured.shares, "Figure 15"),
+    "safety-scaling": Kind(safety_data.shares, "Figure 15"),
     "distribution": Kind(answers.distribution, "Figure 20"),
     "self-bleu": Kind(answers.likeness, "Figure 21"),
     "margins": Kind(measured.margins, "Figure 27"),

@@ -1,44 +1,27 @@
-"""Figures of measurements: margins (Figure 27), calibration (29), accuracy against data (6), safety data (15).
+"""Figures of measurements: margins (Figure 27), calibration (29), accuracy against data (6).
 
 In: Scores, as ``llamactl eval`` writes them.
 """
 
 import math
 from collections.abc import Iterable, Mapping
-from typing import Any
-
-import msgspec
 
 from llamactl.artifacts import jsonl
-from llamactl.artifacts.records import Score, in_words
+from llamactl.artifacts.records import Score
 from llamactl.errors import Fault
-from llamactl.pictures.asked import Asked, lines
-from llamactl.pictures.chart import Chart, Interval, Point, Series, histogram, named
+from llamactl.pictures.asked import Asked
+from llamactl.pictures.chart import NORMAL, Chart, Interval, Point, Series, histogram, named
 
 WRITES = "llamactl eval reward RM --data FILE writes such Scores"
 SCALING = "examples/reward_scaling.sh writes such Scores"
-SHARES = "examples/safety-scaling.sh writes such Scores"
-NORMAL = 1.96  # standard errors that hold 95 %
 
 
 def scores(asked: Asked, remedy: str) -> list[tuple[str, Score]]:
     """All Scores of the files, and where each stands; raises Fault."""
-    found, refuse = [], asked.refusing(remedy)
-    for line in lines(asked.paths):
-        try:
-            found.append((line.where, _score(jsonl.parsed(line), line.where)))
-        except Fault as fault:
-            refuse(fault)
+    found = list(jsonl.scores(asked.paths, asked.refusing(remedy)))
     if not found:
         raise Fault(", ".join(asked.paths), "holds no Score", remedy)
     return found
-
-
-def _score(raw: Any, where: str) -> Score:
-    try:
-        return msgspec.convert(raw, Score)
-    except msgspec.ValidationError as error:
-        raise Fault(where, in_words(error)) from None
 
 
 def of_all(found: Iterable[tuple[str, Score]], metric: str) -> dict[str, Score]:
@@ -122,51 +105,29 @@ def wilson(share: float, n: float) -> Interval:
 def scaling(asked: Asked) -> list[Chart]:
     """Accuracy of reward models against the comparisons they were trained on, a line for each model they began as."""
     found = scores(asked, SCALING)
-    groups: dict[str, list[tuple[float, Score]]] = {}
+    groups: dict[tuple[str, float], list[tuple[float, Score]]] = {}  # by the model they began as, and its size
     for model, score in of_all(found, "accuracy").items():
         about = score.about or {}
-        if not isinstance(count := about.get("comparisons"), int | float):
-            problem = f"of {model} it is not known how many comparisons it was trained on (about: comparisons)"
+        count, size = about.get("comparisons"), about.get("parameters")
+        if not isinstance(count, float) or not isinstance(size, float):
+            problem = (
+                f"of {model} it is not known how many comparisons it was trained on (about: comparisons, parameters)"
+            )
             raise Fault(", ".join(asked.paths), problem, "llamactl eval reward writes it of models of rm-train")
-        groups.setdefault(f"{about.get('model')}\n{about.get('parameters')}", []).append((count, score))
+        groups.setdefault((str(about.get("model", "")), size), []).append((count, score))
     if not groups:
         raise Fault(", ".join(asked.paths), "holds no accuracy", SCALING)
     if max(map(len, groups.values())) < 2:
         raise Fault(", ".join(asked.paths), "holds one amount of data for each model, which is no curve", SCALING)
-    names = named((group.partition("\n")[0] for group in groups), asked.labels, "models")
+    names = named((model for model, _ in groups), asked.labels, "models")
     series = []
-    for group, some in groups.items():
-        model, _, size = group.partition("\n")
+    for (model, size), some in groups.items():
         points = [Point(count, score.value, interval(score)) for count, score in sorted(some, key=lambda one: one[0])]
-        series.append(Series(f"{names[model]}, {int(size) / 1e6:,.1f} M" if size.isdigit() else names[model], points))
+        series.append(Series(f"{names[model]}, {size / 1e6:,.1f} M", points))
     counts = {f"{score.n:,}" for some in groups.values() for _, score in some}
     note = f"on {' or '.join(sorted(counts))} held-out comparisons, 95 % by bootstrap over prompts"
     x, y = "comparisons trained on", "share judged as people did"
     return [Chart("Accuracy of reward models", x, y, series, note, doubling=True)]
-
-
-def shares(asked: Asked) -> list[Chart]:
-    """What models are worth whose fine-tuning data held more and more safety data: a chart for each metric."""
-    groups: dict[str, dict[str, list[Point]]] = {}  # by metric, by what part of the records
-    for where, score in scores(asked, SHARES):
-        share = (score.about or {}).get("share")
-        if not isinstance(share, int | float):
-            raise Fault(where, "about.share: missing: with how much of the safety data the model was trained", SHARES)
-        part = ", ".join((score.group or {"": "all"}).values())
-        points = groups.setdefault(score.metric, {}).setdefault(part, [])
-        if any(point.x == 100 * share for point in points):
-            raise Fault(where, f"{score.metric} at a share of {share:g} is there twice", "name each file once")
-        points.append(Point(100 * share, score.value, interval(score)))
-    return [
-        Chart(
-            metric.replace("_", " ").capitalize(),
-            "share of the safety data, %",
-            metric.replace("_", " "),
-            [Series(part, sorted(points)) for part, points in parts.items()],
-            "with 95 %",
-        )
-        for metric, parts in groups.items()
-    ]
 
 
 def interval(score: Score) -> Interval | None:

@@ -11,11 +11,10 @@ from typing import Any
 from llamactl.artifacts import metrics
 from llamactl.errors import Fault
 from llamactl.pictures.asked import Asked, objects, place
-from llamactl.pictures.chart import Chart, Interval, Point, Series, named
+from llamactl.pictures.chart import NORMAL, Chart, Interval, Point, Series, named
 
 MOST = 150  # points of a line; of more, neighbours are drawn as their mean
 WRITES = "llamactl pretrain, sft and rm-train write it"
-NORMAL = 1.96  # standard errors that hold 95 %
 
 
 def is_training(path: str) -> bool:
