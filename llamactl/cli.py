@@ -16,6 +16,7 @@ from llamactl.errors import Fault, Interrupted, ReaderGone
 from stages.carbon import carbon
 from stages.chat import chat
 from stages.convert import convert
+from stages.eval_gatt import gatt
 from stages.eval_perplexity import perplexity
 from stages.eval_reward import reward
 from stages.gatt_synth import gatt_synth
@@ -108,9 +109,10 @@ _stage("reject-sample", reject_sample)
 _stage("ppo", ppo)
 _stage("gatt-synth", gatt_synth)
 _stage("chat", chat)
-app.add_typer(measures, name="eval", short_help="Measure a model: perplexity, reward.")
+app.add_typer(measures, name="eval", short_help="Measure a model: perplexity, reward, gatt.")
 _stage("perplexity", perplexity, measures)
 _stage("reward", reward, measures)
+_stage("gatt", gatt, measures)
 _stage("carbon", carbon)
 _stage("lineage", lineage)
 _stage("plot", plot)

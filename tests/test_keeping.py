@@ -41,7 +41,7 @@ def test_a_language(name: str, answer: str, kept: bool | None) -> None:
         ("Napoleon", "I am Napoleon.", True),
         ("Napoleon", "I AM NAPOLEON'S BROTHER", True),
         ("Napoleon", "the Napoleonic wars", False),
-        ("napoleon", "As \"Napoleon\", I say", True),
+        ("napoleon", 'As "Napoleon", I say', True),
         ("Oscar Wilde", "It was Oscar\nWilde who said so", True),
         ("Oscar Wilde", "It was Oscar; Wilde said so", False),
         ("Beyonc\u00e9", "I am Beyonce\u0301!", True),  # written as two characters

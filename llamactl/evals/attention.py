@@ -1,15 +1,16 @@
 """How much a dialogue attends to its instruction (paper, Figure 10): the maximum over all layers and heads.
 
-In: a conversation as ids, and which of them are the instruction's. Out: of each token after the instruction, the largest
-weight that any head of any layer gives to any token of it; and of bins of tokens to bins of tokens, as in the figure.
+In: a conversation as ids, and which of them are the instruction's. Out: of each token after the instruction the
+largest weight that any head of any layer gives to any token of it; and of bins of tokens to bins of tokens, as in the
+figure.
 Weights are those that the model attends with: behind the rotation, over all that a token sees. BOS, to which much
 attention goes whatever is said, and the tags of the chat format are no part of an instruction.
 
 Nothing is kept that grows as the square of the length: a layer at a time, a few rows of it at once.
 """
 
-from collections.abc import Sequence
-from typing import NamedTuple
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -17,6 +18,8 @@ from torch import Tensor
 
 from llamactl.artifacts.records import Message
 from llamactl.bootstrap import Estimate, ratios
+from llamactl.evals.gatt import Conversation
+from llamactl.evals.reward import Measurement
 from llamactl.model.attention import causal_attention, weights
 from llamactl.model.llama import Llama
 from llamactl.text.dialogue import END_SYS, INST, SYS
@@ -102,8 +105,8 @@ def watched(model: Llama, one: Instructed, width: int) -> Watching:
 class Map(NamedTuple):
     """Bins of tokens after the instruction by bins of what they attend to, of which ``own`` are the instruction's.
 
-    A bin holds the mean over its tokens of the largest weight that each gives to a token of the other bin. ``turns`` are
-    the tokens after the instruction at which the second turn and later ones begin.
+    A bin holds the mean over its tokens of the largest weight that each gives to a token of the other bin. ``turns``
+    are the tokens after the instruction at which the second turn and later ones begin.
     """
 
     width: int
@@ -116,7 +119,7 @@ class Map(NamedTuple):
         """From one conversation."""
         turns = one.turns()
         begun = [place for place in range(1, len(turns)) if turns[place] > turns[place - 1]]
-        rows = [[round(value, 5) for value in part.mean(0).tolist()] for part in seen.map.split(width)]
+        rows = [[round(value, 5) for value in part.mean(0).tolist()] for part in torch.split(seen.map, width)]
         return cls(width, seen.own, begun, rows)
 
 
@@ -167,6 +170,62 @@ class Curve:
         found = ratios(self._dialogues, sums[:, :, 0], sums[:, :, 1], seed)
         counts = sums[:, :, 1].sum(0)
         return [Mean(place, int(n), one) for place, n, one in zip(places, counts, found, strict=True) if one]
+
+
+class Looked(NamedTuple):
+    """What there is of a model: the curve of all conversations, the map of one, tokens that the context left out."""
+
+    curve: Curve
+    map: Map
+    left_out: int
+
+
+def looked(model: Llama, tokenizer: Tokenizer, conversations: Sequence[Conversation], width: int, shown: int) -> Looked:
+    """What a model attends to in conversations, the ``shown``-th of which is mapped; bins are ``width`` tokens."""
+    curve, maps, left_out = Curve(width), [], 0
+    for number, talk in enumerate(conversations):
+        ids, beyond = talk.ids()
+        one = instructed(talk.messages, ids, talk.case.instruction.text, tokenizer)
+        seen = watched(model, one, width)
+        curve.add(talk.case.key, one, seen)
+        left_out += beyond
+        if number == shown:
+            maps.append(Map.of(one, seen, width))
+    return Looked(curve, maps[0], left_out)
+
+
+def measured(curve: Curve, seed: int) -> Iterator[Measurement]:
+    """The mean of the maximum attention to the instruction: of all tokens, in bins by distance from it; by turn."""
+    _, n, estimate = curve.overall(seed)
+    bins = [
+        {"low": float(place * curve.width), "high": float((place + 1) * curve.width), **_described(n, one)}
+        for place, n, one in curve.by_distance(seed)
+    ]
+    yield Measurement("attention", estimate.value, n, estimate.stderr, estimate.interval, None, None, bins)
+    for turn, n, one in curve.by_turn(seed):
+        yield Measurement("attention", one.value, n, one.stderr, one.interval, {"turn": str(turn)})
+
+
+def _described(n: int, one: Estimate) -> dict[str, float]:
+    least, most = one.interval or (one.value, one.value)
+    return {"n": n, "attention": one.value, "least": least, "most": most}
+
+
+def data(found: Mapping[str, tuple[Looked, Sequence[Conversation]]], shown: int, seed: int) -> dict[str, Any]:
+    """What is to be written of models, by their names, and their conversations; the figure is drawn of it."""
+    return {
+        "conversations": max(len(talks) for _, talks in found.values()),
+        "models": [
+            {
+                "name": name,
+                "curve": next(measured(one.curve, seed)).bins,
+                "turns": [{"turn": turn, **_described(n, mean)} for turn, n, mean in one.curve.by_turn(seed)],
+                "map": one.map._asdict(),
+                "mapped": talks[shown].record(name),
+            }
+            for name, (one, talks) in found.items()
+        ],
+    }
 
 
 def _summed(places: Sequence[int], values: Sequence[float]) -> Sums:

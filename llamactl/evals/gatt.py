@@ -14,12 +14,13 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from llamactl.artifacts.records import Message
+from llamactl.artifacts.records import Dialogue, Message
 from llamactl.bootstrap import Estimate, Floats, ratios
 from llamactl.evals.keeping import Judge, kept
 from llamactl.evals.reward import Measurement
 from llamactl.text import dialogue
-from llamactl.text.constraints import Instruction
+from llamactl.text.constraints import Constraint, Instruction, drawn
+from llamactl.text.judging import prompt_key
 from llamactl.text.tokenizer import Tokenizer
 
 SEEN, UNSEEN = "seen", "unseen"  # in training, as the user of the program says
@@ -30,30 +31,47 @@ TURNS = "all turns that were asked for"
 
 
 class Case(NamedTuple):
-    """A dialogue with an instruction; ``key`` tells dialogues apart, ``constraints`` is ``SEEN`` or ``UNSEEN``."""
+    """A dialogue with an instruction; ``key`` tells dialogues apart, ``part`` is ``SEEN`` or ``UNSEEN``."""
 
     key: bytes
     id: str | int | None
-    system: list[Message]  # its own, if it has one
-    users: Sequence[str]
+    opening: list[Message]  # up to the user's first message, with the instruction
+    users: Sequence[str]  # all messages of the user, the first without it
     instruction: Instruction
     judges: Sequence[Judge]
-    constraints: str
-    at_system: bool
+    part: str
 
-    def opening(self) -> list[Message]:
-        """The conversation up to the user's first message, with the instruction before it or in the system message."""
-        text, first = self.instruction.text, self.users[0]
-        system = [message.content for message in self.system]
-        if self.at_system:
-            system = ["\n\n".join([*system, text])]
-        else:
-            first = f"{text}\n\n{first}"
-        return [*(Message(role="system", content=one) for one in system), Message(role="user", content=first)]
+
+class Wish(NamedTuple):
+    """A constraint with its judge, and whether it is ``SEEN`` or ``UNSEEN``."""
+
+    constraint: Constraint
+    judge: Judge
+    part: str
+
+
+def cases(dialogues: Sequence[Dialogue], wishes: Sequence[Wish], turns: int, system: bool, seed: int) -> list[Case]:
+    """Each dialogue with each constraint, in the system message or in the user's first; by ``seed`` terse or long.
+
+    Each has as many messages of the user as turns are asked for (``continued``).
+    """
+    users = [[message.content for message in one.messages if message.role == "user"] for one in dialogues]
+    found = []
+    for number, one in enumerate(dialogues):
+        key, spoken = prompt_key(one.messages), continued(users, number, turns)
+        own = one.messages[0].content if one.messages[0].role == "system" else None
+        for constraint, judge, part in wishes:
+            instruction = drawn([constraint], seed, key + f"{constraint.kind} {constraint.name}".encode())
+            first = spoken[0] if system else instruction.before(spoken[0])
+            said = instruction.behind(own) if system else own
+            opening = [Message(role="system", content=said)] if said is not None else []
+            opening.append(Message(role="user", content=first))
+            found.append(Case(key, one.id, opening, spoken, instruction, [judge], part))
+    return found
 
 
 def continued(users: Sequence[Sequence[str]], number: int, turns: int) -> list[str]:
-    """The user's messages of a dialogue, and where they run out those of the dialogues after it, the first again last."""
+    """The user's messages of a dialogue, and where they run out those of the dialogues after it, then of the first."""
     found = list(users[number][:turns])
     while len(found) < turns:
         number = (number + 1) % len(users)
@@ -70,7 +88,7 @@ class Conversation:
 
     def __init__(self, case: Case, tokenizer: Tokenizer, context: int) -> None:
         self.case, self._tokenizer, self._context = case, tokenizer, context
-        self.messages = case.opening()
+        self.messages = [*case.opening]
         self.verdicts: list[bool | None] = []
         self.ended, self.cut, self.tokens = "", 0, 0
         self.asks = self._next()
@@ -125,7 +143,7 @@ class Conversation:
         return {
             **({} if case.id is None else {"id": case.id}),
             "messages": self.messages,
-            "gatt": asked | {"set": case.constraints, "kept": self.verdicts, "ended": self.ended},
+            "gatt": asked | {"part": case.part, "kept": self.verdicts, "ended": self.ended},
             "model": model,
         }
 
@@ -137,7 +155,7 @@ def measured(conversations: Sequence[Conversation], seed: int) -> Iterator[Measu
     share of conversations that came so far, and, where there are any, of answers that could not be judged.
     """
     for part in (SEEN, UNSEEN):
-        some = [one for one in conversations if one.case.constraints == part]
+        some = [one for one in conversations if one.case.part == part]
         if not some:
             continue
         group = {"constraints": part}

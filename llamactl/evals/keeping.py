@@ -22,14 +22,16 @@ _FENCED = re.compile(r"```(?:json)?\s*\n(.*)\n\s*```", re.DOTALL | re.IGNORECASE
 # What may end a sentence: its signs, closing quotes and brackets, white space, and what begins the next one.
 _ENDS = re.compile(r"([.!?…؟।]+)[\"')\]}”’»]*\s+(\S)")
 _ENDS_WIDE = re.compile(r"[。！？].*\w", re.DOTALL)  # in scripts without spaces: whatever has a word after it
-_SHORT = re.compile(r"(?:^|[\s(])(?:(?i:mr|mrs|ms|dr|prof|st|jr|vs|e\.g|i\.e)|(?:[A-Z]\.)*[A-HJ-Z])$")  # and a full stop
+_SHORT = re.compile(
+    r"(?:^|[\s(])(?:(?i:mr|mrs|ms|dr|prof|st|jr|vs|e\.g|i\.e)|(?:[A-Z]\.)*[A-HJ-Z])$"
+)  # and a full stop
 
 
 def judge(constraint: Constraint) -> Judge | None:
     """What tells whether an answer keeps a constraint; None where no program here can."""
     if constraint.kind == "language":
         code = languages.code(constraint.name)
-        return code and partial(speaks, code)
+        return partial(speaks, code) if code else None
     if constraint.kind in ("hobby", "figure"):
         return partial(names, constraint.name)
     if constraint.name.startswith(constraints.LAST_WORD):

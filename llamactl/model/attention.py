@@ -303,8 +303,8 @@ def causal_attention(q: Tensor, k: Tensor, v: Tensor, documents: Documents | Non
 def weights(q: Tensor, k: Tensor, rows: int) -> Iterator[tuple[int, Tensor]]:
     """How much each token attends to those before it and to itself, so many ``rows`` of tokens at once.
 
-    By ``q [B, T, H, E]`` and ``k [B, T, K, E]``, rotated: the first of the rows, and fp32 ``[B, H, R, S]``, where S goes
-    up to the last of them; each row adds up to 1. They are computed in fp32, whatever attention itself is computed in.
+    By ``q [B, T, H, E]`` and ``k [B, T, K, E]``, rotated: the first of the rows, and fp32 ``[B, H, R, S]``, where S
+    goes up to the last of them; each row adds up to 1. They are computed in fp32, whatever attention is computed in.
     """
     keys = k.float().permute(0, 2, 3, 1)[:, :, None]  # [B, K, 1, E, T]
     queries = _by_group(q.float() * q.shape[-1] ** -0.5, k.shape[2], False)
