@@ -18,8 +18,9 @@ beside that channel, and the norms' weights make up for it. Alone, that row has 
 The candidates:
 
     llamactl            the sampler of ``llamactl generate``, with its own choice of how much is decoded at a time, and
-                        of the dtype that weights are loaded in (``dtype_for``: fp32 copies of bf16 weights, where the
-                        processor has no instructions for bf16 and there is more than one sample)
+                        with its compiled kernels, which take bf16 weights as fp32 numbers as they read them (without
+                        numba, and without instructions for bf16, fp32 copies are made where there is more than one
+                        sample)
     transformers        LlamaForCausalLM.generate with sdpa attention, num_return_sequences=K, on batches padded on the
                         left, of prompts of like lengths; in bf16 its weights are bf16
     transformers, fp32  in the tables of bf16: the same in fp32, which is the faster one where the processor has no
@@ -358,8 +359,7 @@ def llamactl(task: Task, part: str) -> Engine:
     keep_freed_memory()
 
     device = torch.device(task.device)
-    dtype = sampler.dtype_for(PRECISIONS[task.precision], device, 1 if part == "alone" else K)
-    model = Llama.load(task.folder(part), device, dtype)
+    model = sampler.load(task.folder(part), device, PRECISIONS[task.precision], 1 if part == "alone" else K)
 
     def sampling(new: int, seed: int) -> Sampling:
         return Sampling(top_p=1.0, top_k=0, max_new_tokens=new, seed=seed)

@@ -3,8 +3,8 @@
 Answers of one prompt are drawn together, for they share its difficulty.
 """
 
-from collections.abc import Iterator, Sequence
-from typing import NamedTuple
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -24,6 +24,20 @@ class Estimate(NamedTuple):
     value: float
     stderr: float | None
     interval: tuple[float, float] | None
+
+
+def facts(estimate: Estimate | None) -> dict[str, Any]:
+    """An estimate as reports have it, in JSON: its value and its interval."""
+    if estimate is None:
+        return {"value": None, "interval": None}
+    return {"value": estimate.value, "interval": list(estimate.interval) if estimate.interval else None}
+
+
+def written(one: Mapping[str, Any]) -> str:
+    """The same for people."""
+    if one["value"] is None:
+        return "-"
+    return f"{one['value']:.3f}" + (" [{:.3f}, {:.3f}]".format(*one["interval"]) if one["interval"] else "")
 
 
 def ratios(prompts: Sequence[bytes], above: Floats, below: Floats, seed: int) -> list[Estimate | None]:

@@ -61,6 +61,7 @@ Records = Annotated[Path | None, _option("--out", "-o", text="A file instead of 
 Seed = Annotated[int, _option("--seed", text="Same seed, same result.", min=0, max=2**32 - 1)]
 Quiet = Annotated[bool, _option("--quiet", "-q", text="No progress and no notes.", callback=_hush, is_eager=True)]
 Overwrite = Annotated[bool, _option("--overwrite", text="Redo it where it is there already.")]
+Report = Annotated[Path | None, _option("--report", text="A JSON file for what is also shown as tables.")]
 SkipBad = Annotated[bool, _option("--skip-bad", text="Skip and count records that cannot be used.")]
 ShardOf = Annotated[
     Shard,

@@ -49,7 +49,7 @@ def chat(
     talk = conversation.Conversation(tokenizer, config.context, max_new_tokens, allow_tags)
     talk.begin(system, "--system")
     manifest.described("model", str(model))  # its bytes are held against its run.json
-    network = Llama.load(model, target, devices.PRECISIONS[precision or stored])
+    network = sampler.load(model, target, devices.PRECISIONS[precision or stored], 1)
     sampling = Sampling(top_p, top_k, max_new_tokens, seed)
 
     def show(text: str) -> None:

@@ -131,7 +131,7 @@ def gatt_synth(
         ui.warn(f"{model}: {problem}")
     if not (constraints or make_constraints):
         ui.note(f"instructions are made of {len(listed)} constraints of ours: --constraints names a file of others")
-    network = Llama.load(model, target, sampler.dtype_for(devices.PRECISIONS[precision or stored], target))
+    network = sampler.load(model, target, devices.PRECISIONS[precision or stored])
     devices.keep_freed_memory()
 
     def drawn(asked: Sequence[list[int]], times: int = 1) -> Iterator[tuple[int, Sequence[int], bool]]:

@@ -94,8 +94,8 @@ def generate(
             run.refuse(fault)
     if any(one.text is None for one in asked) and (problem := dialogue.stranger(model)):
         ui.warn(f"{model}: {problem}")
-    dtype = sampler.dtype_for(devices.PRECISIONS[precision or stored], target, k * len(asked))
-    network, temperatures = Llama.load(model, target, dtype), (temperature,) * k
+    network = sampler.load(model, target, devices.PRECISIONS[precision or stored], k * len(asked))
+    temperatures = (temperature,) * k
     devices.keep_freed_memory()
 
     if text is not None and k == 1 and out is None and sys.stdout and sys.stdout.isatty():

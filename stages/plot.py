@@ -67,15 +67,18 @@ def plot(
         ink.needed()
     settings["label"] = label
     run = Run("plot", settings, {"files": map(source, names)}, out, verify=False)
-    made = bool(out) and run.already_made()
-    if made and not text:
-        return
+    if out and run.already_made(announce=not text):
+        if not text:
+            return
+        run.out = None  # it is there, and is shown
     charts = figure.charts(Asked(names, label, run, seed))
     if text:
         with jsonl.reader_may_leave():
             print(terminal.written(charts, title), flush=True)
-    if out and not made:
-        run.done.update(points=sum(len(series.points) for chart in charts for series in chart.series))
-        picture = ink.drawn(charts, title, form)
-        with run.file(announce=not text) as file:
-            file.write(picture)
+    if run.out is None:
+        with run.records():  # of which there are none; it says what was left out
+            return
+    run.done.update(points=sum(len(series.points) for chart in charts for series in chart.series))
+    picture = ink.drawn(charts, title, form)
+    with run.file(announce=not text) as file:
+        file.write(picture)

@@ -37,7 +37,9 @@ def ppo(
     mini_batch_size: Annotated[
         int, typer.Option(help="Of them a gradient step; each is learned from once.", min=1)
     ] = 64,
-    micro_batch: options.MicroBatch = None,
+    micro_batch: Annotated[
+        int | None, typer.Option(help="Of them at once.", show_default="2,048 tokens' worth", min=1)
+    ] = None,
     kl: Annotated[
         float | None,
         typer.Option(help="beta: what KL costs.", show_default="0.01; 0.005 from 34b on", min=0.0),
@@ -182,7 +184,8 @@ def ppo(
     every, save_every = eval_every or tenth, save_every or min(1000, tenth)
     as_judged = truncated == "judged"
     penalty = -1.0 if as_judged else float(truncated)
-    micro = min(mini_batch_size, micro_batch or max(1, schedule.MICRO_TOKENS // length))
+    at_once = schedule.MICRO_TOKENS // 2  # four models and more share the memory
+    micro = min(mini_batch_size, micro_batch or max(1, at_once // length))
     layout = planning.Layout(
         mini_batch_size, -(-length // trees.MULTIPLE) * trees.MULTIPLE, micro, precision, activation_checkpointing,
         tensor_parallel, replicas, devices or ui.world_size(),
@@ -222,8 +225,8 @@ def ppo(
     from llamactl.artifacts import checkpoint
     from llamactl.artifacts.metrics import Metrics
     from llamactl.model import device as machine
-    from llamactl.model import generate as sampler
     from llamactl.model.drawing import Sampling
+    from llamactl.model.functions import weight_dtype
     from llamactl.model.heads import Critic
     from llamactl.text import dialogue
     from llamactl.train import actor_critic, optim, parallel, rollouts
@@ -257,7 +260,7 @@ def ppo(
         training = Training(policy, optimizer, run, directory, job, keep, {"critic": of_valuer})
         # what else is part of its state: tokens so far, the first iteration's line, alarms given, the best version
         cache = job.told(machine.free_memory(target) // 4)
-        training.facts |= {"tokens": 0, "alarms": {}, "critic": (0.0, 1.0), "cache": cache}
+        training.facts |= {"tokens": 0, "cut": 0, "alarms": {}, "critic": (0.0, 1.0), "cache": cache}
         resumed = training.resume()
         learners.zero, learners.unit = training.facts["critic"]
         if cache_memory:
@@ -267,7 +270,7 @@ def ppo(
         sampling = Sampling(1.0, 0, max_new_tokens, seed)
         how = {"temperature": temperature, "top_p": 1.0, "top_k": 0, "seed": seed}
         asking = Answering(judges, tokenizer, temperature, sampling, training.facts["cache"])
-        gathered = partial(policy.gathered, sampler.dtype_for(dtype, target))
+        gathered = partial(policy.gathered, weight_dtype(dtype, target))
 
         def answered(some: Sequence[Question], stopping: Callable[[], object]) -> list[Answer]:
             """Sampled and judged, on all processes alike."""
@@ -340,10 +343,11 @@ def ppo(
                     "memory_bytes": machine.peak_memory(target), "sample_seconds": asking.seconds[0],
                     "score_seconds": asking.seconds[1] + looked, "update_seconds": time.perf_counter() - clock,
                 }  # fmt: skip
-                alarms.check(line, same and iteration == 1, precision, 2 * len(updates))
+                alarms.check(line, same and iteration == 1, precision)
                 training.step, training.refused = iteration, training.refused + refused
                 run.skipped.update({REFUSED: refused} if refused else {})
                 training.facts["tokens"] += sum(data.lengths)
+                training.facts["cut"] += sum(answer.cut for answer in answers)
                 given = alarms.raised(line, training.facts.setdefault("first", line))
                 for name in alarms.due(given, training.facts["alarms"], iteration):
                     ui.warn(f"iteration {iteration}: {given[name]}")
@@ -351,7 +355,7 @@ def ppo(
                 metrics.log({**line, "alarms": sorted(given), **held})
                 for question, answer, got in zip(some[:SHOWN], answers, judgement.reward.tolist(), strict=False):
                     own = {"step": iteration, "reward": got}
-                    shown.log({**own, **answer.sample(question, how), **own}, due=iteration == 1)
+                    shown.log({**own, **answer.sample(question, directory, how), **own}, due=iteration == 1)
                 if model_every and iteration % model_every == 0:
                     versions.keep(iteration)
                 if held:
@@ -379,6 +383,8 @@ def ppo(
             )
             versions.take_back(policy, kept)
         run.done.update(iterations=done, samples=done * batch_size, tokens=training.facts["tokens"])
+        if cut := training.facts["cut"]:
+            run.noted["tokens that a reward model did not see"] = cut
         run.facts |= {
             "job": job.facts(), "save_seconds": round(training.stalled, 3), "kept": kept,
             "epochs": round(done * batch_size / len(questions), 4),

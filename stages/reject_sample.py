@@ -27,9 +27,7 @@ def reject_sample(
         list[str], typer.Option(help="Samples of an earlier round, which are in the choice as well; repeatable.")
     ] = [],  # noqa: B006
     kept: options.Kept = "best",
-    report: Annotated[
-        Path | None, typer.Option(help="A JSON file for what is also shown as tables: the numbers of Figures 7 and 8.")
-    ] = None,
+    report: options.Report = None,
     temperature: options.Temperatures = [1.0],  # noqa: B006
     top_p: options.TopP = 1.0,
     top_k: options.TopK = 0,
@@ -111,7 +109,7 @@ def reject_sample(
         write(manifest.load(manifest.beside(out))["report"])
         return
     target = devices.chosen(device)
-    network = Llama.load(model, target, sampler.dtype_for(devices.PRECISIONS[precision or stored], target))
+    network = sampler.load(model, target, devices.PRECISIONS[precision or stored])
     judges.load(target, devices.PRECISIONS[precision or judges.stored])
     run.use(devices.title(target), devices.gpus(target))
     devices.keep_freed_memory()

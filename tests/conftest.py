@@ -86,6 +86,14 @@ def with_pieces(proto: bytes, pieces: Iterable[str]) -> bytes:
     return proto + b"".join(added)
 
 
+@pytest.fixture(scope="session", autouse=True)
+def _compiled() -> None:
+    """What samples are drawn by is compiled before the first test: it is said where that takes long."""
+    from llamactl.model import decoding
+
+    decoding.kernels(600)
+
+
 @pytest.fixture(autouse=True)
 def _speaking() -> None:
     """A command that a test ran in this process with --quiet does not silence the next test's."""

@@ -81,7 +81,7 @@ def test_what_it_was_made_from_and_how(chat: Path) -> None:
 def test_carbon_of_all_it_was_made_from(chat: Path) -> None:
     """3 hours x 700 W x 1.1 = 2.31 kWh; at 0.385 kg, 889.35 g."""
     card = cards.card(ancestry.lineage(chat))
-    assert "3 runs: 3.000 device-hours, 2.31 kWh with a PUE of 1.1, 889.4 g CO2eq" in part(card, "Energy and carbon")
+    assert "3 runs: 3.000 device-hours, 2.31 kWh with a PUE of 1.1, 889.3 g CO2eq" in part(card, "Energy and carbon")
     head = card.split("---\n")[1]
     assert "co2_eq_emissions:\n  emissions: 889.35\n" in head
     assert '  training_type: "pre-training and fine-tuning"\n' in head

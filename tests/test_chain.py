@@ -6,10 +6,11 @@ import re
 import subprocess
 import sys
 from collections import Counter
+from itertools import pairwise
 from pathlib import Path
 
 import pytest
-from conftest import ROOT, Command, written
+from conftest import ROOT, Command, turns, written
 
 SCRIPT = """
 set -euo pipefail
@@ -165,3 +166,78 @@ def test_reward_models_of_figure_6(tmp_path: Path) -> None:
         "--lr 1e-3 -o out/in_large-8"
     )
     assert calls[9] == "eval reward out/in_large-8 --data out/held-out.jsonl -o out/in_large-8.scores.jsonl"
+
+
+# A llamactl that answers by what it is asked, and scores and counts by the number of its records.
+ANSWERING = """#!/usr/bin/env bash
+set -euo pipefail
+echo "$*" >>"$CALLS"
+out=${*: -1}
+[ ! -e "$out" ] || exit 0
+count() { python3 -c 'import sys; print(len(open(sys.argv[1]).readlines()))' "$1"; }
+case $1 in
+    sft) mkdir -p "$out" ;;
+    generate) cp "$3" "$out" ;;
+    score) sed "s/}$/, \\"scores\\": {\\"safety\\": $(count "$2"), \\"helpfulness\\": -0.5}}/" "$2" >"$out" ;;
+    eval)
+        echo '{"metric": "refusals", "value": 0.75, "interval": [0.5, 1.0]}' >"$out"
+        [[ $out != *borderline* ]] || echo '{"metric": "refusals", "value": 0.25, "group": {"label": "safe"}}' >>"$out"
+        ;;
+esac
+"""
+
+
+def test_safety_against_its_share_of_the_data(tmp_path: Path) -> None:
+    """Figures 15 and 33."""
+    pretended = tmp_path / "bin" / "llamactl"
+    pretended.parent.mkdir()
+    pretended.write_text(ANSWERING)
+    pretended.chmod(0o755)
+    env = {**os.environ, "PATH": f"{pretended.parent}:{os.environ['PATH']}", "CALLS": str(tmp_path / "calls")}
+    env |= {"SAMPLING": "--top-p 0.5", "SCORING": "--truncate"}
+
+    def scaling(*arguments: str, **more: str) -> "subprocess.CompletedProcess[str]":
+        command = [str(EXAMPLES / "safety-scaling.sh"), *arguments]
+        return subprocess.run(command, cwd=tmp_path, env={**env, **more}, capture_output=True, text=True)
+
+    for name, size in (("helpful", 9), ("safety", 40), ("asked", 3), ("risky", 4), ("xstest", 5)):
+        written(tmp_path / f"{name}.jsonl", [{"messages": turns(f"{name} {n}?", "a"), "id": n} for n in range(size)])
+    words = "-m base -d helpful.jsonl -s safety.jsonl -r h-rm -R s-rm -p asked.jsonl -q risky.jsonl"
+    needed = words.split()
+    for arguments in ((), ("-h",), needed[2:]):
+        usage = scaling(*arguments)
+        assert usage.returncode == 2
+        assert "examples/safety-scaling.sh -m BASE -d HELPFUL" in usage.stderr
+        assert "Figures 15 and 33" in usage.stderr
+    assert scaling(*needed, "-x", "none.jsonl").stderr == "none.jsonl: no such file\n"
+
+    given = [*needed, "-x", "xstest.jsonl", "-n", "2", "-o", "out", "--", "--lr", "1e-3"]
+    task = scaling(*given, SLURM_ARRAY_TASK_ID="3")
+    assert (task.returncode, task.stdout) == (0, ""), task.stderr
+    assert "there is so far: 25; all make the table" in task.stderr
+    calls = (tmp_path / "calls").read_text().splitlines()
+    assert calls[0] == "sft base helpful.jsonl out/safety-25.jsonl --lr 1e-3 -o out/chat-25"
+    assert calls[1] == "generate out/chat-25 asked.jsonl -k 2 --top-p 0.5 -o out/chat-25.helpful.jsonl"
+    assert len(calls) == 8
+    done = scaling(*given)
+    assert done.returncode == 0, done.stderr
+    means = "+4.000 [+4.000, +4.000]", "-0.500 [-0.500, -0.500]"
+    assert [re.split(r"  +", line.strip()) for line in done.stdout.splitlines()[:-1]] == [
+        ["safety data", "dialogues", "safety score", "helpfulness score", "refused: helpful", "refused: borderline"],
+        *(
+            [f"{share} %", str(count), *means, "75.0% [50.0%, 100.0%]", "25.0%"]
+            for share, count in ((0, 0), (1, 1), (10, 4), (25, 10), (50, 20), (100, 40))
+        ),
+    ]
+    calls = (tmp_path / "calls").read_text().splitlines()
+    assert "sft base helpful.jsonl --lr 1e-3 -o out/chat-0" in calls  # no safety data, and no file of none
+    assert (
+        "score out/chat-1.helpful.jsonl --reward helpfulness=h-rm --truncate -o out/chat-1.helpful.scored.jsonl"
+        in calls
+    )
+    parts = [(tmp_path / "out" / f"safety-{share}.jsonl").read_text().splitlines() for share in (1, 10, 25, 50, 100)]
+    assert all(less == more[: len(less)] for less, more in pairwise(parts))
+    assert sorted(parts[-1]) == sorted((tmp_path / "safety.jsonl").read_text().splitlines())
+    assert scaling(*given).stdout == done.stdout
+    without = [*needed, "-o", "other"]
+    assert [line.split()[-1] for line in scaling(*without).stdout.splitlines()[1:-1]] == ["-"] * 6

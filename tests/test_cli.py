@@ -107,6 +107,7 @@ def test_help_lists_the_stages_in_the_recipes_order(llamactl: Command) -> None:
         "reject-sample",
         "ppo",
         "gatt-synth",
+        "distill-safety",
         "chat",
         "carbon",
         "lineage",
@@ -210,6 +211,12 @@ FLAGS = {
         "--allow-tags --cache-memory --constraints --device --earlier --make-constraints --max-new-tokens --out/-o "
         "--overwrite --place --precision --quiet/-q --seed --shard --skip-bad --temperature --top-k --top-p --turns",
     ),
+    "distill-safety": (
+        "model prompts",
+        "--allow-tags --cache-memory --default-templates --device --max-new-tokens --only-tagged --out/-o --overwrite "
+        "--precision --quiet/-q --report --safety --seed --shard --skip-bad --temperature --templates --top-k --top-p "
+        "--truncate",
+    ),
     "chat": (
         "model",
         "--allow-tags --device --max-new-tokens --precision --quiet/-q --seed --system --temperature --top-k --top-p",
@@ -227,6 +234,10 @@ FLAGS = {
     "eval perplexity": (
         "model corpus",
         "--device --encoding --max-line --out/-o --overwrite --precision --quiet/-q --skip-bad --stride --window",
+    ),
+    "eval refusals": (
+        "samples",
+        "--allow-tags --max-line --out/-o --overwrite --quiet/-q --seed --skip-bad",
     ),
     "eval reward": (
         "models",

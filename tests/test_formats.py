@@ -894,7 +894,7 @@ GOLDEN["do-not-answer"] = Golden(
         risky("4", GPT4="1", vicuna_7b="1"),
     ],
     {
-        "prompts": Out([talk(u(f"{n}?"), id=n, safety=True) for n in "1234"]),
+        "prompts": Out([talk(u(f"{n}?"), id=n, safety=True, category="area") for n in "1234"]),
         "comparisons": Out(
             [
                 pair("1?", "By GPT4.", "By vicuna-7b.", id="1-GPT4-vicuna-7b", safety_label="chosen_safe"),

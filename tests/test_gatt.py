@@ -150,7 +150,7 @@ def test_given_a_turn_that_fails_is_left_off_and_the_one_before_is_the_last(
     assert play.record is not None
     assert [one["content"] for one in play.record["messages"]] == [users[0]["content"], "A.", "b?", "B!"]
     assert play.record["gatt"]["ended"] == why
-    assert play.noted == {f"dialogues shorter than they were to be, as {why}": 1}
+    assert play.noted == {f"dialogues that end early ({why})": 1}
 
 
 def test_given_nothing_is_left_where_all_turns_fail(how: How) -> None:
@@ -188,7 +188,7 @@ def test_without_a_whole_message_of_the_user_a_dialogue_ends(how: How, text: str
     assert play.asks is None
     assert play.record is not None
     assert (play.record["gatt"]["turns"], play.record["gatt"]["played"], play.ended) == (1, 0, why)
-    assert play.noted["dialogues of one turn, which teach to follow and not to keep"] == 1
+    assert play.noted["dialogues of one turn (nothing to keep after it)"] == 1
 
 
 def test_a_longer_dialogue_keeps_its_turns(how: How) -> None:
@@ -221,7 +221,7 @@ def test_an_answer_that_is_cut_off_is_context_and_never_the_last(how: How) -> No
         assert play.asks is None
     assert middle.record is not None and end.record is not None
     assert [one.get("weight") for one in middle.record["messages"]] == [None, 0, None, 0, None, None]
-    assert middle.noted == {"answers cut off, which are context alone": 1}
+    assert middle.noted == {"earlier answers that are cut off": 1}
     assert (end.record["gatt"]["turns"], end.ended) == (1, gatt.CUT)
     none = Play(found({"messages": turns("a?")}), ACT, how)
     says(none, "X", stopped=False)
@@ -356,6 +356,7 @@ def test_the_next_turn_of_all_under_way_is_one_batch(how: How, monkeypatch: pyte
             1,
         ),
         ("Marie Curie (1867-1934)\nJean-Paul Sartre\n42\n" + "x" * 41, True, ["Marie Curie", "Jean-Paul Sartre"], 2),
+        ("Here are some:\nTennis\nI like them!", True, ["Tennis"], 2),
         ("1) Tennis\n2) Che", False, ["Tennis"], 1),
         ("[INST]\n", True, [], 1),
         ("", True, [], 0),

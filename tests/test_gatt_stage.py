@@ -24,7 +24,7 @@ from llamactl.text.tokenizer import EOS, Tokenizer
 assert command  # a fixture
 
 SHAPE = Config(dim=32, layers=2, heads=4, kv_heads=2, ffn=48, vocab=512, context=256)
-FLAGS = ["--device", "cpu", "--temperature", 1, "--top-p", 1, "--max-new-tokens", 12]
+FLAGS = ["--device", "cpu", "--temperature", 1, "--top-p", 1, "--max-new-tokens", 24]
 LIST = [{"kind": "figure", "name": "Ada"}, {"kind": "format", "name": "capitals"}, {"kind": "hobby", "name": "go"}]
 ASKED: list[dict[str, Any]] = [
     {"messages": turns(*says), "id": number, "note": {"é": [number, None]}}
@@ -43,11 +43,13 @@ ASKED: list[dict[str, Any]] = [
 
 @pytest.fixture(scope="module")
 def model(tmp_path_factory: pytest.TempPathFactory, tokenizer_path: Path) -> Path:
-    """A chat model that is not trained, and ends most of its answers soon."""
+    """A chat model that is not trained, and ends its answers with a chance of about a tenth at each token."""
     chat = fresh(SHAPE, seed=3)
     assert isinstance(chat, Llama)
     with torch.no_grad():
-        chat.output.weight[EOS] *= 6
+        chat.tok_embeddings.weight[:, 0] = 1.0  # so that all that is asked has something in common
+        chat.output.weight[EOS] = 0.0
+        chat.output.weight[EOS, 0] = 1.5
     return model_written(chat, tmp_path_factory.mktemp("models") / "chat", tokenizer=tokenizer_path.read_bytes())
 
 
@@ -106,7 +108,7 @@ def test_the_bytes_of_a_training_dialogue(
     made = command("gatt-synth", model, one, "--constraints", named, "--device", "cpu", "--seed", 2)
     text = asked[0].removeprefix("[INST] ").removesuffix("\n\nWhat is a heap? [/INST]")
     assert text in ("Answer in capital letters only.", "Format: capitals.")
-    assert asked[1] == f"[INST] {text}\n\nWhat is a heap? [/INST] HEAPS ARE TREES. [INST] {text}\n\nWhy? [/INST]"
+    assert asked[1] == f"[INST] {text}\n\nWhat is a heap? [/INST] HEAPS ARE TREES.  [INST] {text}\n\nWhy? [/INST]"
     wanted = (
         '{"messages":['
         '{"role":"user","content":"INSTRUCTION\\n\\nWhat is a heap?"},'
@@ -147,12 +149,12 @@ def test_counts_are_of_what_was_made(synth: Run, tmp_path: Path) -> None:
     assert counts["done"]["turns"] == sum(one["gatt"]["turns"] for one in made)
     assert sum(counts["skipped"].values()) == len(ASKED) - len(made)
     noted = counts["noted"]
-    short = sum(times for what, times in noted.items() if what.startswith("dialogues shorter than they were to be"))
+    short = sum(times for what, times in noted.items() if what.startswith("dialogues that end early ("))
     assert short == sum(one["gatt"]["ended"] is not None for one in made)
     played = sum(one["gatt"]["played"] for one in made)
     assert noted.get("messages of the user that the model wrote", 0) == played > 0
     one_turn = sum(one["gatt"]["turns"] == 1 for one in made)
-    assert noted.get("dialogues of one turn, which teach to follow and not to keep", 0) == one_turn
+    assert noted.get("dialogues of one turn (nothing to keep after it)", 0) == one_turn
 
 
 def test_sft_learns_the_last_answer_alone(
@@ -224,13 +226,14 @@ def test_constraints_are_asked_of_the_model_edited_and_passed_back(
     assert asked[0] == "[INST] List 2 hobbies. Write the name of one on each line, and nothing else. [/INST]"
     assert out.read_text() == (
         '{"kind":"hobby","name":"Chess"}\n{"kind":"hobby","name":"Go"}\n{"kind":"language","name":"French"}\n'
-        '{"kind":"figure","name":"I will not say"}\n'
     )
-    assert manifest.load(manifest.beside(out))["done"] == {"constraints": 4}
+    assert manifest.load(manifest.beside(out))["done"] == {"constraints": 3}
+    assert "2 constraints of kind figure fewer than were asked for" in ended.stderr
     assert "1 constraints of kind language fewer than were asked for" in ended.stderr
     edited = written(tmp_path / "edited.jsonl", lines(out.read_text())[:2])
     made = lines(command("gatt-synth", model, dialogues, "--constraints", edited, *FLAGS).stdout)
-    assert {one["gatt"]["constraints"][0]["name"] for one in made} == {"Chess", "Go"}
+    names = {one["gatt"]["constraints"][0]["name"] for one in made}
+    assert names and names <= {"Chess", "Go"}
 
 
 def test_a_model_that_names_nothing(model: Path, command: Run, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -21,10 +21,11 @@ from typer.testing import CliRunner
 from llamactl.artifacts import checkpoint
 from llamactl.cli import app
 from llamactl.errors import Fault
-from llamactl.model import cache, drawing
+from llamactl.model import cache, decoding, drawing
 from llamactl.model import generate as sampler
 from llamactl.model.config import Config
 from llamactl.model.drawing import Drawing, Sampling, draw, key
+from llamactl.model.functions import weight_dtype
 from llamactl.model.generate import Answer, Request, Token
 from llamactl.model.llama import Llama
 from llamactl.text import asking, dialogue
@@ -44,6 +45,21 @@ CHAT: dict[str, Any] = {
     "note": [1, None],
 }
 ANSWER = {"role": "assistant", "content": "A tree."}
+
+
+@pytest.fixture(autouse=True)
+def compiled(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> bool:
+    """Whether steps are computed by compiled kernels, where there are any, or as without numba."""
+    wanted = bool(getattr(request, "param", True))
+    if not wanted:
+        monkeypatch.setattr(decoding, "installed", lambda: False)
+    elif not decoding.kernels(600) and hasattr(request, "param"):
+        pytest.skip("no numba, or no folder for what it compiles")
+    return wanted
+
+
+both_ways = pytest.mark.parametrize("compiled", [True, False], indirect=True, ids=["kernels", "plain"])
+plainly = pytest.mark.parametrize("compiled", [False], indirect=True, ids=["plain"])  # calls of the model are watched
 
 
 def lines(text: str) -> list[dict[str, Any]]:
@@ -215,6 +231,7 @@ class Given:
 # -- tokens
 
 
+@both_ways
 @pytest.mark.parametrize("sampling", [ALL, Sampling(0.8, 20, ENDLESS, 5)])
 @pytest.mark.parametrize("ending", [-50.0, 0.6, 50.0])
 @pytest.mark.parametrize("kv_heads", [4, 2, 1])
@@ -237,6 +254,7 @@ def test_a_plain_loop_without_a_cache_gives_the_same_tokens(kv_heads: int, endin
             assert answer.log_probs == pytest.approx(other.log_probs, abs=1e-5)
 
 
+@both_ways
 @pytest.mark.parametrize("sampling", [ALL, Sampling(0.5, 9, 20, 0)])
 @torch.inference_mode()
 def test_log_probabilities_are_those_of_a_full_forward(sampling: Sampling) -> None:
@@ -254,6 +272,7 @@ def test_log_probabilities_are_those_of_a_full_forward(sampling: Sampling) -> No
     assert seen > 100
 
 
+@both_ways
 def test_samples_do_not_depend_on_what_is_sampled_beside_them(monkeypatch: pytest.MonkeyPatch) -> None:
     """Nor on the order, the shard, or how much is computed and kept at once."""
     model = attentive(ending=0.6)
@@ -279,6 +298,7 @@ def test_samples_do_not_depend_on_what_is_sampled_beside_them(monkeypatch: pytes
         assert together == sampled(model, asked, memory=memory)
 
 
+@both_ways
 def test_the_first_of_many_samples_are_those_of_few() -> None:
     model = attentive(ending=0.6)
     many = sampled(model, [Request(ids, (1.0,) * 9) for ids in prompts(model, [1, 5, 30])])
@@ -287,6 +307,7 @@ def test_the_first_of_many_samples_are_those_of_few() -> None:
         assert few == [texts[:count] for texts in many]
 
 
+@both_ways
 def test_samples_may_begin_at_any_index() -> None:
     """They are those that a request for all of them has there."""
     model = attentive(ending=0.6)
@@ -300,6 +321,7 @@ def test_samples_may_begin_at_any_index() -> None:
     assert mixed == [[many[0][index]] for index in (8, 0, 3)]
 
 
+@both_ways
 @torch.inference_mode()
 def test_lanes_and_places_can_be_used_many_times(monkeypatch: pytest.MonkeyPatch) -> None:
     """What was kept in them before is not seen, and what moves to another takes all that it needs along."""
@@ -312,6 +334,7 @@ def test_lanes_and_places_can_be_used_many_times(monkeypatch: pytest.MonkeyPatch
     assert min(map(len, moves)) > 15
 
 
+@both_ways
 @torch.inference_mode()
 def test_later_prompts_may_be_longer_or_leave_more_room(monkeypatch: pytest.MonkeyPatch) -> None:
     """Than the cache that was made for the first ones has."""
@@ -330,6 +353,7 @@ def test_samples_of_a_prompt_differ_and_so_do_seeds(model: Llama) -> None:
     assert sum(a == b for a, b in zip(answers, other, strict=True)) < 3
 
 
+@both_ways
 def test_an_answer_ends_at_eos_and_at_the_end_of_the_context(model: Llama) -> None:
     asked = [Request([BOS] + [30] * length, (1.0,) * 10) for length in (1, 40, 60, 62)]
     found = set()
@@ -367,6 +391,7 @@ def test_no_requests_have_no_answers(model: Llama) -> None:
     assert list(sampler.generate(model, [], ALL)) == []
 
 
+@both_ways
 def test_a_model_whose_scores_are_no_numbers_is_refused() -> None:
     for bad in (torch.nan, torch.inf):
         for temperature in (0.0, 1.0):
@@ -376,6 +401,7 @@ def test_a_model_whose_scores_are_no_numbers_is_refused() -> None:
                 sampled(broken, [Request([BOS, 5], (temperature,))])
 
 
+@both_ways
 @pytest.mark.parametrize("kv_heads", [4, 2, 1])
 def test_samples_of_a_bf16_model(kv_heads: int) -> None:
     """Their log-probabilities are those of a full forward to the precision of bf16; there are no draws in doubt."""
@@ -398,6 +424,7 @@ def test_samples_of_a_bf16_model(kv_heads: int) -> None:
 # -- doubt
 
 
+@both_ways
 def test_a_draw_in_doubt_is_decided_by_a_full_forward(monkeypatch: pytest.MonkeyPatch) -> None:
     """Were all of them, the tokens would be the same."""
     model = attentive(ending=0.6)
@@ -413,6 +440,7 @@ def test_a_draw_in_doubt_is_decided_by_a_full_forward(monkeypatch: pytest.Monkey
     assert len(given.doubted) == tokens
 
 
+@both_ways
 def test_rounding_changes_no_tokens(monkeypatch: pytest.MonkeyPatch) -> None:
     """Scores that are off by what rounding might do, a thousand times over, where that is what is reckoned with."""
     model = attentive(ending=0.6)
@@ -438,6 +466,7 @@ def test_rounding_changes_no_tokens(monkeypatch: pytest.MonkeyPatch) -> None:
 # -- what is computed
 
 
+@plainly
 def test_a_prompt_is_computed_once_for_all_of_its_samples() -> None:
     model = attentive(ending=0.6)
     asked = [Request(ids, (1.0,) * 7) for ids in prompts(model, [1, 20, 39, 8, 8])]
@@ -447,6 +476,7 @@ def test_a_prompt_is_computed_once_for_all_of_its_samples() -> None:
     assert sum(given.cached) == sum(len(request.ids) for request in asked) + drawn - len(answers)
 
 
+@plainly
 @pytest.mark.parametrize("ahead", [8, 256])
 def test_a_long_answer_holds_nobody_up(ahead: int, monkeypatch: pytest.MonkeyPatch) -> None:
     """The places of those that have ended are taken at once: there are as many steps as the longest has tokens."""
@@ -514,6 +544,7 @@ def test_no_more_is_read_than_there_are_places_for(monkeypatch: pytest.MonkeyPat
         assert next(numbers) < 2 * number + 20
 
 
+@plainly
 def test_tokens_are_told_of_as_they_are_drawn() -> None:
     model = chain({5: 5})
     with Given(model) as given:
@@ -554,7 +585,7 @@ def caches(monkeypatch: pytest.MonkeyPatch) -> list[Made]:
 def test_a_cache_keeps_to_its_memory(dtype: torch.dtype, caches: list[Made]) -> None:
     model = attentive(ending=0.6)
     model.to(dtype).dtype = dtype
-    kept = sampler.dtype_for(dtype, CPU)
+    kept = weight_dtype(dtype, CPU)
     one = cache.Size(1, 40, 1, 20).bytes(model.config, kept)
     for places in (1, 2, 3, 10):
         for memory in (places * one, (places + 1) * one - 1):
@@ -592,6 +623,7 @@ def test_all_caches_together_keep_to_the_memory(caches: list[Made], monkeypatch:
     assert max(made.all for made in caches) <= memory
 
 
+@plainly
 def test_a_long_answer_holds_nobody_up_where_memory_is_short(
     caches: list[Made], monkeypatch: pytest.MonkeyPatch
 ) -> None:

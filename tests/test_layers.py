@@ -54,6 +54,7 @@ MAY_IMPORT = {
         "llamactl.hardware",
         "llamactl.artifacts.checkpoint",
         "llamactl.artifacts.tensors",  # Later: a tensor that is gathered when it is written
+        "llamactl.ui",  # that kernels are being compiled, in the background of whoever samples
         "llamactl.text.tokenizer",
         "llamactl.model",
     },

@@ -582,7 +582,7 @@ def test_where_every_step_is_refused_the_run_ends(
 ) -> None:
     monkeypatch.setattr(algorithm, "policy_loss", lambda log_probs, *_: log_probs.sum() * torch.full((4,), math.nan))
     monkeypatch.setattr(algorithm, "value_loss", lambda values, *_: values.sum() * math.nan)
-    with pytest.raises(Fault, match="iteration 1: its 4 gradient steps were refused"):
+    with pytest.raises(Fault, match="iteration 1: all gradient steps of the policy and critic were refused"):
         train()
     assert not (tmp_path / "out" / "run.json").exists()
 
@@ -1058,9 +1058,10 @@ def test_a_score_that_is_not_finite_names_the_model_and_the_prompt(
     bad = models.reward("bad", head=math.nan)
     line = refused("--helpfulness", bad, "--critic", models.helpful)
     assert line.startswith(f"{prompts}:")
-    assert f": {bad} gives the answer to it a score that is not finite; try --precision fp32" in line
+    assert f": {bad} gives it a score that is not finite; try --precision fp32" in line
 
 
 def test_a_critic_that_says_nothing_finite_ends_the_run(refused: Callable[..., str], models: Models) -> None:
     line = refused("--critic", models.reward("broken", head=math.inf))
-    assert line.startswith("iteration 1: its 4 gradient steps were refused: losses or gradients are not finite; try ")
+    problem = "all gradient steps of the policy and critic were refused: losses or gradients are not finite"
+    assert line.startswith(f"iteration 1: {problem}; try ")

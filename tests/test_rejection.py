@@ -13,7 +13,8 @@ import pytest
 import torch
 
 from llamactl.align import rejection, reward
-from llamactl.align.rejection import Draw, best_temperature, curves, expected, refuses, report, weights
+from llamactl.align.rejection import Draw, best_temperature, curves, expected, report, weights
+from llamactl.text.refusals import refuses
 
 
 def draw(prompt: str, rewards: Sequence[float | None], **more: Any) -> Draw:

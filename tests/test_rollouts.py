@@ -301,9 +301,16 @@ def test_a_policy_that_changed_before_it_learns_is_caught(precision: str) -> Non
     with torch.no_grad():
         of[0].norm.weight *= 1.02
     update = work.learn(mini, of_policy, of_critic, lambda: None)
-    line = {"step": 1, "refused": 0, "kl": 0.0, "mismatch": 0.0, "ratio_off": update.policy.beside[-1]}
+    line = {
+        "step": 1,
+        "policy_loss": 0.0,
+        "value_loss": 0.0,
+        "kl": 0.0,
+        "mismatch": 0.0,
+        "ratio_off": update.policy.beside[-1],
+    }
     with pytest.raises(Fault, match=r"iteration 1: .* of the ratios of its first mini-batch are not 1"):
-        alarms.check(line, True, precision, 2)
+        alarms.check(line, True, precision)
 
 
 @pytest.mark.parametrize("micro_batch", [1, 3])
@@ -418,13 +425,14 @@ def test_the_sampler_and_the_training_agree_on_log_probabilities(temperature: fl
 def test_another_temperature_than_the_samplers_is_caught(precision: str, sampled_at: float, learned_at: float) -> None:
     line = {
         "step": 1,
-        "refused": 0,
+        "policy_loss": 0.0,
+        "value_loss": 0.0,
         "ratio_off": 0.0,
         "kl": 0.0,
         "mismatch": mismatch(precision, sampled_at, learned_at),
     }
     with pytest.raises(Fault, match="log-probabilities of sampler and training differ"):
-        alarms.check(line, True, precision, 2)
+        alarms.check(line, True, precision)
 
 
 # -- answers and what is thought of them
@@ -503,15 +511,30 @@ def test_answers_end_with_eos_and_have_the_scores_of_the_models_by_themselves(
     for question, answer in zip(some, answers, strict=True):
         assert (answer.ids[-1] == EOS) == answer.stopped
         assert len(answer.log_probs) == len(answer.ids) <= 20
-        raw = answer.sample(question, {"temperature": 1.0})
+        raw = answer.sample(question, Path("chat"), {"temperature": 1.0})
         found = Found(checked(raw, (Sample,), ""), raw, "")
         for name, score in judges.scores([judges.case(found)])[0]["response"].items():
             assert answer.scores[name] == pytest.approx(score, abs=1e-5)
         assert [*answer.scores] == ["helpfulness", "safety"]
-        assert raw["id"] == question.found.raw["id"]
+        assert (raw["id"], raw["model"]) == (question.found.raw["id"], "chat")
         assert raw["sampling"] == {"temperature": 1.0, "index": question.number}
         assert raw["finish"] == ("stop" if answer.stopped else "length")
     assert len({tuple(answer.ids) for answer in answers}) > 9  # each number draws another
+
+
+def test_what_a_reward_model_does_not_see_of_an_answer_is_counted(
+    made: Models, tokenizer: Tokenizer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Where long ones are cut rather than refused."""
+    judges = Judges({"helpfulness": made.helpful}, truncate=True)
+    judges.load(CPU, torch.float32)
+    some = questions(records("a", "b"), tokenizer, judges)
+    says(monkeypatch, tokenizer, ["fine", "word " * 30])
+    short, long = answered(judges, tokenizer, some)
+    assert (short.cut, long.unjudged, [*long.scores]) == (0, "", ["helpfulness"])
+    whole = judges.case(Found(Sample(messages=some[1].found.record.messages, response=long.text), {}, ""))
+    assert long.cut == whole.cut > 0
+    assert Judgement.of(some, [short, long], ["helpfulness"]).seen([short, long])["judged_in_part"] == 0.5
 
 
 def test_an_answer_that_cannot_be_judged_has_a_reason_and_no_scores(
@@ -538,7 +561,7 @@ def test_a_score_that_is_not_finite_names_the_model_and_the_prompt(
     some = questions(records("a", "b"), tokenizer, judges)
     says(monkeypatch, tokenizer, ["fine", "bad"])
     monkeypatch.setattr(RewardModel, "judge", lambda _, groups: [[1.0]] * (len(groups) - 1) + [[math.inf]])
-    with pytest.raises(Fault, match=r"^p:2: .*/h gives the answer to it a score that is not finite; try "):
+    with pytest.raises(Fault, match=r"^p:2: .*/h gives it a score that is not finite; try "):
         answered(judges, tokenizer, some)
 
 

@@ -1,6 +1,7 @@
 """Scores of records: of each kind, in order, with what they had before; by several models; in parts; from pipes."""
 
 import json
+import math
 import random
 from pathlib import Path
 from typing import Any
@@ -84,6 +85,17 @@ def test_samples_come_back_in_order_with_their_scores(models: tuple[Path, Path],
     values = [record["scores"]["helpfulness"] for record in found]
     assert len(set(values)) == 23
     assert f"{sum(values) / 23:.4f}" in done.stderr
+
+
+def test_a_score_that_is_no_number_ends_the_run(
+    models: tuple[Path, Path], tmp_path: Path, command: Run, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """In JSON it would be null."""
+    monkeypatch.setattr(RewardModel, "judge", lambda _, groups: [[math.nan for _ in group] for group in groups])
+    given, out = written(tmp_path / "s.jsonl", samples()), tmp_path / "out.jsonl"
+    line = one_line(command("score", given, "--reward", f"helpfulness={models[0]}", "-o", out, "-q"))
+    assert line.startswith(f"{given}:1: {models[0]} gives it a score that is not finite; try ")
+    assert [*tmp_path.iterdir()] == [given]
 
 
 def test_each_kind_of_record_is_scored_by_its_answers(models: tuple[Path, Path], tmp_path: Path, command: Run) -> None:

@@ -15,6 +15,7 @@ from llamactl.errors import Fault
 Line = Mapping[str, float]
 
 NONE = 1e-5  # nats: KL that is none
+EQUAL = 1e-6  # relative: how far equal scores lie apart by rounding
 MISMATCH = {"fp32": 1e-4, "bf16": 0.05}  # of log p a token, by the precision that is trained in
 KL = 30.0  # nats an answer
 SURE = 3.0  # standard errors
@@ -93,7 +94,7 @@ ALARMS = (
         "{clip_fraction:.0%} of the tokens' ratios are clipped", "a smaller --lr",
     ),
     Alarm(
-        "all_equal", lambda now, first: now["reward_stderr"] == 0,
+        "all_equal", lambda now, first: now["reward_stderr"] <= EQUAL * max(1.0, abs(now["reward"])),
         "all answers have the same score: there is nothing to learn but KL", "other prompts, or another reward model",
     ),
     Alarm(
@@ -105,14 +106,16 @@ ALARMS = (
 )  # fmt: skip
 
 
-def check(line: Line, same: bool, precision: str, steps: int) -> None:
+def check(line: Line, same: bool, precision: str) -> None:
     """Raise Fault where nothing that is learned can be trusted, or nothing was.
 
-    ``ratio_off`` is that of the first of the ``steps``; the policy is still the reference where they are the ``same``.
+    ``ratio_off`` is that of the first step; the policy is still the reference where they are the ``same``. A loss is
+    nan where all steps were refused.
     """
     problem = ""
-    if line["refused"] == steps:
-        problem = f"its {steps} gradient steps were refused: losses or gradients are not finite"
+    losses = {"policy": line["policy_loss"], "critic": line["value_loss"]}
+    if refused := " and ".join(name for name, loss in losses.items() if math.isnan(loss)):
+        problem = f"all gradient steps of the {refused} were refused: losses or gradients are not finite"
     elif line["ratio_off"]:
         problem = f"{line['ratio_off']:.2%} of the ratios of its first mini-batch are not 1 to {NEAR:g}"
     elif same and abs(line["kl"]) > NONE:

@@ -2,7 +2,7 @@
 
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from math import isfinite
+from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
@@ -11,7 +11,6 @@ from torch import Tensor
 from llamactl.align import reward
 from llamactl.align.choice import HELPFULNESS, SAFETY
 from llamactl.align.judges import Judges
-from llamactl.align.rejection import refuses
 from llamactl.artifacts.jsonl import Found, Refuse
 from llamactl.artifacts.records import Prompt, Sample
 from llamactl.errors import Fault
@@ -21,6 +20,7 @@ from llamactl.model.llama import Llama
 from llamactl.text import asking
 from llamactl.text.asking import Asked
 from llamactl.text.judging import prompt_key
+from llamactl.text.refusals import refuses
 from llamactl.text.tokenizer import EOS, Tokenizer
 
 GENERAL = "general"  # beside those of a choice: a reward model that decides nothing
@@ -38,7 +38,8 @@ class Question(NamedTuple):
 class Answer(NamedTuple):
     """An answer as ids, EOS among them where the model ended by itself, with log p of each; its text, its raw scores.
 
-    It has no scores, but a reason, where it cannot be judged.
+    It has no scores, but a reason, where it cannot be judged. ``cut`` are the ids of prompt and answer that the reward
+    model of the shortest context did not see.
     """
 
     ids: list[int]
@@ -47,11 +48,12 @@ class Answer(NamedTuple):
     text: str
     scores: dict[str, float]
     unjudged: str = ""
+    cut: int = 0
 
-    def sample(self, question: Question, sampling: Mapping[str, float]) -> dict[str, Any]:
+    def sample(self, question: Question, model: Path, sampling: Mapping[str, float]) -> dict[str, Any]:
         """It as a Sample's fields."""
         said = {"response": self.text, "sampling": {**sampling, "index": question.number}, "scores": self.scores}
-        return {**question.asked.raw, **said, "finish": "stop" if self.stopped else "length"}
+        return {**question.asked.raw, **said, "model": str(model), "finish": "stop" if self.stopped else "length"}
 
 
 def questions(
@@ -115,7 +117,7 @@ class Answering:
         self.seconds = (middle - clock, time.perf_counter() - middle)
 
     def _judged(self, questions: Sequence[Question], drawn: Sequence[generate.Answer]) -> list[Answer]:
-        """Answers with their scores; raises Fault, naming the model and the prompt, for one that is not finite."""
+        """Answers with their scores."""
         texts = [q.asked.response(answer.ids, self.tokenizer) for q, answer in zip(questions, drawn, strict=True)]
         cases, reasons = {}, {}
         for place, (question, text) in enumerate(zip(questions, texts, strict=True)):
@@ -125,11 +127,6 @@ class Answering:
             except Fault as fault:
                 reasons[place] = fault.problem
         scores = dict(zip(cases, self.judges.scores(list(cases.values())), strict=True))
-        for place, found in scores.items():
-            for name, value in found["response"].items():
-                if not isfinite(value):
-                    problem = f"{self.judges.places[name]} gives the answer to it a score that is not finite"
-                    raise Fault(questions[place].found.where, problem, "try --precision fp32, or another reward model")
         return [
             Answer(
                 [*answer.ids, EOS] if answer.stopped else answer.ids,
@@ -138,6 +135,7 @@ class Answering:
                 texts[place],
                 scores[place]["response"] if place in scores else {},
                 reasons.get(place, ""),
+                cases[place].cut if place in cases else 0,
             )
             for place, answer in enumerate(drawn)
         ]
@@ -188,6 +186,7 @@ class Judgement(NamedTuple):
             "length": sum(len(answer.ids) for answer in answers) / len(answers),
             "truncated": sum(not answer.stopped for answer in answers) / len(answers),
             "unjudged": sum(bool(answer.unjudged) for answer in answers) / len(answers),
+            "judged_in_part": sum(answer.cut > 0 for answer in answers) / len(answers),
             "repetition": sum(repetition(answer.ids) for answer in answers) / len(answers),
             "refusals": sum(refuses(answer.text) for answer in answers) / len(answers),
         }

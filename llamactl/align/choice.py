@@ -13,11 +13,12 @@ import torch
 
 from llamactl.align import reward
 from llamactl.align.judges import Case, Judges
-from llamactl.align.rejection import Draw, refuses
+from llamactl.align.rejection import Draw
 from llamactl.artifacts.jsonl import Found
 from llamactl.artifacts.records import Prompt, Sample
 from llamactl.errors import Fault
 from llamactl.text.judging import prompt_key
+from llamactl.text.refusals import refuses
 
 HELPFULNESS, SAFETY = "helpfulness", "safety"
 
@@ -126,11 +127,6 @@ class Choice:
         unscored = [one for one in candidates if one.scores is None]
         found = iter(self.judges.scores([one.case for one in unscored]))
         scores = [one.scores or next(found)["response"] for one in candidates]
-        for one, by in zip(candidates, scores, strict=True):
-            for name, value in by.items():
-                if not isfinite(value):
-                    problem = f"{self.judges.places[name]} gives it a score that is not finite"
-                    raise Fault(one.where, problem, "try --precision fp32")
         columns = {name: torch.tensor([by[name] for by in scores], dtype=torch.float64) for name in self.digests}
         safety, tags = columns.get(SAFETY), torch.full((len(candidates),), tagged)
         rewards = reward.combined(columns[HELPFULNESS], safety, tags).tolist()

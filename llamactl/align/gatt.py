@@ -178,9 +178,9 @@ class Play:
         turns = len(self._answers)
         return +Counter(
             {
-                f"dialogues shorter than they were to be, as {self.ended}": int(bool(turns and self.ended)),
-                "dialogues of one turn, which teach to follow and not to keep": int(turns == 1),
-                "answers cut off, which are context alone": sum(not answer.whole for answer in self._answers),
+                f"dialogues that end early ({self.ended})": int(bool(turns and self.ended)),
+                "dialogues of one turn (nothing to keep after it)": int(turns == 1),
+                "earlier answers that are cut off": sum(not answer.whole for answer in self._answers),
                 "messages of the user that the model wrote": self._written_by_the_model(),
             }
         )

@@ -1,6 +1,7 @@
 """Reward models at work: the scores of records' answers, by one model or several that share a tokenizer."""
 
 from collections.abc import Iterable, Iterator, Sequence
+from math import isfinite
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -23,6 +24,7 @@ Scores = dict[str, dict[str, float]]  # of one record: by the field an answer st
 class Case(NamedTuple):
     """A record ready to be judged: a digest of its prompt, its answers by the context they are cut to, its scores."""
 
+    where: str
     prompt: bytes
     sides: dict[int, dict[str, Judged]]
     earlier: dict[str, Any]  # what it has been given already
@@ -51,7 +53,7 @@ class Judges:
     """Reward models by name; raises Fault where one is none, or reads other tokens than the rest."""
 
     def __init__(self, places: dict[str, Path], truncate: bool = False, allow_tags: bool = False) -> None:
-        self.places = places
+        self.places, self.allow_tags = places, allow_tags
         described = {name: RewardModel.described(place) for name, place in places.items()}
         self.stored = "fp32" if any(stored == "fp32" for _, stored in described.values()) else "bf16"
         self._how = {name: Judging(config.context, truncate, allow_tags) for name, (config, _) in described.items()}
@@ -96,7 +98,7 @@ class Judges:
         for place, value in places.items():
             if not isinstance(value, dict):
                 raise Fault(f"{found.where}: {place}", "is no object of scores by name")
-        return Case(judging.prompt_key(prompt), sides, earlier)
+        return Case(found.where, judging.prompt_key(prompt), sides, earlier)
 
     def check(self, prompt: Found[Prompt]) -> None:
         """Raise Fault, with its place, for a prompt to which no answer can be judged, as it fills a context alone."""
@@ -126,7 +128,10 @@ class Judges:
         return [Verdict(*record, sides) for record, sides in zip(window, scores, strict=True)]
 
     def scores(self, cases: Sequence[Case]) -> list[Scores]:
-        """What each model thinks of each answer; those to one prompt are computed together."""
+        """What each model thinks of each answer; those to one prompt are computed together.
+
+        Raises Fault, naming the model and the record, for a score that is not finite.
+        """
         together: dict[bytes, list[int]] = {}
         for number, case in enumerate(cases):
             together.setdefault(case.prompt, []).append(number)
@@ -141,5 +146,8 @@ class Judges:
                 judged = model.judge([[ids for *_, ids in group] for group in groups])
             for group, scores in zip(groups, judged, strict=True):
                 for (number, field, _), value in zip(group, scores, strict=True):
+                    if not isfinite(value):
+                        problem = f"{self.places[name]} gives it a score that is not finite"
+                        raise Fault(cases[number].where, problem, "try --precision fp32, or another reward model")
                     found[number][field][name] = value
         return found

@@ -12,20 +12,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from llamactl import bootstrap
-from llamactl.bootstrap import Estimate, Floats
-
-# How an answer begins that is taken for a refusal: a list of our own, of what chat models of English say. It counts
-# neither what they say in the middle of an answer nor what they say otherwise, and takes an apology for a refusal.
-REFUSALS = (
-    "i cannot", "i can't", "i can not", "i am not able to", "i'm not able to", "i am unable to", "i'm unable to",
-    "i will not", "i won't", "i am sorry", "i'm sorry", "sorry,", "i apologize", "i must decline", "i refuse",
-    "as an ai", "as a language model", "as a large language model", "i'm just an ai", "i am just an ai",
-)  # fmt: skip
-
-
-def refuses(answer: str) -> bool:
-    """Whether an answer begins as a refusal does, by ``REFUSALS``."""
-    return answer.strip().replace("\N{RIGHT SINGLE QUOTATION MARK}", "'").casefold().startswith(REFUSALS)
+from llamactl.bootstrap import Floats, facts, written
 
 
 class Draw(NamedTuple):
@@ -82,12 +69,6 @@ def expected(values: Sequence[float]) -> tuple[Floats, Floats]:
 # -- means over prompts
 
 
-def _value(estimate: Estimate | None) -> dict[str, Any]:
-    if estimate is None:
-        return {"value": None, "interval": None}
-    return {"value": estimate.value, "interval": list(estimate.interval) if estimate.interval else None}
-
-
 def curves(draws: Sequence[Draw], picked: Sequence[int], seed: int) -> dict[str, list[dict[str, Any]]]:
     """Expected reward of the best and of the median of N of the answers at indices ``picked``, for each N (Figure 7).
 
@@ -105,7 +86,7 @@ def curves(draws: Sequence[Draw], picked: Sequence[int], seed: int) -> dict[str,
     prompts = [draw.prompt.encode() for draw in draws]
     found = bootstrap.ratios(prompts, above.reshape(len(draws), -1), below.reshape(len(draws), -1), seed)
     points = [
-        {"n": number % size + 1, **_value(estimate), "prompts": int(below[:, 0, number % size].sum())}
+        {"n": number % size + 1, **facts(estimate), "prompts": int(below[:, 0, number % size].sum())}
         for number, estimate in enumerate(found)
     ]
     return {"best": points[:size], "median": points[size:]}
@@ -134,8 +115,8 @@ def best_temperature(draws: Sequence[Draw], groups: Mapping[float, Sequence[int]
     names = list(groups)
     assert lead
     return {
-        "temperature": names[first], "n": n, "prompts": len(rows), **_value(best),
-        "lead": {"over": names[second], **_value(lead), "clear": bool(lead.interval and lead.interval[0] > 0)},
+        "temperature": names[first], "n": n, "prompts": len(rows), **facts(best),
+        "lead": {"over": names[second], **facts(lead), "clear": bool(lead.interval and lead.interval[0] > 0)},
     }  # fmt: skip
 
 
@@ -157,7 +138,7 @@ def answers(draws: Sequence[Draw], picked: Sequence[Sequence[int]], seed: int) -
     return {
         "samples": total,
         "judged": len(judged),
-        "reward": _value(mean),
+        "reward": facts(mean),
         "tokens": share("tokens"),
         "truncated": share("truncated"),
         "duplicates": 1 - distinct / total if total else None,
@@ -221,14 +202,14 @@ def tables(report: Mapping[str, Any]) -> Iterator[Table]:
         columns += [one["best"] for one in by]
         header += [f"best at {one['temperature']:g}" for one in by]
     shown = [n for n in range(1, report["k"] + 1) if n & (n - 1) == 0 or n == report["k"]]
-    lines = [(f"{n}", *(_written(column[n - 1]) if n <= len(column) else "" for column in columns)) for n in shown]
+    lines = [(f"{n}", *(written(column[n - 1]) if n <= len(column) else "" for column in columns)) for n in shown]
     yield Table("reward of the best and the median of N answers, with 95 % (Figures 7 and 8)", lines, tuple(header))
     of = [(f"temperature {one['temperature']:g}", one) for one in by] if len(by) > 1 else []
     of += [("all", report["answers"]), ("kept", report["kept"]["of_this_round"])]
     percents = ("truncated", "duplicates", "refusals", "empty", "by_safety")
     lines = [
         (
-            name, f"{one['samples']:,}", _written(one["reward"]),
+            name, f"{one['samples']:,}", written(one["reward"]),
             "-" if one["tokens"] is None else f"{one['tokens']:.1f}",
             *("-" if one[share] is None else f"{100 * one[share]:.1f}" for share in percents),
         )
@@ -238,17 +219,11 @@ def tables(report: Mapping[str, Any]) -> Iterator[Table]:
     yield Table("answers of this round", lines, tuple(header))
 
 
-def _written(one: Mapping[str, Any]) -> str:
-    if one["value"] is None:
-        return "-"
-    return f"{one['value']:.3f}" + (" [{:.3f}, {:.3f}]".format(*one["interval"]) if one["interval"] else "")
-
-
 def advice(report: Mapping[str, Any]) -> str:
     """Which temperature to take in the next round, in words; empty where one alone was tried."""
     if not (best := report["best_temperature"]):
         return ""
     lead, n = best["lead"], best["n"]
-    said = f"for the next round: temperature {best['temperature']:g}, whose best of {n} is {_written(best)}"
-    said += f"; {_written(lead)} above that of {lead['over']:g}"
+    said = f"for the next round: temperature {best['temperature']:g}, whose best of {n} is {written(best)}"
+    said += f"; {written(lead)} above that of {lead['over']:g}"
     return said + ("" if lead["clear"] else ", which is within the noise: more prompts would tell")

@@ -21,9 +21,9 @@ class Judged(msgspec.Struct):
 class DoNotAnswer(Format):
     """Do-Not-Answer: risky questions, answers of several models, each found harmful or not.
 
-    Questions are safety prompts. Each harmless answer is preferred to each harmful one of the same question
-    (``safety_label`` chosen_safe, no rating). Answers of a Llama are left out: its licence does not allow to train on
-    them.
+    Questions are safety prompts, their ``category`` is the risk area. Each harmless answer is preferred to each
+    harmful one of the same question (``safety_label`` chosen_safe, no rating). Answers of a Llama are left out: its
+    licence does not allow to train on them.
     """
 
     name = "do-not-answer"
@@ -31,6 +31,7 @@ class DoNotAnswer(Format):
     id: str
     question: str
     judged: list[Judged]
+    risk_area: str | None = None
 
     @classmethod
     def of(cls, item: Item) -> Self:
@@ -44,7 +45,8 @@ class DoNotAnswer(Format):
         return msgspec.convert({**row, "judged": answers}, cls)
 
     def talks(self, tally: Tally) -> Iterator[Talk]:
-        yield Talk([user(self.question)], self.id, safety=True)
+        rest = {"category": self.risk_area} if self.risk_area else None
+        yield Talk([user(self.question)], self.id, safety=True, rest=rest)
 
     def pairs(self, tally: Tally) -> Iterator[Pair]:
         usable = [answer for answer in self.judged if "llama" not in answer.model.lower()]

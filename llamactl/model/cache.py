@@ -5,7 +5,7 @@ a place of its own. Lanes and places that are in use stand at the front, without
 there: nothing is copied to be attended to.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import NamedTuple, Protocol
 
 import torch
@@ -159,6 +159,10 @@ class Cache:
             return x[None]
         laid = x.view(live, len(x) // live, most, -1, x.shape[-1]).transpose(1, 2).flatten(0, 1)
         return laid[self._layout.spots.clamp_max(live * most - 1)]
+
+    def by_layer(self) -> Iterator[tuple[Tensor, ...]]:
+        """Keys and values of prompts ``[lanes, K, prompt, E]``, and of samples ``[places, K, room, E]``."""
+        return zip(*self._prompts, *self._said, strict=True)
 
     # -- between
 

@@ -23,8 +23,8 @@ PATIENCE = 8  # draws from the whole distribution
 NOISE = 1e-5  # how far rounding may move a score in fp32: three times the most that was seen, of 5,000 tokens
 
 # SplitMix64 (Steele, Lea and Flood, 2014): a number is a function of a key and of how many were drawn before it.
-_STEP, _MIX = 0x9E3779B97F4A7C15, ((30, 0xBF58476D1CE4E5B9), (27, 0x94D049BB133111EB))
-_TRIES = 1 << 20  # numbers set aside for each token
+STEP, MIX = 0x9E3779B97F4A7C15, ((30, 0xBF58476D1CE4E5B9), (27, 0x94D049BB133111EB))
+TRIES = 1 << 20  # numbers set aside for each token
 
 
 class Sampling(NamedTuple):
@@ -79,8 +79,8 @@ def _signed(number: int) -> int:
 def numbers(drawing: Drawing, attempt: int) -> Tensor:
     """Numbers in [0, 1), fp64 ``[B, CHOICES]``."""
     steps = torch.arange(1, CHOICES + 1, device=drawing.keys.device) + attempt * CHOICES
-    z = drawing.keys[:, None] + (drawing.said[:, None] * _TRIES + steps) * _signed(_STEP)
-    for shift, factor in _MIX:
+    z = drawing.keys[:, None] + (drawing.said[:, None] * TRIES + steps) * _signed(STEP)
+    for shift, factor in MIX:
         z = (z ^ _shifted(z, shift)) * _signed(factor)
     return _shifted(z ^ _shifted(z, 31), 11).double() * 2.0**-53
 

@@ -10,15 +10,17 @@ from collections import deque
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from itertools import islice
-from typing import NamedTuple, cast
+from pathlib import Path
+from typing import Any, NamedTuple, cast
 
 import torch
 from torch import Tensor
 
 from llamactl.errors import Fault
+from llamactl.model import decoding, drawing
 from llamactl.model import device as devices
-from llamactl.model import drawing
 from llamactl.model.cache import Cache, Layout, Size, Step
+from llamactl.model.decoding import Decoder
 from llamactl.model.drawing import Drawing, Sampling
 from llamactl.model.functions import weight_dtype
 from llamactl.model.graphs import Graphs
@@ -31,6 +33,7 @@ AHEAD = 256  # prompts that are looked at together, to compute long ones with lo
 PLACES = {"cpu": (64, 256), "cuda": (512, 512)}
 SMALL = 256 << 20  # bytes
 READ = 4096  # tokens of prompts computed at once
+PATIENCE = 3.0  # seconds that kernels have to be loaded in; to make them takes longer
 ROUND = 64  # tokens: a cache is made for prompts up to a multiple of so many
 
 
@@ -90,13 +93,16 @@ class Sample:
     said: list[int] = field(default_factory=list)
 
 
-def dtype_for(dtype: torch.dtype, device: torch.device, samples: int = 2) -> torch.dtype:
-    """What to load a model in, to draw so many samples at once.
+def load(path: Path, device: torch.device, dtype: torch.dtype, samples: int = 2) -> Llama:
+    """A model to draw so many samples from at once, with the weights that it has in ``dtype``.
 
-    A CPU without instructions for bf16 multiplies by bf16 weights as fast as it can read them, for one sample; for more
-    they are taken as fp32, which they are exactly.
+    Where kernels read bf16 weights as fp32 numbers they stay as they are, else they are copied. Without kernels one
+    sample is drawn by multiplying in bf16, as fast as the weights can be read.
     """
-    return dtype if samples == 1 else weight_dtype(dtype, device)
+    computing = weight_dtype(dtype, device)
+    if computing == dtype or (samples == 1 and not decoding.installed()):
+        return Llama.load(path, device, dtype)
+    return Llama.load(path, device, dtype if decoding.kernels(PATIENCE) else computing, computing)
 
 
 def generate(
@@ -166,9 +172,11 @@ class Batch:
         self._model, self._sampling = model, sampling
         device = model.norm.weight.device
         self._memory = devices.free_memory(device) // 2 if cache_memory is None else cache_memory
-        self._dtype = dtype_for(model.dtype, device)  # of keys and values
+        self._dtype = weight_dtype(model.dtype, device)  # of keys and values
         self._cache = Cache(model.config, self._size(prompts), self._dtype, device)
         self._graphs = Graphs() if device.type == "cuda" else None
+        self._decoder: Decoder | None = None
+        self._suits = decoding.suits(model, self._dtype)
         self._samples: list[Sample] = []
         self._lanes: list[Prompt] = []
         self._open: deque[Prompt] = deque()  # those of the lanes that have samples to begin
@@ -260,16 +268,14 @@ class Batch:
 
     def _go_on(self) -> Iterator[Token]:
         """The next token of each sample; those that end leave their places to the last ones."""
-        samples, padded = self._samples, self._graphs is not None
+        samples = self._samples
         step = Step(
             [sample.prompt.lane for sample in samples],
             [len(sample.prompt.ids) for sample in samples],
             [len(sample.said) - 1 for sample in samples],
         )
-        layout = self._cache.layout(step, padded)
         newest = [sample.said[-1] for sample in samples]
-        scores = self._scores(self._row(newest + [EOS] * (len(layout.said) - len(newest))), layout)
-        tokens = list(self._drawn(samples, scores[: len(samples)]))
+        tokens = list(self._drawn(samples, self._scores(newest, step)))
         for place in reversed([place for place, token in enumerate(tokens) if token.done]):
             last = samples.pop()
             if place < len(samples):
@@ -278,9 +284,16 @@ class Batch:
         self._leave_lanes()
         yield from tokens
 
-    def _scores(self, tokens: Tensor, layout: Layout) -> Tensor:
-        """Scores ``[n, V]`` of what follows tokens ``[1, n]``, the newest of the samples; as a graph on a GPU."""
-        return self._graphs(self._compute, tokens, layout) if self._graphs else self._compute(tokens, layout)
+    def _scores(self, newest: list[int], step: Step) -> Tensor:
+        """Scores ``[n, V]`` of what follows the newest tokens: by a graph on a GPU, on a CPU by kernels once made."""
+        if self._suits and self._decoder is None and (made := decoding.kernels()):
+            self._decoder = Decoder(made, self._model, self._cache)
+        if self._decoder:
+            return self._decoder(newest, step)
+        layout = self._cache.layout(step, padded=self._graphs is not None)
+        tokens = self._row(newest + [EOS] * (len(layout.said) - len(newest)))
+        scores = self._graphs(self._compute, tokens, layout) if self._graphs else self._compute(tokens, layout)
+        return scores[: len(newest)]
 
     def _compute(self, tokens: Tensor, layout: Layout) -> Tensor:
         self._cache.go_on(layout)
@@ -288,8 +301,14 @@ class Batch:
 
     def _drawn(self, samples: Sequence[Sample], logits: Tensor) -> Iterator[Token]:
         """A token for each of the samples, by its scores ``[n, V]``."""
-        found = drawing.draw(logits, self._drawing(samples), self._sampling)
-        for sample, token, log_prob, doubtful in zip(samples, *(column.tolist() for column in found), strict=True):
+        facts = [self._facts(sample) for sample in samples]
+        columns: Iterable[Iterable[Any]] | None = None
+        if self._decoder:
+            columns = self._decoder.draw(logits, facts, self._sampling)
+        if columns is None:
+            found = drawing.draw(logits, Drawing.of(facts, self._cache.device), self._sampling)
+            columns = (column.tolist() for column in found)
+        for sample, token, log_prob, doubtful in zip(samples, *columns, strict=True):
             if math.isnan(log_prob):
                 raise Fault("the model", "its scores are no numbers (NaN or infinite)", "look at how it was trained")
             if doubtful and self._model.dtype == torch.float32:
@@ -302,12 +321,13 @@ class Batch:
     def _again(self, sample: Sample) -> tuple[int, float]:
         """The token and its log p, by scores that are computed from the sample's own ids alone."""
         hidden = self._model(self._row([*sample.prompt.ids, *sample.said]))
-        found = drawing.draw(self._model.logits(hidden[:, -1]), self._drawing([sample]), self._sampling)
+        one = Drawing.of([self._facts(sample)], self._cache.device)
+        found = drawing.draw(self._model.logits(hidden[:, -1]), one, self._sampling)
         return int(found.tokens), float(found.log_probs)
 
-    def _drawing(self, samples: Sequence[Sample]) -> Drawing:
-        facts = [(sample.prompt.temperatures[sample.index], sample.key, len(sample.said)) for sample in samples]
-        return Drawing.of(facts, self._cache.device)
+    def _facts(self, sample: Sample) -> tuple[float, int, int]:
+        """What its next token is drawn by."""
+        return sample.prompt.temperatures[sample.index], sample.key, len(sample.said)
 
     def _row(self, numbers: Sequence[int]) -> Tensor:
         return torch.tensor([numbers]).to(self._cache.device, non_blocking=True)

@@ -261,12 +261,21 @@ class Transformer(nn.Module):
         return Config.from_hf(raw, path / checkpoint.CONFIG), "fp32" if stored == "float32" else "bf16"
 
     @classmethod
-    def load(cls, path: Path, device: torch.device, dtype: torch.dtype | None = None) -> Self:
-        """A model directory for inference, in ``dtype`` or as stored; raises Fault where it is none, or not whole."""
+    def load(
+        cls,
+        path: Path,
+        device: torch.device,
+        dtype: torch.dtype | None = None,
+        computing: torch.dtype | None = None,
+    ) -> Self:
+        """A model directory for inference, in ``dtype`` or as stored; raises Fault where it is none, or not whole.
+
+        It may compute in another dtype than its weights are in: each use casts them.
+        """
         config, stored = cls.described(path)
         dtype = dtype or PRECISIONS[stored]
         with torch.device("meta"):
-            model = cls(config, dtype)
+            model = cls(config, computing or dtype)
         ours = {checkpoint.hf_name(name): name for name, _ in model.named_parameters()}
         wanted = {theirs: model.get_parameter(name).shape for theirs, name in ours.items()}
         tensors = checkpoint.tensors(path, wanted, None, device)

@@ -27,7 +27,7 @@ DOTS = 160  # an inch, of a PNG
 WIDE, HIGH = 5.6, 4.2  # inches of one chart
 ROW = 3  # charts side by side, at most
 
-COLOURS = ("#0b2545", "#c8382b", "#6cb0ea", "#6b3e00", "#2b9468", "#e9b93c", "#6a4c93", "#8d99a6")
+COLOURS = ("#0b2545", "#c8382b", "#6cb0ea", "#6b3e00", "#2b9468", "#f0c648", "#6a4c93", "#8d99a6")
 DASHES: tuple[Any, ...] = ("-", "--", "-.", ":", (0, (6, 1, 1, 1, 1, 1)), (0, (1, 1)), (0, (8, 2)), (0, (3, 3, 1, 3)))
 SHAPES = ("o", "s", "^", "D", "v", "P", "X", "*")
 GREY = "#6b6b6b"

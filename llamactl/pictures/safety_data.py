@@ -50,7 +50,7 @@ def shares(asked: Asked) -> list[Chart]:
             "share of the safety data, %",
             what,
             [Series(names[prompts], sorted(points)) for prompts, points in by_set.items()],
-            "with 95 %, by bootstrap over prompts",
+            ("" if len(by_set) > 1 else f"{names[next(iter(by_set))]} prompts; ") + "95 % by bootstrap over prompts",
         )
         for what, by_set in found.items()
     ]

@@ -2,9 +2,11 @@
 
 import math
 from collections.abc import Iterator, Sequence
-from itertools import pairwise
+from itertools import cycle, pairwise
+from string import ascii_uppercase
 
-from llamactl.pictures.chart import Chart, Point, Series, tick
+from llamactl import ui
+from llamactl.pictures.chart import Chart, Series, tick
 
 WIDE, HIGH = 64, 18  # characters of the grid
 SIGNS = "ox+*#@%&"
@@ -18,7 +20,7 @@ def written(charts: Sequence[Chart], title: str = "") -> str:
     for chart in charts:
         body = _ridges(chart) if chart.stacked else _lines(chart)
         parts.append("\n".join(line.rstrip() for line in [chart.title, *filter(None, [chart.note]), "", *body]))
-    return "\n\n".join(parts)
+    return ui.harmless("\n\n".join(parts))
 
 
 def _ridges(chart: Chart) -> Iterator[str]:
@@ -52,7 +54,7 @@ def _lines(chart: Chart) -> Iterator[str]:
         return HIGH - 1 - round((y - bottom) / (top - bottom) * (HIGH - 1)), column
 
     legend: list[str] = []
-    number = 0
+    number, letters = 0, cycle(ascii_uppercase)
     for series in sorted(chart.series, key=lambda one: not one.guide):  # what is measured lies on top
         sign = GUIDE if series.guide else SIGNS[number % len(SIGNS)]
         number += not series.guide
@@ -63,15 +65,12 @@ def _lines(chart: Chart) -> Iterator[str]:
                 at = round(row + (below - row) * part / length), round(column + (beside - column) * part / length)
                 if grid[at[0]][at[1]] == " ":
                     grid[at[0]][at[1]] = JOIN
-        labelled = [point for point in series.points if point.label]
+        labels = []
         for (row, column), point in zip(dots, series.points, strict=True):
-            grid[row][column] = _letter(labelled, point) if point.label else sign
-        legend += [f"{_letter(labelled, point)} {point.label}" for point in labelled] or [f"{sign} {series.name}"]
-    scale = {
-        0: tick(top),
-        HIGH - 1: tick(bottom),
-        (HIGH - 1) // 2: tick(top - (top - bottom) * (HIGH - 1) // 2 / (HIGH - 1)),
-    }
+            grid[row][column] = next(letters) if point.label else sign
+            labels += [f"{grid[row][column]} {point.label}"] if point.label else []
+        legend += [f"{sign} {series.name}"] * (not all(point.label for point in series.points)) + labels
+    scale = {row: tick(top - (top - bottom) * row / (HIGH - 1)) for row in (0, HIGH // 2, HIGH - 1)}
     wide = max(map(len, scale.values()))
     yield chart.y
     for row, cells in enumerate(grid):
@@ -82,10 +81,6 @@ def _lines(chart: Chart) -> Iterator[str]:
     yield f"{'':{wide}}  {chart.x}" + (", on a scale of doublings" if chart.doubling else "")
     yield ""
     yield from (f"{'':{wide}}  {one}" for one in legend)
-
-
-def _letter(labelled: Sequence[Point], point: Point) -> str:
-    return chr(ord("A") + labelled.index(point) % 26)
 
 
 def _along(chart: Chart, x: float) -> float:

@@ -143,13 +143,12 @@ def ours() -> list[Constraint]:
 def names(answer: str, whole: bool = True) -> tuple[list[str], int]:
     """The names in a model's list, and how many of its lines are none; of one cut off, not ``whole``, the last is.
 
-    Where lines are numbered or have a sign before them the others are left out: they introduce the list, or end it. So
-    are lines that are long, have no letter, or hold the chat format's tags.
+    Where lines are numbered or have a sign before them the others are left out: they introduce the list, or end it; and
+    where none is, those that are sentences. So are lines that are long, have no letter, or hold the chat format's tags.
     """
-    lines = [line for line in answer.splitlines() if line.strip()]
-    listed = [line for line in (lines if whole else lines[:-1]) if _ITEM.match(line)] or (
-        lines if whole else lines[:-1]
-    )
+    lines = [line.strip() for line in answer.splitlines() if line.strip()]
+    finished = lines if whole else lines[:-1]
+    listed = [line for line in finished if _ITEM.match(line)] or [line for line in finished if line[-1] not in ":.!?"]
     found = []
     for line in listed:
         name = " ".join(_BESIDE.split(_ITEM.sub("", line).strip(" *_\"'"), maxsplit=1)[0].split()).strip(" *_\"'.,;")

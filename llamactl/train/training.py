@@ -135,7 +135,7 @@ class Training:
             raise Fault(found.place, f"holds a tensor that this model has not: {more[0]}", "--no-resume to start over")
         for optimizer, updates in zip(self._optimizers.values(), found.facts["updates"], strict=True):
             optimizer.counted(updates)
-        self.facts = found.facts["beside"]
+        self.facts |= found.facts["beside"]
         ui.note(f"{self.directory}: going on after step {self.step:,}")
         return True
 

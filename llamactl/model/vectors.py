@@ -1,0 +1,393 @@
+"""What numba has no word for, as LLVM's own instructions: products in vector registers.
+
+A panel is the numbers of ``LANES`` samples, one vector for each channel: ``[D, LANES]``. Weights are rows ``[O, D]`` at
+an address. (Who changes this file while working on it has to empty numba's cache, which looks at the caller's alone.)
+"""
+
+import struct
+from collections.abc import Callable
+from typing import Any
+
+from llvmlite import ir
+from numba.core import cgutils, types
+from numba.extending import intrinsic
+
+LANES = 8
+SUMS = 8  # registers that products of one vector are added up in
+AHEAD = 1024  # bytes
+_FLOAT, _WORD, _HALF = ir.FloatType(), ir.IntType(64), ir.IntType(16)
+_VECTOR = ir.VectorType(_FLOAT, LANES)
+_ALIGN = 4
+
+
+def _load(builder: Any, base: Any, offset: Any, kind: Any, size: int = 4) -> Any:
+    """What lies so many numbers of ``size`` bytes behind an address."""
+    address = builder.add(base, builder.mul(offset, _WORD(size)))
+    return builder.load(builder.inttoptr(address, kind.as_pointer()), align=size)
+
+
+def _store(builder: Any, value: Any, base: Any, offset: Any) -> None:
+    address = builder.add(base, builder.mul(offset, _WORD(4)))
+    builder.store(value, builder.inttoptr(address, value.type.as_pointer()), align=_ALIGN)
+
+
+def _madd(builder: Any, a: Any, b: Any, c: Any) -> Any:
+    """a b + c, fused where there is an instruction for it."""
+    kind = a.type
+    name = "llvm.fmuladd.v8f32" if kind == _VECTOR else "llvm.fmuladd.f32"
+    return builder.call(
+        cgutils.get_or_insert_function(builder.module, ir.FunctionType(kind, [kind] * 3), name), (a, b, c)
+    )
+
+
+def _spread(builder: Any, value: Any) -> Any:
+    """A number in all lanes."""
+    single = builder.insert_element(ir.Constant(_VECTOR, ir.Undefined), value, ir.Constant(ir.IntType(32), 0))
+    order = ir.Constant(ir.VectorType(ir.IntType(32), LANES), [0] * LANES)
+    return builder.shuffle_vector(single, ir.Constant(_VECTOR, ir.Undefined), order)
+
+
+def _prefetch(builder: Any, address: Any) -> None:
+    """Have memory fetched that is soon to be read; it may be nobody's."""
+    flag = ir.IntType(32)
+    kind = ir.FunctionType(ir.VoidType(), [cgutils.voidptr_t, flag, flag, flag])
+    function = cgutils.get_or_insert_function(builder.module, kind, "llvm.prefetch.p0")
+    builder.call(function, [builder.inttoptr(address, cgutils.voidptr_t), flag(0), flag(3), flag(1)])
+
+
+def _added(builder: Any, first: Any, lanes: Any) -> Any:
+    """A number and those of a vector."""
+    kind = ir.FunctionType(_FLOAT, [_FLOAT, _VECTOR])
+    reduce = cgutils.get_or_insert_function(builder.module, kind, "llvm.vector.reduce.fadd.v8f32")
+    return builder.call(reduce, (first, lanes), fastmath=("reassoc",))
+
+
+def _sums(builder: Any, kind: Any, count: int) -> list[Any]:
+    """Registers, at 0."""
+    made = [cgutils.alloca_once(builder, kind) for _ in range(count)]
+    for one in made:
+        builder.store(ir.Constant(kind, None), one)
+    return made
+
+
+def tile(rows: int, panels: int) -> Any:
+    """A product of fp32 rows and panels: (w, row, x, panel, depth, out, out_panel, add).
+
+    ``w`` and ``x`` are addresses, ``row`` and the panels numbers from one to the next, ``depth`` is D. What comes out
+    is panels ``[rows, LANES]``, to which it is added if ``add``.
+    """
+
+    @intrinsic
+    def product(
+        typing: Any, w: Any, row: Any, x: Any, panel: Any, depth: Any, out: Any, out_panel: Any, add: Any
+    ) -> Any:
+        def generate(context: Any, builder: Any, signature: Any, given: Any) -> Any:
+            w, row, x, panel, depth, out, out_panel, add = given
+            sums = _sums(builder, _VECTOR, rows * panels)
+            with cgutils.for_range(builder, depth, intp=_WORD) as loop:
+                at = builder.mul(loop.index, _WORD(LANES))
+                inputs = [
+                    _load(builder, x, builder.add(builder.mul(panel, _WORD(p)), at), _VECTOR) for p in range(panels)
+                ]
+                for r in range(rows):
+                    one = _load(builder, w, builder.add(builder.mul(row, _WORD(r)), loop.index), _FLOAT)
+                    weight = _spread(builder, one)
+                    for p, values in enumerate(inputs):
+                        sum_ = sums[r * panels + p]
+                        builder.store(_madd(builder, weight, values, builder.load(sum_)), sum_)
+            places = [
+                builder.add(builder.mul(out_panel, _WORD(p)), _WORD(r * LANES))
+                for r in range(rows)
+                for p in range(panels)
+            ]
+            with builder.if_then(builder.icmp_signed("!=", add, _WORD(0))):
+                for place, sum_ in zip(places, sums, strict=True):
+                    builder.store(builder.fadd(_load(builder, out, place, _VECTOR), builder.load(sum_)), sum_)
+            for place, sum_ in zip(places, sums, strict=True):
+                _store(builder, builder.load(sum_), out, place)
+            return context.get_dummy_value()
+
+        return types.void(*[types.int64] * 8), generate
+
+    return product
+
+
+def dot(narrow: bool) -> Any:
+    """Products of rows, of bf16 if ``narrow``, and one vector: (w, row, x, rows, out).
+
+    One row after the other, as they lie in memory, and asked for ``AHEAD`` bytes before they are needed: nothing else
+    is waited for. (Four rows at once were read half as fast, 14 against 30 GB/s.)
+    """
+    size = 2 if narrow else 4
+
+    def weights(builder: Any, w: Any, offset: Any, kind: Any) -> Any:
+        if not narrow:
+            return _load(builder, w, offset, kind)
+        single = kind is _FLOAT
+        bits, words = (ir.IntType(wide) if single else ir.VectorType(ir.IntType(wide), LANES) for wide in (16, 32))
+        by = ir.Constant(words, 16 if single else [16] * LANES)
+        return builder.bitcast(builder.shl(builder.zext(_load(builder, w, offset, bits, size), words), by), kind)
+
+    @intrinsic
+    def product(typing: Any, w: Any, row: Any, x: Any, rows: Any, out: Any) -> Any:
+        def generate(context: Any, builder: Any, signature: Any, given: Any) -> Any:
+            w, row, x, rows, out = given
+            sums, rest = _sums(builder, _VECTOR, SUMS), _sums(builder, _FLOAT, 1)[0]
+
+            def more(first: Any, at: Any, sum_: Any, kind: Any) -> None:
+                """Add products of a kind's width."""
+                values = weights(builder, w, builder.add(first, at), kind), _load(builder, x, at, kind)
+                builder.store(_madd(builder, *values, builder.load(sum_)), sum_)
+
+            whole, most = builder.udiv(row, _WORD(LANES)), builder.udiv(row, _WORD(SUMS * LANES))
+            with cgutils.for_range(builder, rows, intp=_WORD) as line:
+                first = builder.mul(line.index, row)
+                for sum_ in (*sums, rest):
+                    builder.store(ir.Constant(sum_.allocated_type, None), sum_)
+                with cgutils.for_range(builder, most, intp=_WORD) as loop:
+                    block = builder.mul(loop.index, _WORD(SUMS * LANES))
+                    for line_of_cache in range(0, SUMS * LANES * size, 64):
+                        here = builder.mul(builder.add(first, block), _WORD(size))
+                        _prefetch(builder, builder.add(w, builder.add(here, _WORD(AHEAD + line_of_cache))))
+                    for number, sum_ in enumerate(sums):
+                        more(first, builder.add(block, _WORD(number * LANES)), sum_, _VECTOR)
+                with cgutils.for_range(builder, whole, start=builder.mul(most, _WORD(SUMS)), intp=_WORD) as loop:
+                    more(first, builder.mul(loop.index, _WORD(LANES)), sums[0], _VECTOR)
+                with cgutils.for_range(builder, row, start=builder.mul(whole, _WORD(LANES)), intp=_WORD) as loop:
+                    more(first, loop.index, rest, _FLOAT)
+                found = [builder.load(sum_) for sum_ in sums]
+                while len(found) > 1:
+                    found = [builder.fadd(*pair) for pair in zip(found[::2], found[1::2], strict=True)]
+                _store(builder, _added(builder, builder.load(rest), found[0]), out, line.index)
+            return context.get_dummy_value()
+
+        return types.void(*[types.int64] * 5), generate
+
+    return product
+
+
+@intrinsic
+def pointer(typing: Any, address: Any) -> Any:
+    """An address as what ``numba.carray`` takes."""
+
+    def generate(context: Any, builder: Any, signature: Any, given: Any) -> Any:
+        return builder.inttoptr(given[0], cgutils.voidptr_t)
+
+    return types.voidptr(types.int64), generate
+
+
+@intrinsic
+def as_float(typing: Any, bits: Any) -> Any:
+    """An fp32 number by its bits."""
+
+    def generate(context: Any, builder: Any, signature: Any, given: Any) -> Any:
+        return builder.bitcast(given[0], _FLOAT)
+
+    return types.float32(types.int32), generate
+
+
+# -- numbers one after the other: eight at a time, the last ones singly
+
+
+def _call(builder: Any, name: str, *given: Any) -> Any:
+    """An instruction that has a vector's and a number's form."""
+    kind = given[0].type
+    form = f"llvm.{name}.{'v8f32' if kind == _VECTOR else 'f32'}"
+    function = cgutils.get_or_insert_function(builder.module, ir.FunctionType(kind, [kind] * len(given)), form)
+    return builder.call(function, given)
+
+
+def _number(kind: Any, value: float) -> Any:
+    """An fp32 constant."""
+    exact = struct.unpack("f", struct.pack("f", value))[0]
+    return ir.Constant(kind, [exact] * LANES if kind == _VECTOR else exact)
+
+
+def _filled(builder: Any, value: Any, kind: Any) -> Any:
+    return _spread(builder, value) if kind == _VECTOR else value
+
+
+def _each(builder: Any, length: Any, body: Callable[[Any, Any], None]) -> None:
+    """``body(place, kind)`` for all places."""
+    whole = builder.udiv(length, _WORD(LANES))
+    with cgutils.for_range(builder, whole, intp=_WORD) as loop:
+        body(builder.mul(loop.index, _WORD(LANES)), _VECTOR)
+    with cgutils.for_range(builder, length, start=builder.mul(whole, _WORD(LANES)), intp=_WORD) as loop:
+        body(loop.index, _FLOAT)
+
+
+def _exp(builder: Any, x: Any) -> Any:
+    """e^x to two units in the last place; 0 below -87, at most e^88 (Moshier's Cephes)."""
+    kind, integer = x.type, ir.IntType(32)
+    words = ir.VectorType(integer, LANES) if kind == _VECTOR else integer
+    low, high = _number(kind, -87.0), _number(kind, 88.0)
+    small = builder.fcmp_ordered("<", x, low)
+    bounded = builder.select(small, low, x)
+    bounded = builder.select(builder.fcmp_ordered(">", bounded, high), high, bounded)
+    n = _call(builder, "floor", _madd(builder, bounded, _number(kind, 1.44269504), _number(kind, 0.5)))
+    rest = _madd(builder, n, _number(kind, -0.693359375), bounded)
+    rest = _madd(builder, n, _number(kind, 2.12194440e-4), rest)
+    y = _number(kind, 1.9875691500e-4)
+    for factor in (1.3981999507e-3, 8.3334519073e-3, 4.1665795894e-2, 1.6666665459e-1, 5.0000001201e-1):
+        y = _madd(builder, y, rest, _number(kind, factor))
+    y = _madd(builder, builder.fmul(y, rest), rest, builder.fadd(rest, _number(kind, 1.0)))
+    of_nan = ir.Constant(words, None)  # whose integer would be anything; y has it already
+    whole = builder.select(builder.fcmp_unordered("uno", x, x), of_nan, builder.fptosi(n, words))
+    bias, shift = (ir.Constant(words, [by] * LANES if kind == _VECTOR else by) for by in (127, 23))
+    power = builder.bitcast(builder.shl(builder.add(whole, bias), shift), kind)
+    return builder.select(small, _number(kind, 0.0), builder.fmul(y, power))
+
+
+@intrinsic
+def largest(typing: Any, x: Any, length: Any) -> Any:
+    """The largest of some numbers, of which NaN is none."""
+
+    def generate(context: Any, builder: Any, signature: Any, given: Any) -> Any:
+        x, length = given
+        kinds = (_VECTOR, _FLOAT)
+        most = {kind: cgutils.alloca_once(builder, kind) for kind in kinds}
+        for kind in kinds:
+            builder.store(_number(kind, -3.0e38), most[kind])
+
+        def larger(a: Any, b: Any) -> Any:
+            return builder.select(builder.fcmp_ordered(">", a, b), a, b)
+
+        def look(place: Any, kind: Any) -> None:
+            builder.store(larger(_load(builder, x, place, kind), builder.load(most[kind])), most[kind])
+
+        _each(builder, length, look)
+        found = builder.load(most[_FLOAT])
+        for lane in range(LANES):
+            found = larger(
+                builder.extract_element(builder.load(most[_VECTOR]), ir.Constant(ir.IntType(32), lane)), found
+            )
+        return found
+
+    return types.float32(types.int64, types.int64), generate
+
+
+@intrinsic
+def exponentials(typing: Any, x: Any, length: Any, shift: Any, scale: Any) -> Any:
+    """exp((x - shift) scale) in the place of x; their sum."""
+
+    def generate(context: Any, builder: Any, signature: Any, given: Any) -> Any:
+        x, length, shift, scale = given
+        kinds = (_VECTOR, _FLOAT)
+        sums = {kind: _sums(builder, kind, 1)[0] for kind in kinds}
+
+        def replace(place: Any, kind: Any) -> None:
+            moved = builder.fsub(_load(builder, x, place, kind), _filled(builder, shift, kind))
+            y = _exp(builder, builder.fmul(moved, _filled(builder, scale, kind)))
+            _store(builder, y, x, place)
+            builder.store(builder.fadd(builder.load(sums[kind]), y), sums[kind])
+
+        _each(builder, length, replace)
+        return _added(builder, *(builder.load(sums[kind]) for kind in (_FLOAT, _VECTOR)))
+
+    return types.float32(types.int64, types.int64, types.float32, types.float32), generate
+
+
+@intrinsic
+def swiglu(typing: Any, a: Any, b: Any, length: Any) -> Any:
+    """silu(a) b in the place of a."""
+
+    def generate(context: Any, builder: Any, signature: Any, given: Any) -> Any:
+        a, b, length = given
+
+        def replace(place: Any, kind: Any) -> None:
+            x = _load(builder, a, place, kind)
+            below = builder.fadd(_exp(builder, builder.fneg(x)), _number(kind, 1.0))
+            _store(builder, builder.fmul(builder.fdiv(x, below), _load(builder, b, place, kind)), a, place)
+
+        _each(builder, length, replace)
+        return context.get_dummy_value()
+
+    return types.void(types.int64, types.int64, types.int64), generate
+
+
+@intrinsic
+def add(typing: Any, a: Any, b: Any, length: Any) -> Any:
+    """a + b in the place of a."""
+
+    def generate(context: Any, builder: Any, signature: Any, given: Any) -> Any:
+        a, b, length = given
+
+        def replace(place: Any, kind: Any) -> None:
+            _store(builder, builder.fadd(_load(builder, a, place, kind), _load(builder, b, place, kind)), a, place)
+
+        _each(builder, length, replace)
+        return context.get_dummy_value()
+
+    return types.void(types.int64, types.int64, types.int64), generate
+
+
+# -- attention of one query
+
+
+@intrinsic
+def match(typing: Any, q: Any, keys: Any, width: Any, tokens: Any, out: Any) -> Any:
+    """Products of a query with keys ``[tokens, width]``, a multiple of 8 of them."""
+
+    def generate(context: Any, builder: Any, signature: Any, given: Any) -> Any:
+        q, keys, width, tokens, out = given
+        order = ir.VectorType(ir.IntType(32), LANES)
+        with cgutils.for_range(builder, builder.udiv(tokens, _WORD(LANES)), intp=_WORD) as block:
+            sums, first = _sums(builder, _VECTOR, LANES), builder.mul(block.index, _WORD(LANES))
+            with cgutils.for_range(builder, builder.udiv(width, _WORD(LANES)), intp=_WORD) as loop:
+                at = builder.mul(loop.index, _WORD(LANES))
+                query = _load(builder, q, at, _VECTOR)
+                for t, sum_ in enumerate(sums):
+                    place = builder.add(builder.mul(builder.add(first, _WORD(t)), width), at)
+                    value = _load(builder, keys, place, _VECTOR)
+                    builder.store(_madd(builder, query, value, builder.load(sum_)), sum_)
+            rows = [builder.load(sum_) for sum_ in sums]
+            for by in (4, 2, 1):  # lanes of two rows are added, and the two laid side by side
+                paired = []
+                for a, b in zip(rows[: len(rows) // 2], rows[len(rows) // 2 :], strict=True):
+                    lower = [
+                        x
+                        for i in range(0, LANES, 2 * by)
+                        for x in [i + j for j in range(by)] + [LANES + i + j for j in range(by)]
+                    ]
+                    upper = [x + by for x in lower]
+                    parts = [builder.shuffle_vector(a, b, ir.Constant(order, some)) for some in (lower, upper)]
+                    paired.append(builder.fadd(*parts))
+                rows = paired
+            _store(builder, rows[0], out, first)
+        return context.get_dummy_value()
+
+    return types.void(*[types.int64] * 5), generate
+
+
+@intrinsic
+def blend(typing: Any, p: Any, values: Any, width: Any, tokens: Any, out: Any) -> Any:
+    """Values ``[tokens, width]``, each times its number, added to ``out``; widths are multiples of 32."""
+
+    def generate(context: Any, builder: Any, signature: Any, given: Any) -> Any:
+        p, values, width, tokens, out = given
+        with cgutils.for_range(builder, builder.udiv(width, _WORD(4 * LANES)), intp=_WORD) as block:
+            first = builder.mul(block.index, _WORD(4 * LANES))
+            sums = _sums(builder, _VECTOR, 8)
+            pairs = builder.udiv(tokens, _WORD(2))
+            with cgutils.for_range(builder, pairs, intp=_WORD) as loop:
+                for half in range(2):
+                    t = builder.add(builder.mul(loop.index, _WORD(2)), _WORD(half))
+                    factor = _spread(builder, _load(builder, p, t, _FLOAT))
+                    for i in range(4):
+                        place = builder.add(builder.mul(t, width), builder.add(first, _WORD(i * LANES)))
+                        sum_ = sums[4 * half + i]
+                        value = _load(builder, values, place, _VECTOR)
+                        builder.store(_madd(builder, factor, value, builder.load(sum_)), sum_)
+            with cgutils.for_range(builder, tokens, start=builder.mul(pairs, _WORD(2)), intp=_WORD) as loop:
+                factor = _spread(builder, _load(builder, p, loop.index, _FLOAT))
+                for i in range(4):
+                    place = builder.add(builder.mul(loop.index, width), builder.add(first, _WORD(i * LANES)))
+                    value = _load(builder, values, place, _VECTOR)
+                    builder.store(_madd(builder, factor, value, builder.load(sums[i])), sums[i])
+            for i in range(4):
+                place = builder.add(first, _WORD(i * LANES))
+                both = builder.fadd(builder.load(sums[i]), builder.load(sums[4 + i]))
+                _store(builder, builder.fadd(_load(builder, out, place, _VECTOR), both), out, place)
+        return context.get_dummy_value()
+
+    return types.void(*[types.int64] * 5), generate
