@@ -17,6 +17,7 @@ from stages.carbon import carbon
 from stages.chat import chat
 from stages.convert import convert
 from stages.distill_safety import distill_safety
+from stages.eval_gatt import gatt
 from stages.eval_perplexity import perplexity
 from stages.eval_refusals import refusals
 from stages.eval_reward import reward
@@ -111,10 +112,11 @@ _stage("ppo", ppo)
 _stage("gatt-synth", gatt_synth)
 _stage("distill-safety", distill_safety)
 _stage("chat", chat)
-app.add_typer(measures, name="eval", short_help="Measure a model: perplexity, reward, refusals.")
+app.add_typer(measures, name="eval", short_help="Measure a model: perplexity, reward, refusals, gatt.")
 _stage("perplexity", perplexity, measures)
 _stage("reward", reward, measures)
 _stage("refusals", refusals, measures)
+_stage("gatt", gatt, measures)
 _stage("carbon", carbon)
 _stage("lineage", lineage)
 _stage("plot", plot)

@@ -124,6 +124,14 @@ TruncatedReward = Annotated[
         metavar="judged|NUMBER",
     ),
 ]
+Constraints = Annotated[
+    Path | None,
+    _option("--constraints", text="JSON lines of what instructions are made of.", show_default="a list of ours"),
+]
+Place = Annotated[
+    Literal["user", "system"],
+    _option("--place", text="Where the instruction is written: in the user's first message, or as the system message."),
+]
 AllowTags = Annotated[bool, _option("--allow-tags", text="Accept [INST] and <<SYS>> inside messages.")]
 
 # -- training

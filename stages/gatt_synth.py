@@ -4,7 +4,6 @@ In: a model, Dialogues (or first Prompts), constraints that instructions are mad
 stdout, in input order, with the instruction in the first turn alone and loss on the last answer alone.
 """
 
-from pathlib import Path
 from typing import Annotated, Literal
 
 import typer
@@ -18,9 +17,7 @@ def gatt_synth(
     dialogues: Annotated[
         list[str] | None, typer.Argument(help="JSON lines of Dialogues or Prompts; stdin if none.")
     ] = None,
-    constraints: Annotated[
-        Path | None, typer.Option(help="JSON lines of what instructions are made of.", show_default="a list of ours")
-    ] = None,
+    constraints: options.Constraints = None,
     make_constraints: Annotated[
         int | None,
         typer.Option(
@@ -42,10 +39,7 @@ def gatt_synth(
         Literal["sampled", "given"],
         typer.Option(help="Answers before the last: sampled with the instruction, or the dialogue's own."),
     ] = "sampled",
-    place: Annotated[
-        Literal["user", "system"],
-        typer.Option(help="Where the instruction is written: in the user's first message, or as the system message."),
-    ] = "user",
+    place: options.Place = "user",
     temperature: options.Temperature = 0.6,
     top_p: options.TopP = 0.9,
     top_k: options.TopK = 0,

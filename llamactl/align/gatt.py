@@ -107,7 +107,7 @@ class Play:
         return [*self._system, *_by_turns(users, self._answers[: turns - 1])]
 
     def _instructed(self, user: dict[str, Any]) -> dict[str, Any]:
-        return {**user, "content": f"{self.instruction.text}\n\n{user['content']}"}
+        return {**user, "content": self.instruction.before(user["content"])}
 
     def _next(self) -> list[int] | None:
         """What is to be continued next, shorter by a turn where the dialogue's own answers leave no room."""
@@ -193,12 +193,11 @@ class Play:
     def _written(self, answers: Sequence[Answer]) -> list[dict[str, Any]]:
         """The dialogue with so many answers: the instruction once, and no loss but on the last."""
         system, users = self._system, self._users[: len(answers)]
-        if not self.how.system:
-            users = [self._instructed(users[0]), *users[1:]]
-        elif system:
-            system = [{**system[0], "content": f"{system[0]['content']}\n\n{self.instruction.text}"}]
+        if self.how.system:
+            own = system[0] if system else _said("system", "")
+            system = [{**own, "content": self.instruction.behind(own["content"] if system else None)}]
         else:
-            system = [_said("system", self.instruction.text)]
+            users = [self._instructed(users[0]), *users[1:]]
         return [*system, *_by_turns(users, [*_weighed(answers)])]
 
     @property

@@ -300,6 +300,22 @@ def causal_attention(q: Tensor, k: Tensor, v: Tensor, documents: Documents | Non
     return cast(Tensor, mixed).view(q.shape)
 
 
+def weights(q: Tensor, k: Tensor, rows: int) -> Iterator[tuple[int, Tensor]]:
+    """How much each token attends to those before it and to itself, so many ``rows`` of tokens at once.
+
+    By ``q [B, T, H, E]`` and ``k [B, T, K, E]``, rotated: the first of the rows, and fp32 ``[B, H, R, S]``, where S
+    goes up to the last of them; each row adds up to 1. They are computed in fp32, whatever attention is computed in.
+    """
+    keys = k.float().permute(0, 2, 3, 1)[:, :, None]  # [B, K, 1, E, T]
+    queries = _by_group(q.float() * q.shape[-1] ** -0.5, k.shape[2], False)
+    for start in range(0, q.shape[1], rows):
+        some = queries[:, :, :, start : start + rows]
+        scores = some @ keys[..., : start + some.shape[3]]
+        seen = torch.arange(scores.shape[-1], device=q.device)
+        unseen = seen > torch.arange(start, start + some.shape[3], device=q.device)[:, None]
+        yield start, scores.masked_fill_(unseen, -torch.inf).softmax(-1).flatten(1, 2)
+
+
 def attention(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None) -> Tensor:
     """Attention by torch's own kernels; causal where there is no mask."""
     q, k, v = (x.transpose(1, 2) for x in (q, k, v))

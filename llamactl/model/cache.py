@@ -6,13 +6,22 @@ there: nothing is copied to be attended to.
 """
 
 from collections.abc import Iterator, Sequence
-from typing import NamedTuple
+from typing import NamedTuple, Protocol
 
 import torch
 from torch import Tensor
 
 from llamactl.model.attention import Documents, causal_attention
 from llamactl.model.config import Config
+
+
+class Attending(Protocol):
+    """What a ``Transformer`` can be called with, to attend in the place of plain causal attention."""
+
+    positions: Tensor  # of the tokens that it is called with, [B, T] or [T]
+
+    def attend(self, layer: int, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+        """What queries ``[B, T, H, E]`` of a layer mix, by its keys and values ``[B, T, K, E]``: as the queries."""
 
 
 class Size(NamedTuple):
@@ -65,6 +74,7 @@ class Cache:
         self._prompts = zeros(size.lanes, size.prompt), zeros(size.lanes, size.prompt)
         self._said = zeros(size.places, size.room), zeros(size.places, size.room)
         self._documents: Documents | None = None
+        self.positions = torch.zeros(1, 0, dtype=torch.int64, device=device)
 
     # -- what is computed next
 

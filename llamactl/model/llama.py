@@ -21,7 +21,7 @@ from llamactl.artifacts import checkpoint
 from llamactl.artifacts.tensors import Later
 from llamactl.model import functions, sharded
 from llamactl.model.attention import Documents, causal_attention
-from llamactl.model.cache import Cache
+from llamactl.model.cache import Attending
 from llamactl.model.config import LANGUAGE, Config
 from llamactl.model.device import PRECISIONS
 
@@ -103,7 +103,7 @@ class Attention(nn.Module):
         x: Tensor,
         cos: Tensor,
         sin: Tensor,
-        cache: Cache | None,
+        cache: Attending | None,
         documents: Documents | None,
     ) -> Tensor:
         batch, time, _ = x.shape
@@ -141,7 +141,7 @@ class Block(nn.Module):
         x: Tensor,
         cos: Tensor,
         sin: Tensor,
-        cache: Cache | None,
+        cache: Attending | None,
         documents: Documents | None,
     ) -> Tensor:
         x = x + self.attention(self.attention_norm(x), cos, sin, cache, documents)
@@ -162,7 +162,7 @@ class Transformer(nn.Module):
         self.layers = nn.ModuleList(Block(config, layer) for layer in range(config.layers))
         self.norm = RMSNorm(config.dim, config.norm_eps)
 
-    def forward(self, tokens: Tensor, cache: Cache | None = None, documents: Documents | None = None) -> Tensor:
+    def forward(self, tokens: Tensor, cache: Attending | None = None, documents: Documents | None = None) -> Tensor:
         """Hidden states ``[B, T, D]`` of tokens ``[B, T]``; with a cache, of the tokens that it has been told of.
 
         Each row is one document, or several that do not see each other.

@@ -10,7 +10,7 @@ import logging
 import math
 import re
 import warnings
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
@@ -49,31 +49,35 @@ LOOK: dict[Any, Any] = {
 }
 
 
-def needed() -> None:
+def needed(subject: str = "plot", instead: str = ", or draw it with --text") -> None:
     """Raise Fault where matplotlib is not installed."""
     try:
         import matplotlib  # noqa: F401
     except ImportError:
-        raise Fault(
-            "plot", "needs matplotlib, which is not installed", "pip install 'llamactl[plot]', or draw it with --text"
-        ) from None
+        remedy = f"pip install 'llamactl[plot]'{instead}"
+        raise Fault(subject, "needs matplotlib, which is not installed", remedy) from None
 
 
 def drawn(charts: Sequence[Chart], title: str, form: str) -> bytes:
     """A figure in one of ``FORMATS``."""
+    data = printed(lambda: _figure(charts, title), form)
+    return _page(charts, title, data.decode()).encode() if form == "html" else data
+
+
+def printed(figure: Callable[[], "Figure"], form: str) -> bytes:
+    """A figure as a PNG, or else as an SVG."""
     import matplotlib
 
     logging.getLogger("matplotlib.font_manager").setLevel(logging.ERROR)  # that it is looking for fonts
     with matplotlib.rc_context(), _fitting():
         matplotlib.rcdefaults()
         matplotlib.rcParams.update(LOOK)
-        figure, stream = _figure(charts, title), io.BytesIO()
+        made, stream = figure(), io.BytesIO()
         if form == "png":
-            figure.savefig(stream, format="png", dpi=DOTS, metadata={"Software": None})
+            made.savefig(stream, format="png", dpi=DOTS, metadata={"Software": None})
         else:
-            figure.savefig(stream, format="svg", metadata={"Date": None, "Creator": None})
-    data = stream.getvalue()
-    return _page(charts, title, data.decode()).encode() if form == "html" else data
+            made.savefig(stream, format="svg", metadata={"Date": None, "Creator": None})
+    return stream.getvalue()
 
 
 @contextmanager

@@ -164,6 +164,14 @@ class Instruction(NamedTuple):
     text: str
     terse: bool
 
+    def before(self, message: str) -> str:
+        """A message of the user that begins with it."""
+        return f"{self.text}\n\n{message}"
+
+    def behind(self, system: str | None) -> str:
+        """A system message that ends with it; where there is none, one that is it."""
+        return self.text if system is None else f"{system}\n\n{self.text}"
+
 
 def drawn(constraints: Sequence[Constraint], seed: int, key: bytes) -> Instruction:
     """A random combination, of each kind at most one; terse half of the time.

@@ -18,7 +18,7 @@ import orjson
 from llamactl.artifacts.jsonl import Found
 from llamactl.artifacts.records import Comparison, Dialogue, Document, Message, Record, Sample, to_last_question
 from llamactl.errors import Fault
-from llamactl.text import dialogue
+from llamactl.text import dialogue, languages
 from llamactl.text.tokenizer import Tokenizer
 
 KINDS: tuple[type[Record], ...] = (Comparison, Sample, Dialogue, Document)  # by key, in the order they are told apart
@@ -26,8 +26,6 @@ QUANTILES = {"min": 0.0, "25%": 0.25, "median": 0.5, "75%": 0.75, "95%": 0.95, "
 SPECIALS = ("<s>", "</s>", "<unk>")
 SAMPLED = 1000  # texts of each role whose language is looked at, drawn evenly
 BEGINNING = 400  # characters of a text by which its language is told
-SHORTEST = 20  # characters of a text that has a language
-SURE = 0.5  # probability from which on a language counts; what is below is unknown (paper, Table 10)
 
 
 @dataclass
@@ -132,7 +130,7 @@ class Survey:
 
     def _hear(self, role: str, text: str) -> None:
         self.seen["specials in a text (<s>, </s>, <unk>), which stay text"] += any(s in text for s in SPECIALS)
-        if len(text) >= SHORTEST:
+        if len(text) >= languages.SHORTEST:
             self._spoken[role] += 1
             kept = self._texts[role]
             if len(kept) < SAMPLED:
@@ -175,12 +173,9 @@ class Survey:
 
     def languages(self) -> dict[str, dict[str, float]]:
         """By role, the share of each language among the texts that are long enough, the most frequent first."""
-        from py3langid.langid import MODEL_FILE, LanguageIdentifier
-
-        identifier = LanguageIdentifier.from_model_file(MODEL_FILE, norm_probs=True)
         shares = {}
         for role, texts in self._texts.items():
-            found = Counter(_language(identifier.classify(text)) for text in texts)
+            found = Counter(languages.told(text) for text in texts)
             shares[role] = {name: round(n / len(texts), 4) for name, n in found.most_common()}
         return shares
 
@@ -226,10 +221,6 @@ def rows(report: Mapping[str, Any]) -> list[tuple[str, str]]:
 
 def _listed(counts: Mapping[str, int]) -> str:
     return ", ".join(f"{n:,} {name}" for name, n in counts.items()) or "none"
-
-
-def _language(guess: tuple[str, float]) -> str:
-    return guess[0] if guess[1] >= SURE else "unknown"
 
 
 def _messages(record: Any) -> list[Message]:
