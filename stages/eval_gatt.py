@@ -138,7 +138,7 @@ def gatt(
     def gone_through(model: Path) -> list[measuring.Conversation]:
         """All conversations of a model, a turn of all at a time; then what they attend to, where that is asked for."""
         used = precision or shapes[model][1]
-        network = Llama.load(model, target, sampler.dtype_for(devices.PRECISIONS[used], target, len(cases)))
+        network = sampler.load(model, target, devices.PRECISIONS[used], len(cases))
         tokenizer, context = tokenizers[model], shapes[model][0].context
         if problem := dialogue.stranger(model):
             ui.warn(f"{model}: {problem}")
