@@ -235,6 +235,12 @@ FLAGS = {
         "model corpus",
         "--device --encoding --max-line --out/-o --overwrite --precision --quiet/-q --skip-bad --stride --window",
     ),
+    "eval gatt": (
+        "models",
+        "--allow-tags --attention --cache-memory --constraints --data --device --max-line --max-new-tokens --out/-o "
+        "--overwrite --place --plot --precision --quiet/-q --samples --seed --skip-bad --temperature --top-k --top-p "
+        "--turns --unseen",
+    ),
     "eval refusals": (
         "samples",
         "--allow-tags --max-line --out/-o --overwrite --quiet/-q --seed --skip-bad",
@@ -260,9 +266,9 @@ def test_a_flag_means_the_same_everywhere() -> None:
     """The same words of help, wherever it is not a stage's own."""
     # of a tokenizer or a model; a file or a directory; stored or not; to plan for or not; of a batch or a record;
     # shards or comparisons; states or answers; a tag or a model; one or several; of a step or an iteration; a
-    # Document or a drawing
+    # Document or a drawing; turns that a dialogue has or that are played
     own = {"--vocab-size", "--out/-o", "--precision", "--device", "--context", "--data"}
-    own |= {"--keep", "--safety", "--temperature", "--batch-size", "--json", "--text"}
+    own |= {"--keep", "--safety", "--temperature", "--batch-size", "--json", "--text", "--turns"}
     meanings: dict[str, set[str]] = {}
     for _, sub in commands():
         for parameter in sub.params:
