@@ -2,5 +2,5 @@
 
 convert, validate; train_tokenizer -> tokenize -> pretrain -> sft -> generate, chat, eval_perplexity;
 sft -> rm_train -> score, eval_reward; reject_sample -> sft -> ppo; gatt_synth -> sft; distill_safety -> sft;
-eval_refusals, of answers; carbon, lineage, of all of them; plot
+eval_gatt, eval_refusals, of answers; carbon, lineage, of all of them; plot
 """

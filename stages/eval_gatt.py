@@ -53,6 +53,7 @@ def gatt(
     settings = dict(locals())
 
     from hashlib import sha256
+    from itertools import count
 
     import orjson
     from msgspec import to_builtins
@@ -107,6 +108,8 @@ def gatt(
 
     asked: list[measuring.Wish] = []
     listed = {measuring.SEEN: wishes.read(constraints, allow_tags) if constraints else wishes.ours()}
+    if not constraints:
+        ui.note(f"asked are {len(listed[measuring.SEEN])} constraints of ours: --constraints names a file of others")
     listed[measuring.UNSEEN] = wishes.read(unseen, allow_tags) if unseen else []
     for part, some in listed.items():
         for wish in some:
@@ -130,7 +133,7 @@ def gatt(
             run.refuse(fault)
     cases = measuring.cases(dialogues, asked, turns, place == "system", seed)
     if not cases:
-        raise Fault(", ".join(names), "and the constraints leave nothing to measure", "look at what was skipped")
+        raise Fault(", ".join(names), "leaves nothing to measure", "look at what was skipped")
     short = sum(sum(one.role == "user" for one in found.messages) < turns for found in dialogues)
     run.noted.update({"dialogues with fewer turns, which went on with the user's messages of the next ones": short})
     digest = sha256(orjson.dumps([[one.opening, one.users] for one in cases], default=to_builtins)).hexdigest()
@@ -143,12 +146,14 @@ def gatt(
         if problem := dialogue.stranger(model):
             ui.warn(f"{model}: {problem}")
         talks = [measuring.Conversation(case, tokenizer, context) for case in cases]
-        while under_way := [one for one in talks if one.asks]:
+        for turn in count(1):
+            if not (under_way := [one for one in talks if one.asks]):
+                break
             requests = (sampler.Request(one.asks or [], (temperature,)) for one in under_way)
             for number, (answer,) in sampler.finished(network, requests, sampling, memory):
                 under_way[number].hears(answer.ids, answer.stopped)
                 run.done.update(answers=1, tokens=len(answer.ids))
-                bar.advance(1, model=model.name, turn=max(len(one.verdicts) for one in talks))
+                bar.advance(1, model=model.name, turn=turn)
         if attention or plot:
             shown.append(max(range(len(talks)), key=lambda number: len(talks[number].verdicts)))
             looked[model] = attending.looked(network, tokenizer, talks, width, shown[0])

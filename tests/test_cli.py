@@ -266,7 +266,7 @@ def test_a_flag_means_the_same_everywhere() -> None:
     """The same words of help, wherever it is not a stage's own."""
     # of a tokenizer or a model; a file or a directory; stored or not; to plan for or not; of a batch or a record;
     # shards or comparisons; states or answers; a tag or a model; one or several; of a step or an iteration; a
-    # Document or a drawing; the fewest or the most
+    # Document or a drawing; turns that a dialogue has or that are played
     own = {"--vocab-size", "--out/-o", "--precision", "--device", "--context", "--data"}
     own |= {"--keep", "--safety", "--temperature", "--batch-size", "--json", "--text", "--turns"}
     meanings: dict[str, set[str]] = {}

@@ -10,8 +10,8 @@ PAPER = {"2": ("100", "100"), "4": ("10", "100"), "6": ("0", "100"), "20": ("0",
 BESIDE = ("paper: without GAtt", "paper: with GAtt")
 TITLE = "answers that keep the instruction of turn 1, %, 95 % interval, of how many (Table 30)"
 WHAT = {
-    SEEN: "the paper's: hobbies and public figures, judged by people",
-    UNSEEN: "constraints not seen in training (the paper names one, haiku, and gives no number)",
+    SEEN: "constraints seen in training; the paper's are hobbies and public figures, judged by people",
+    UNSEEN: "constraints not seen in training; the paper names haiku, and gives no number",
 }
 
 

@@ -5,6 +5,7 @@ conversations of the maximum attention to the instruction, by distance from it.
 """
 
 from collections.abc import Mapping, Sequence
+from math import nan
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -33,7 +34,8 @@ def drawn(data: Mapping[str, Any], form: str) -> bytes:
 
 
 def figure(data: Mapping[str, Any]) -> "Figure":
-    """From what ``eval gatt --attention`` writes."""
+    """From what ``eval gatt --attention`` writes. Colours follow the root, so that little attention is seen as well."""
+    from matplotlib.colors import PowerNorm
     from matplotlib.figure import Figure
 
     models: Sequence[Mapping[str, Any]] = data["models"]
@@ -46,13 +48,17 @@ def figure(data: Mapping[str, Any]) -> "Figure":
         axes = drawing.add_subplot(grid[0, column])
         width, own, rows = (one["map"][name] for name in ("width", "own", "rows"))
         left, size = -own * width, len(rows) * width
+        # what comes later is not attended to at all, and stays white
+        cells = [
+            [value if place < own + 1 + at else nan for place, value in enumerate(row)] for at, row in enumerate(rows)
+        ]
         image = axes.imshow(
-            rows, extent=(left, size, size, 0), vmin=0, vmax=brightest, cmap=SCALE, aspect="auto",
+            cells, extent=(left, size, size, 0), norm=PowerNorm(0.5, 0, brightest), cmap=SCALE, aspect="auto",
             interpolation="nearest",
         )  # fmt: skip
         axes.axvline(0, color="white", linewidth=1.2)
         for turn in one["map"]["turns"]:
-            axes.axhline(turn, color="white", linewidth=0.5, linestyle=(0, (2, 3)))
+            axes.axhline(turn, color=GREY, linewidth=0.6, linestyle=(0, (2, 3)))
         axes.set_ylim(longest, 0)
         axes.set_xlim(left, longest)
         axes.set_title(one["name"])
