@@ -135,7 +135,8 @@ def gatt(
     if not cases:
         raise Fault(", ".join(names), "leaves nothing to measure", "look at what was skipped")
     short = sum(sum(one.role == "user" for one in found.messages) < turns for found in dialogues)
-    run.noted.update({"dialogues with fewer turns, which went on with the user's messages of the next ones": short})
+    if short:
+        run.noted["dialogues with fewer turns, which went on with the user's messages of the next ones"] = short
     digest = sha256(orjson.dumps([[one.opening, one.users] for one in cases], default=to_builtins)).hexdigest()
 
     def gone_through(model: Path) -> list[measuring.Conversation]:
@@ -157,7 +158,8 @@ def gatt(
         if attention or plot:
             shown.append(max(range(len(talks)), key=lambda number: len(talks[number].verdicts)))
             looked[model] = attending.looked(network, tokenizer, talks, width, shown[0])
-            run.noted["tokens beyond the context, left out of the attention"] += looked[model].left_out
+            if beyond := looked[model].left_out:
+                run.noted["tokens beyond the context, left out of the attention"] += beyond
         return talks
 
     width = -(-max(config.context for config, _ in shapes.values()) // attending.BINS)

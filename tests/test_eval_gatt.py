@@ -344,6 +344,8 @@ def test_attention_and_its_figure(base_model: Path, other_model: Path, given: li
         assert one["mapped"]["messages"][0]["content"].endswith(one["mapped"]["gatt"]["instruction"])
     evaluate(base_model, other_model, *flags)
     assert figure.read_bytes() == first
+    short = evaluate(base_model, *given, "--turns", 1, "--max-new-tokens", 1, "--attention", data).stderr
+    assert "user's messages of the next ones" not in short and "beyond the context" not in short
     evaluate(base_model, *given, "--plot", tmp_path / "gatt.svg")
     assert (tmp_path / "gatt.svg").read_text().startswith("<?xml")
 
