@@ -2,7 +2,7 @@
 
 In: what ``examples/safety-scaling.sh`` leaves: scored Samples, and Scores (of refusals), of models whose names end in a
 share in percent: ``chat-10``. A set of prompts is told by what a file's name has besides:
-``chat-10.helpful.scored.jsonl``.
+``chat-10.helpful.scored.jsonl``. Scores of a part of a set, by label or type, are left to the files.
 """
 
 import re
@@ -28,8 +28,9 @@ def shares(asked: Asked) -> list[Chart]:
         if "metric" in lines[0][1]:
             for where, raw in lines:
                 score = measured(raw, where)
+                if score.group:  # of some of the prompts: a dozen lines more
+                    continue
                 share, prompts = _told(path, where, score.model)
-                prompts = ", ".join(filter(None, [prompts, *(score.group or {}).values()]))
                 point = Point(share, score.value, interval(score))
                 _add(found, score.metric.replace("_", " "), prompts, point, where)
         else:
