@@ -285,7 +285,7 @@ def test_shares_of_safety_data(files: dict[str, list[Path]]) -> None:
     assert (middle.y - low.y, high.y - low.y) == (pytest.approx(2), pytest.approx(20))
     assert low.interval and low.interval[0] < low.y < low.interval[1]
     assert [series.name for series in refused.series] == ["helpful", "borderline"]  # whole sets
-    assert [(point.x, point.y) for point in refused.series[2].points] == [(0, 0), (10, 0.05), (100, 0.5)]
+    assert [(point.x, point.y) for point in refused.series[1].points] == [(0, 0), (10, 0.05), (100, 0.5)]
     assert refused.series[0].points[1].interval == (pytest.approx(0.05 - 0.196), pytest.approx(0.05 + 0.196))
 
 
