@@ -85,8 +85,6 @@ def distill_safety(
     from collections.abc import Iterator, Sequence
     from typing import Any
 
-    import orjson
-
     from llamactl import hardware, ui
     from llamactl.align import distillation, questions
     from llamactl.align.choice import SAFETY
@@ -104,12 +102,6 @@ def distill_safety(
     from llamactl.text import dialogue
     from llamactl.text.tokenizer import Tokenizer
     from llamactl.train import parallel
-
-    def write(made: dict[str, object]) -> None:
-        """The report, where it was asked for."""
-        if report:
-            with files.whole_file(report) as stream:
-                stream.write(orjson.dumps(made, option=orjson.OPT_INDENT_2 | orjson.OPT_APPEND_NEWLINE))
 
     config, stored = Llama.described(model)
     tokenizer = Tokenizer.load(model)
@@ -130,7 +122,8 @@ def distill_safety(
         {"model": [model], "safety": [safety], "templates": wordings, "prompts": names}, out,
     )  # fmt: skip
     if out and run.already_made(announce=False):
-        write(manifest.load(manifest.beside(out))["report"])
+        if report:
+            files.write_json(report, manifest.load(manifest.beside(out))["report"])
         return
     target = devices.chosen(device)
     network = sampler.load(model, target, devices.PRECISIONS[precision or stored])
@@ -197,7 +190,8 @@ def distill_safety(
             return
         trials = [Trial(**facts) for facts in through.facts if facts]
         run.facts["report"] = made = distillation.report(trials, seed)
-    write(made)
+    if report:
+        files.write_json(report, made)
     for title, rows, header in distillation.tables(made):
         ui.note("")
         ui.table(title, rows, header)

@@ -58,8 +58,6 @@ def reject_sample(
     from collections.abc import Iterator, Sequence
     from typing import Any
 
-    import orjson
-
     from llamactl import hardware, ui
     from llamactl.align import rejection
     from llamactl.align.choice import OWN, Choice
@@ -77,12 +75,6 @@ def reject_sample(
     from llamactl.text.judging import prompt_key
     from llamactl.text.tokenizer import Tokenizer
     from llamactl.train import parallel
-
-    def write(made: dict[str, object]) -> None:
-        """The report, where it was asked for."""
-        if report:
-            with files.whole_file(report) as stream:
-                stream.write(orjson.dumps(made, option=orjson.OPT_INDENT_2 | orjson.OPT_APPEND_NEWLINE))
 
     if len(set(temperature)) < len(temperature) or len(temperature) > k:
         given = ", ".join(f"{one:g}" for one in temperature)
@@ -106,7 +98,8 @@ def reject_sample(
         {"model": [model], **{name: [place] for name, place in places.items()}, "pool": pool, "prompts": names}, out,
     )  # fmt: skip
     if out and run.already_made(announce=False):
-        write(manifest.load(manifest.beside(out))["report"])
+        if report:
+            files.write_json(report, manifest.load(manifest.beside(out))["report"])
         return
     target = devices.chosen(device)
     network = sampler.load(model, target, devices.PRECISIONS[precision or stored])
@@ -179,7 +172,8 @@ def reject_sample(
             return
         draws = [Draw(**facts) for facts in through.facts]
         run.facts["report"] = made = rejection.report(draws, temperatures, seed)
-    write(made)
+    if report:
+        files.write_json(report, made)
     for title, rows, header in rejection.tables(made):
         ui.note("")
         ui.table(title, rows, header)
