@@ -62,6 +62,7 @@ def distill_safety(
     precision: options.StoredPrecision = None,
     device: options.Device = None,
     cache_memory: options.CacheMemory = None,
+    tensor_parallel: options.TensorParallel = 1,
     shard: options.ShardOf = Shard(),
     skip_bad: options.SkipBad = False,
     allow_tags: options.AllowTags = False,
@@ -101,7 +102,7 @@ def distill_safety(
     from llamactl.model.llama import Llama
     from llamactl.text import dialogue
     from llamactl.text.tokenizer import Tokenizer
-    from llamactl.train import parallel
+    from llamactl.train import parallel, planning
 
     config, stored = Llama.described(model)
     tokenizer = Tokenizer.load(model)
@@ -111,6 +112,8 @@ def distill_safety(
         remedy = "llamactl rm-train makes one of a model with this tokenizer"
         raise Fault(safety, f"has another tokenizer than {model}", remedy)
     judges = Judges({SAFETY: safety}, truncate, allow_tags)
+    if fault := planning.undivided([config, *judges.shapes], ui.world_size(), tensor_parallel):
+        raise fault
     settings["precision"] = precision or [stored, judges.stored]
     wording = Templates.read(templates) if templates else Templates.default()
     names = prompts or [jsonl.STDIN]
@@ -126,8 +129,6 @@ def distill_safety(
             files.write_json(report, manifest.load(manifest.beside(out))["report"])
         return
     target = devices.chosen(device)
-    network = sampler.load(model, target, devices.PRECISIONS[precision or stored])
-    judges.load(target, devices.PRECISIONS[precision or judges.stored])
     run.use(devices.title(target), devices.gpus(target))
     devices.keep_freed_memory()
     digests = {one["as"]: one["sha256"] for one in run.inputs}
@@ -170,7 +171,9 @@ def distill_safety(
                 del drawn[place]
                 yield place, distillation.outcome(some[place], answers, judges, digests["safety"])
 
-    with parallel.joined(target, stops=False) as job, journal.kept(run) as through:
+    with parallel.joined(target, tensor_parallel, stops=False) as job, journal.kept(run) as through:
+        network = sampler.load(model, target, devices.PRECISIONS[precision or stored], part=job.part)
+        judges.load(target, devices.PRECISIONS[precision or judges.stored], part=job.part)
         left, run.devices = job.told(through.left(len(asked))), job.devices
         with ui.Working("distill-safety", len(asked), "prompts", start=len(asked) - len(left)) as bar:
             for turn, (kept, tokens, facts) in job.divided([asked[number] for number in left], rounds):

@@ -47,6 +47,7 @@ def gatt_synth(
     precision: options.StoredPrecision = None,
     device: options.Device = None,
     cache_memory: options.CacheMemory = None,
+    tensor_parallel: options.TensorParallel = 1,
     shard: options.ShardOf = Shard(),
     skip_bad: options.SkipBad = False,
     allow_tags: options.AllowTags = False,
@@ -74,6 +75,7 @@ def gatt_synth(
     settings = dict(locals())
 
     from collections.abc import Iterator, Sequence
+    from functools import partial
     from typing import Any
 
     from llamactl import hardware, ui
@@ -89,7 +91,7 @@ def gatt_synth(
     from llamactl.text import constraints as wishes
     from llamactl.text import dialogue
     from llamactl.text.tokenizer import Tokenizer
-    from llamactl.train import parallel
+    from llamactl.train import parallel, planning
 
     if make_constraints and (dialogues or constraints):
         given = dialogues[0] if dialogues else f"--constraints {constraints}"
@@ -104,6 +106,8 @@ def gatt_synth(
     config, stored = Llama.described(model)
     tokenizer, target = Tokenizer.load(model), devices.chosen(device)
     tokenizer.fitting(config.vocab, model)
+    if fault := planning.undivided([config], ui.world_size(), tensor_parallel):
+        raise fault
     how = gatt.How(tokenizer, config.context, turns or 1, earlier == "given", place == "system", allow_tags)
     listed = wishes.read(constraints, allow_tags) if constraints else wishes.ours()
     gatt.check(listed, constraints or "the list of ours", how)
@@ -131,7 +135,7 @@ def gatt_synth(
         ui.warn(f"{model}: {problem}")
     if not (constraints or make_constraints):
         ui.note(f"instructions are made of {len(listed)} constraints of ours: --constraints names a file of others")
-    network = sampler.load(model, target, devices.PRECISIONS[precision or stored])
+    load = partial(sampler.load, model, target, devices.PRECISIONS[precision or stored])
     devices.keep_freed_memory()
 
     def drawn(asked: Sequence[list[int]], times: int = 1) -> Iterator[tuple[int, Sequence[int], bool]]:
@@ -141,6 +145,7 @@ def gatt_synth(
             yield from ((number, answer.ids, answer.stopped) for answer in answers)
 
     if make_constraints:
+        network = load()
         made, noted = gatt.lists(make_constraints, tokenizer, lambda asked: drawn(asked, gatt.TRIES))
         if not made:
             problem = "names no hobby, language or public figure when it is asked"
@@ -157,7 +162,8 @@ def gatt_synth(
         for number, play in gatt.played(some, drawn):
             yield number, (play.record, play.ended, play.done, play.noted)
 
-    with parallel.joined(target, stops=False) as job, journal.kept(run) as through:
+    with parallel.joined(target, tensor_parallel, stops=False) as job, journal.kept(run) as through:
+        network = load(part=job.part)
         left, run.devices = job.told(through.left(len(plays))), job.devices
         with ui.Working("gatt-synth", len(plays), "dialogues", start=len(plays) - len(left)) as bar:
             for number, (record, ended, done, noted) in job.divided([plays[one] for one in left], over):

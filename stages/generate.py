@@ -29,6 +29,7 @@ def generate(
     precision: options.StoredPrecision = None,
     device: options.Device = None,
     cache_memory: options.CacheMemory = None,
+    tensor_parallel: options.TensorParallel = 1,
     shard: options.ShardOf = Shard(),
     skip_bad: options.SkipBad = False,
     allow_tags: options.AllowTags = False,
@@ -48,6 +49,7 @@ def generate(
 
     import sys
     from collections.abc import Iterator, Sequence
+    from functools import partial
     from typing import Any
 
     from llamactl import hardware, ui
@@ -61,7 +63,7 @@ def generate(
     from llamactl.model.llama import Llama
     from llamactl.text import asking, dialogue
     from llamactl.text.tokenizer import Tokenizer
-    from llamactl.train import parallel
+    from llamactl.train import parallel, planning
 
     if text is not None and prompts:
         raise Fault("--text", f"given together with {prompts[0]}", "give one of them")
@@ -69,6 +71,8 @@ def generate(
     if ui.world_size() > 1 and jsonl.STDIN in files:
         raise Fault("stdin", "cannot be read by every process", "write it to a file first")
     config, stored = Llama.described(model)
+    if fault := planning.undivided([config], ui.world_size(), tensor_parallel):
+        raise fault
     settings["precision"] = precision or stored
     run = Run("generate", settings, {"model": [model], "prompts": files}, out)
     if run.already_made(announce=False):
@@ -94,11 +98,12 @@ def generate(
             run.refuse(fault)
     if any(one.text is None for one in asked) and (problem := dialogue.stranger(model)):
         ui.warn(f"{model}: {problem}")
-    network = sampler.load(model, target, devices.PRECISIONS[precision or stored], k * len(asked))
+    load = partial(sampler.load, model, target, devices.PRECISIONS[precision or stored], k * len(asked))
     temperatures = (temperature,) * k
     devices.keep_freed_memory()
 
-    if text is not None and k == 1 and out is None and sys.stdout and sys.stdout.isatty():
+    if text is not None and k == 1 and out is None and sys.stdout and sys.stdout.isatty() and ui.world_size() == 1:
+        network = load()
         drawn = sampler.decode(network, [sampler.Request(asked[0].ids, temperatures)], sampling, memory)
         for piece in asking.streamed(asked[0], drawn, tokenizer):
             print(piece, end="", flush=True)
@@ -111,7 +116,8 @@ def generate(
         for place, answers in sampler.finished(network, requests, sampling, memory):
             yield place, [(answer.ids, answer.stopped, answer.log_probs if log_probs else []) for answer in answers]
 
-    with parallel.joined(target, stops=False) as job, journal.kept(run) as through:
+    with parallel.joined(target, tensor_parallel, stops=False) as job, journal.kept(run) as through:
+        network = load(job.part)
         left, run.devices = job.told(through.left(len(asked))), job.devices
         with ui.Working("generate", k * len(asked), "samples", k * (len(asked) - len(left))) as bar:
             for place, answers in job.divided([asked[number] for number in left], answered):

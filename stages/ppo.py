@@ -193,6 +193,8 @@ def ppo(
     if not dry_run and (fault := planning.misfit(config, layout)):
         subject = fault.subject.replace("--batch-size", "--mini-batch-size")  # which is what is shared out
         raise Fault(subject, fault.problem.replace("sequences", "answers"), fault.remedy)
+    if not dry_run and (fault := planning.undivided(judges.shapes, ui.world_size(), tensor_parallel)):
+        raise fault
     rows = [
         ("prompts", f"{len(questions):,}, of which {tagged:,} tagged safety; {len(held_out):,} held out"),
         ("iterations", f"{iterations:,} of {batch_size:,} answers, {steps:,} steps of {mini_batch_size:,}"),
@@ -252,7 +254,7 @@ def ppo(
         origin = Llama.frozen(reference or model, dtype, target, arrange)
         if away:
             origin.to("cpu")
-        judges.load(target, machine.PRECISIONS[judges.stored], offload)
+        judges.load(target, machine.PRECISIONS[judges.stored], offload, job.part)
         optimizer = optim.AdamW(policy, Cosine(lr, 0, steps, 1.0), weight_decay)
         of_valuer = optim.AdamW(valuer, Cosine(critic_lr, 0, steps, 1.0), weight_decay)
         learners = ActorCritic(
@@ -271,7 +273,7 @@ def ppo(
         sampling = Sampling(1.0, 0, max_new_tokens, seed)
         how = {"temperature": temperature, "top_p": 1.0, "top_k": 0, "seed": seed}
         asking = Answering(judges, tokenizer, temperature, sampling, training.facts["cache"])
-        gathered = partial(policy.gathered, weight_dtype(dtype, target))
+        gathered = partial(policy.gathered, weight_dtype(dtype, target), job.part)
         if target.type == "cpu":  # or a run would begin without what one that goes on from its state has from the start
             decoding.kernels(decoding.ENOUGH)
 
@@ -314,7 +316,7 @@ def ppo(
                 iteration = training.step + 1
                 turns = rollouts.asked(iteration, batch_size, len(questions), seed)
                 some = [questions[prompt]._replace(number=number) for prompt, number in turns]
-                answers = answered(some, lambda: job.caught)
+                answers = answered(some, job.stopping)
                 training.finish_saving()
                 if not job.agreed(not job.caught):
                     training.save()

@@ -36,6 +36,7 @@ def reject_sample(
     precision: options.StoredPrecision = None,
     device: options.Device = None,
     cache_memory: options.CacheMemory = None,
+    tensor_parallel: options.TensorParallel = 1,
     shard: options.ShardOf = Shard(),
     skip_bad: options.SkipBad = False,
     allow_tags: options.AllowTags = False,
@@ -74,7 +75,7 @@ def reject_sample(
     from llamactl.text import asking, dialogue
     from llamactl.text.judging import prompt_key
     from llamactl.text.tokenizer import Tokenizer
-    from llamactl.train import parallel
+    from llamactl.train import parallel, planning
 
     if len(set(temperature)) < len(temperature) or len(temperature) > k:
         given = ", ".join(f"{one:g}" for one in temperature)
@@ -89,6 +90,8 @@ def reject_sample(
             problem = f"has another tokenizer than {model}"
             raise Fault(place, problem, f"llamactl generate, then score --reward {name}={place}")
     judges = Judges(places, truncate, allow_tags)
+    if fault := planning.undivided([config, *judges.shapes], ui.world_size(), tensor_parallel):
+        raise fault
     settings["precision"] = precision or [stored, judges.stored]
     names = prompts or [jsonl.STDIN]
     if ui.world_size() > 1 and jsonl.STDIN in [*names, *pool]:
@@ -102,8 +105,6 @@ def reject_sample(
             files.write_json(report, manifest.load(manifest.beside(out))["report"])
         return
     target = devices.chosen(device)
-    network = sampler.load(model, target, devices.PRECISIONS[precision or stored])
-    judges.load(target, devices.PRECISIONS[precision or judges.stored])
     run.use(devices.title(target), devices.gpus(target))
     devices.keep_freed_memory()
     digests = {one["as"]: one["sha256"] for one in run.inputs}
@@ -119,14 +120,6 @@ def reject_sample(
         except Fault as fault:
             run.refuse(fault)
     keys = {prompt_key(found.record.messages) for found, _ in asked}
-    for earlier in jsonl.read(pool, Sample, refuse=run.refuse):
-        if prompt_key(earlier.record.messages) not in keys:
-            run.skipped["pool samples of prompts that are not asked"] += 1
-            continue
-        try:
-            run.noted[f"pool samples {'scored anew' if choice.pool(earlier) else 'taken as scored'}"] += 1
-        except Fault as fault:
-            run.refuse(fault)
     if not safety and (tagged := sum(found.record.safety for found, _ in asked)):
         run.noted["prompts tagged safety, where helpfulness alone decides"] = tagged
     if report:
@@ -155,23 +148,34 @@ def reject_sample(
             best, draw = choice.best(found, drawn)
             yield place, (best, draw._asdict())
 
-    with parallel.joined(target, stops=False) as job, journal.kept(run) as through:
-        left, run.devices = job.told(through.left(len(asked))), job.devices
-        with ui.Working("reject-sample", len(asked), "prompts", start=len(asked) - len(left)) as bar:
-            for turn, (best, facts) in job.divided([asked[number] for number in left], rounds):
-                draw = Draw(**facts)
-                run.done.update(prompts=1, samples=k, tokens=sum(draw.tokens), kept=len(best))
-                for where, problem in draw.refused:
-                    run.skip(Fault(where, problem), "answers that cannot be judged")
-                beside = {"answers without a text, not kept": sum(draw.empty), "tokens cut off": sum(draw.cut)}
-                run.noted.update({what: times for what, times in beside.items() if times})
-                through.add(left[turn], best, facts)
-                bar.advance(1, tokens=run.done["tokens"])
-        job.read_meters(run)
-        if job.rank:
-            return
-        draws = [Draw(**facts) for facts in through.facts]
-        run.facts["report"] = made = rejection.report(draws, temperatures, seed)
+    with parallel.joined(target, tensor_parallel, stops=False) as job:
+        network = sampler.load(model, target, devices.PRECISIONS[precision or stored], part=job.part)
+        judges.load(target, devices.PRECISIONS[precision or judges.stored], part=job.part)
+        for earlier in jsonl.read(pool, Sample, refuse=run.refuse):
+            if prompt_key(earlier.record.messages) not in keys:
+                run.skipped["pool samples of prompts that are not asked"] += 1
+                continue
+            try:
+                run.noted[f"pool samples {'scored anew' if choice.pool(earlier) else 'taken as scored'}"] += 1
+            except Fault as fault:
+                run.refuse(fault)
+        with journal.kept(run) as through:
+            left, run.devices = job.told(through.left(len(asked))), job.devices
+            with ui.Working("reject-sample", len(asked), "prompts", start=len(asked) - len(left)) as bar:
+                for turn, (best, facts) in job.divided([asked[number] for number in left], rounds):
+                    draw = Draw(**facts)
+                    run.done.update(prompts=1, samples=k, tokens=sum(draw.tokens), kept=len(best))
+                    for where, problem in draw.refused:
+                        run.skip(Fault(where, problem), "answers that cannot be judged")
+                    beside = {"answers without a text, not kept": sum(draw.empty), "tokens cut off": sum(draw.cut)}
+                    run.noted.update({what: times for what, times in beside.items() if times})
+                    through.add(left[turn], best, facts)
+                    bar.advance(1, tokens=run.done["tokens"])
+            job.read_meters(run)
+            if job.rank:
+                return
+            draws = [Draw(**facts) for facts in through.facts]
+            run.facts["report"] = made = rejection.report(draws, temperatures, seed)
     if report:
         files.write_json(report, made)
     for title, rows, header in rejection.tables(made):

@@ -189,13 +189,13 @@ FLAGS = {
     "generate": (
         "model prompts",
         "--allow-tags --cache-memory --device --log-probs --max-new-tokens --out/-o --overwrite --precision --quiet/-q "
-        "--seed --shard --skip-bad --temperature --text --top-k --top-p -k",
+        "--seed --shard --skip-bad --temperature --tensor-parallel --text --top-k --top-p -k",
     ),
     "reject-sample": (
         "model prompts",
         "--allow-tags --cache-memory --device --helpfulness --keep --max-new-tokens --out/-o --overwrite --pool "
-        "--precision --quiet/-q --report --safety --seed --shard --skip-bad --temperature --top-k --top-p --truncate "
-        "-k",
+        "--precision --quiet/-q --report --safety --seed --shard --skip-bad --temperature --tensor-parallel --top-k "
+        "--top-p --truncate -k",
     ),
     "ppo": (
         "model prompts",
@@ -209,13 +209,14 @@ FLAGS = {
     "gatt-synth": (
         "model dialogues",
         "--allow-tags --cache-memory --constraints --device --earlier --make-constraints --max-new-tokens --out/-o "
-        "--overwrite --place --precision --quiet/-q --seed --shard --skip-bad --temperature --top-k --top-p --turns",
+        "--overwrite --place --precision --quiet/-q --seed --shard --skip-bad --temperature --tensor-parallel --top-k "
+        "--top-p --turns",
     ),
     "distill-safety": (
         "model prompts",
         "--allow-tags --cache-memory --default-templates --device --max-new-tokens --only-tagged --out/-o --overwrite "
-        "--precision --quiet/-q --report --safety --seed --shard --skip-bad --temperature --templates --top-k --top-p "
-        "--truncate",
+        "--precision --quiet/-q --report --safety --seed --shard --skip-bad --temperature --templates "
+        "--tensor-parallel --top-k --top-p --truncate",
     ),
     "chat": (
         "model",

@@ -13,7 +13,7 @@ import orjson
 import pytest
 from conftest import SERVER, written
 from test_cli import Run as Command
-from test_cli import command
+from test_cli import command, one_line
 from test_parallel import ended, environment, meeting
 
 from llamactl.artifacts import files, journal, manifest
@@ -411,6 +411,11 @@ def test_generate_on_two_processes_is_as_on_one(base_model: Path, tmp_path: Path
     out = tmp_path / "out.jsonl"
     assert together(["generate", *flags, "-o", out]) == [0, 0]
     assert out.read_text() == whole
+    sharing = tmp_path / "sharing.jsonl"
+    assert together(["generate", *flags, "--tensor-parallel", 2, "-o", sharing]) == [0, 0]
+    assert sharing.read_text() == whole
+    alone = command("generate", *flags, "--tensor-parallel", 2)
+    assert one_line(alone) == "--tensor-parallel: 2 does not divide the 1 processes; choose a divisor"
     cut = tmp_path / "cut.jsonl"
     assert together(["generate", *flags, "-o", cut], "add", 3, signal.SIGKILL)[0] == -signal.SIGKILL
     assert "going on after 2 records" in command("generate", *flags, "-o", cut).stderr

@@ -41,6 +41,7 @@ from llamactl.model.drawing import Sampling
 from llamactl.model.generate import Request, finished
 from llamactl.model.heads import RewardModel
 from llamactl.model.llama import Llama, Transformer
+from llamactl.model.slices import is_cut
 from llamactl.train import loop, parallel
 from llamactl.train import step as stepping
 from llamactl.train.optim import AdamW
@@ -218,16 +219,21 @@ def results(job: Job, case: Case, weights: Path) -> dict[str, Any]:
 
 
 def sampled(job: Job, model: Llama) -> list[Any]:
-    """Answers of the first process's to all prompts, each process having sampled its own from whole weights."""
-    whole = model.gathered(torch.float32)
-    assert not any(isinstance(parameter, DTensor) for parameter in whole.parameters())
+    """Answers of the first process's to all prompts: each has sampled its own, or its own and its neighbours'."""
+    whole, here = model.gathered(torch.float32), model.gathered(torch.float32, job.part)
+    for (name, parameter), all_of_it in zip(here.named_parameters(), whole.parameters(), strict=True):
+        assert not isinstance(parameter, DTensor)
+        assert torch.equal(parameter, job.part.of(name, all_of_it))
+        if job.tensor > 1 and is_cut(name):  # the rest of it is not kept
+            assert parameter.untyped_storage().nbytes() == parameter.nbytes
 
     def answers(mine: Iterable[Request]) -> Iterator[tuple[int, list[Any]]]:
-        for place, found in finished(whole, mine, Sampling(1.0, 0, 8, 0)):
+        for place, found in finished(here, mine, Sampling(1.0, 0, 8, 0)):
             yield place, [[answer.ids, answer.stopped] for answer in found]
 
     asked = [Request([1, *range(5, 7 + n % 9), 3 + n % 59], (1.0,) * 3) for n in range(70)]
     assert job.told([job.rank, "a"]) == [0, "a"]
+    assert len(job.together(asked, answers)) == len(asked)
     return [found for _, found in sorted(job.divided(asked, answers))]
 
 
@@ -374,7 +380,7 @@ def test_all_processes_see_the_same(many: tuple[int, list[dict[str, Any]]]) -> N
 def test_prompts_are_divided_and_answered_as_by_one(
     many: tuple[int, list[dict[str, Any]]], one: dict[str, Any]
 ) -> None:
-    """From weights that were sharded, and are whole while they are sampled from; 70 prompts are more than a round."""
+    """From weights that were sharded, and are whole, or cut, while they are sampled from; 70 are more than a round."""
     wanted = one["plain"]["samples"]
     assert len({tuple(ids) for answers in wanted for ids, _ in answers}) > 100
     for name, found in of_kind(many, lambda case: not case.scored):

@@ -522,6 +522,20 @@ def test_two_processes_make_what_one_does(undisturbed: Callable[[Path], list[obj
     assert manifest.load(manifest.beside(out))["devices"] == 1  # the machine whose processors both share
 
 
+def test_two_processes_that_share_the_models_sample_and_keep_the_same(
+    undisturbed: Callable[[Path], list[object]], tmp_path: Path
+) -> None:
+    """Sums of two halves are rounded otherwise than the whole: scores are equal to rounding, tokens are the same."""
+    out = tmp_path / "out.jsonl"
+    asked = undisturbed(out)
+    whole = Path(str(asked[2])).with_name("whole") / "out.jsonl"
+    assert together([*asked, "--tensor-parallel", 2]) == [0, 0]
+    for mine, its in zip(*(lines(place.read_text()) for place in (out, whole)), strict=True):
+        assert {**mine, "scores": 0, "reward": 0} == {**its, "scores": 0, "reward": 0}
+        assert mine["scores"] == pytest.approx(its["scores"], abs=1e-4)
+    assert numbers(out)["done"] == numbers(whole)["done"]
+
+
 def test_sigterm_is_75_and_the_run_goes_on(
     undisturbed: Callable[[Path], list[object]], tmp_path: Path, command: Run
 ) -> None:

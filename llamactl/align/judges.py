@@ -12,6 +12,7 @@ from llamactl.artifacts.records import Comparison, Prompt, Sample, to_last_quest
 from llamactl.errors import Fault
 from llamactl.model.device import lent
 from llamactl.model.heads import RewardModel
+from llamactl.model.slices import WHOLE, Slice
 from llamactl.text import judging
 from llamactl.text.judging import Judged, Judging
 from llamactl.text.tokenizer import Tokenizer
@@ -55,6 +56,7 @@ class Judges:
     def __init__(self, places: dict[str, Path], truncate: bool = False, allow_tags: bool = False) -> None:
         self.places, self.allow_tags = places, allow_tags
         described = {name: RewardModel.described(place) for name, place in places.items()}
+        self.shapes = [config for config, _ in described.values()]
         self.stored = "fp32" if any(stored == "fp32" for _, stored in described.values()) else "bf16"
         self._how = {name: Judging(config.context, truncate, allow_tags) for name, (config, _) in described.items()}
         (first, place), *others = places.items()
@@ -80,10 +82,10 @@ class Judges:
             places[name] = Path(place)
         return cls(places, truncate, allow_tags)
 
-    def load(self, device: torch.device, dtype: torch.dtype, away: bool = False) -> None:
-        """Take the models into memory: the device's, or the host's until they have something to judge."""
+    def load(self, device: torch.device, dtype: torch.dtype, away: bool = False, part: Slice = WHOLE) -> None:
+        """Take the models, or this process's part of each, into memory: the device's, or the host's meanwhile."""
         self._device, self._away, here = device, away, torch.device("cpu") if away else device
-        self._models = {name: RewardModel.load(place, here, dtype) for name, place in self.places.items()}
+        self._models = {name: RewardModel.load(place, here, dtype, part=part) for name, place in self.places.items()}
 
     def case(self, found: Found[Any]) -> Case:
         """A record to be judged; raises Fault, with its place, where it cannot be."""

@@ -32,7 +32,7 @@ FORMAT = 1
 # Flags that do not change what is made: another value of one of these asks for the same artifact.
 NEUTRAL = {
     "out", "report", "quiet", "overwrite", "resume", "dry_run", "log_every", "save_every", "keep", "verify", "workers",
-    "cache_memory", "samples_every", "model_every", "kl_stop", "length_stop",
+    "cache_memory", "tensor_parallel", "samples_every", "model_every", "kl_stop", "length_stop",
 }  # fmt: skip
 
 SHOWN = 5  # bad records named one by one before they are only counted

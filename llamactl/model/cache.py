@@ -32,9 +32,9 @@ class Size(NamedTuple):
     places: int
     room: int
 
-    def bytes(self, config: Config, dtype: torch.dtype) -> int:
-        """What it takes of memory, in a dtype."""
-        token = 2 * config.layers * config.kv_heads * config.head_dim * dtype.itemsize
+    def bytes(self, config: Config, dtype: torch.dtype, parts: int = 1) -> int:
+        """What it takes of memory, in a dtype, of each of so many processes that share the heads."""
+        token = 2 * config.layers * (config.kv_heads // parts) * config.head_dim * dtype.itemsize
         return token * (self.lanes * self.prompt + self.places * self.room)
 
 
@@ -62,12 +62,12 @@ class Cache:
     """Keys and values of every layer: of prompts ``[lanes, K, prompt, E]``, of samples ``[places, K, room, E]``.
 
     It is what a ``Transformer`` is called with: either for whole prompts (``read``), or for the next token of samples,
-    those of the first places (``go_on``).
+    those of the first places (``go_on``). K is this process's part of the heads, where several share them.
     """
 
-    def __init__(self, config: Config, size: Size, dtype: torch.dtype, device: torch.device) -> None:
+    def __init__(self, config: Config, size: Size, dtype: torch.dtype, device: torch.device, parts: int = 1) -> None:
         def zeros(count: int, tokens: int) -> list[Tensor]:  # what is masked must be numbers, or 0 times it is none
-            shape = (count, config.kv_heads, tokens, config.head_dim)
+            shape = (count, config.kv_heads // parts, tokens, config.head_dim)
             return [torch.zeros(shape, dtype=self.dtype, device=device) for _ in range(config.layers)]
 
         self.size, self.dtype, self.device = size, dtype, device

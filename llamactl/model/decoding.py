@@ -86,6 +86,7 @@ def suits(model: Llama, kept: torch.dtype) -> bool:
     kinds = {weight.dtype for weight in weights}
     return (
         model.dtype == kept == torch.float32
+        and model.part.parts == 1
         and len(kinds) == 1
         and kinds <= set(STORED)
         and all(weight.device.type == "cpu" and weight.is_contiguous() for weight in weights)

@@ -25,6 +25,7 @@ from llamactl.model.drawing import Drawing, Sampling
 from llamactl.model.functions import weight_dtype
 from llamactl.model.graphs import Graphs
 from llamactl.model.llama import Llama
+from llamactl.model.slices import WHOLE, Slice
 from llamactl.text.tokenizer import EOS
 
 AHEAD = 256  # prompts that are looked at together, to compute long ones with long ones
@@ -93,16 +94,18 @@ class Sample:
     said: list[int] = field(default_factory=list)
 
 
-def load(path: Path, device: torch.device, dtype: torch.dtype, samples: int = 2) -> Llama:
-    """A model to draw so many samples from at once, with the weights that it has in ``dtype``.
+def load(path: Path, device: torch.device, dtype: torch.dtype, samples: int = 2, part: Slice = WHOLE) -> Llama:
+    """A model, or this process's part, to draw so many samples from at once; its weights are what it has in ``dtype``.
 
     Where kernels read bf16 weights as fp32 numbers they stay as they are, else they are copied. Without kernels one
     sample is drawn by multiplying in bf16, as fast as the weights can be read.
     """
     computing = weight_dtype(dtype, device)
-    if computing == dtype or (samples == 1 and not decoding.installed()):
-        return Llama.load(path, device, dtype)
-    return Llama.load(path, device, dtype if decoding.kernels(PATIENCE) else computing, computing)
+    kernels = part == WHOLE and decoding.installed()
+    if computing == dtype or (samples == 1 and not kernels):
+        return Llama.load(path, device, dtype, part=part)
+    stored = dtype if kernels and decoding.kernels(PATIENCE) else computing
+    return Llama.load(path, device, stored, computing, part)
 
 
 def generate(
@@ -171,9 +174,10 @@ class Batch:
     def __init__(self, model: Llama, sampling: Sampling, prompts: Sequence[Prompt], cache_memory: int | None) -> None:
         self._model, self._sampling = model, sampling
         device = model.norm.weight.device
-        self._memory = devices.free_memory(device) // 2 if cache_memory is None else cache_memory
+        free = devices.free_memory(device) // 2 if cache_memory is None else cache_memory
+        self._memory = model.part.least(free, device)  # neighbours have to compute the same steps
         self._dtype = weight_dtype(model.dtype, device)  # of keys and values
-        self._cache = Cache(model.config, self._size(prompts), self._dtype, device)
+        self._cache = Cache(model.config, self._size(prompts), self._dtype, device, model.part.parts)
         self._graphs = Graphs() if device.type == "cuda" else None
         self._decoder: Decoder | None = None
         self._suits = decoding.suits(model, self._dtype)
@@ -201,7 +205,7 @@ class Batch:
         while True:
             lanes = min(places, 2 * -(-places // fewest))  # prompts that have nearly ended stand beside new ones
             size = Size(lanes, longest, places, room)
-            needed = size.bytes(config, self._dtype)
+            needed = size.bytes(config, self._dtype, self._model.part.parts)
             if needed <= (self._memory if places <= enough else min(self._memory, SMALL)):
                 return size
             if places == 1:

@@ -24,6 +24,7 @@ from llamactl.model.attention import Documents, causal_attention
 from llamactl.model.cache import Attending
 from llamactl.model.config import LANGUAGE, Config
 from llamactl.model.device import PRECISIONS
+from llamactl.model.slices import TENSOR, WHOLE, Slice, is_cut
 
 INIT_STD = 0.02  # the paper does not state an initialisation; this and its scaling by depth are GPT-2's
 
@@ -154,6 +155,7 @@ class Transformer(nn.Module):
     architecture: ClassVar[str]  # as config.json names it
     loss: ClassVar[str]  # the method that a training calls in place of ``forward``
     wide: ClassVar[frozenset[str]] = frozenset()  # parameters that stay in fp32, whatever the rest is stored in
+    part: Slice = WHOLE  # what of it this process has, where it is for inference
 
     def __init__(self, config: Config, dtype: torch.dtype = torch.float32) -> None:
         super().__init__()
@@ -267,10 +269,12 @@ class Transformer(nn.Module):
         device: torch.device,
         dtype: torch.dtype | None = None,
         computing: torch.dtype | None = None,
+        part: Slice = WHOLE,
     ) -> Self:
-        """A model directory for inference, in ``dtype`` or as stored; raises Fault where it is none, or not whole.
+        """A model directory, or a part of it, for inference, in ``dtype`` or as stored.
 
-        It may compute in another dtype than its weights are in: each use casts them.
+        It may compute in another dtype than its weights are in: each use casts them. Raises Fault where it is none, or
+        not whole.
         """
         config, stored = cls.described(path)
         dtype = dtype or PRECISIONS[stored]
@@ -278,22 +282,25 @@ class Transformer(nn.Module):
             model = cls(config, computing or dtype)
         ours = {checkpoint.hf_name(name): name for name, _ in model.named_parameters()}
         wanted = {theirs: model.get_parameter(name).shape for theirs, name in ours.items()}
-        tensors = checkpoint.tensors(path, wanted, None, device)
-        return model._with({ours[name]: tensor.to(cls._kept(ours[name], dtype)) for name, tensor in tensors})
+        tensors = ((ours[name], tensor) for name, tensor in checkpoint.tensors(path, wanted, None, device))
+        return model._with({name: _own(part.of(name, whole), cls._kept(name, dtype)) for name, whole in tensors}, part)
 
     @classmethod
     def _kept(cls, name: str, dtype: torch.dtype) -> torch.dtype:
         """What a parameter is stored in, where the rest is in ``dtype``."""
         return torch.float32 if name in cls.wide else dtype
 
-    def _with(self, weights: dict[str, Tensor]) -> Self:
-        """The model for inference, with these weights as they are."""
+    def _with(self, weights: dict[str, Tensor], part: Slice) -> Self:
+        """The model on the meta device, or a part of it, for inference, with these weights as they are."""
+        self.part = part
+        part.cut(self)
         self.load_state_dict({name: weights[name] for name in self.state_dict()}, assign=True)
         return self.eval().requires_grad_(False)
 
-    def gathered(self, dtype: torch.dtype) -> Self:
-        """The whole model for inference, on each process: all have to ask for it. It is freed with its last reference.
+    def gathered(self, dtype: torch.dtype, part: Slice = WHOLE) -> Self:
+        """The model for inference, on each process whole or its ``part``: all have to ask for it.
 
+        It is freed with its last reference.
         Sampling from sharded weights gathers them anew for each token: some twenty times slower (paper, section 3.2.3).
         The weights are those that this model computes with: rounded as it does first. What is whole here, and in
         ``dtype``, is shared.
@@ -305,7 +312,12 @@ class Transformer(nn.Module):
         def used(name: str, parameter: Tensor) -> Tensor:
             return parameter.detach().to(self._kept(name, rounded)).to(self._kept(name, dtype))
 
-        return model._with({name: sharded.whole(used(name, p)) for name, p in self.named_parameters()})
+        def here(name: str, tensor: Tensor) -> Tensor:
+            if part.parts == 1 or not is_cut(name):
+                return sharded.whole(tensor)
+            return _own(sharded.among(tensor, TENSOR), tensor.dtype)
+
+        return model._with({name: here(name, used(name, p)) for name, p in self.named_parameters()}, part)
 
     def hf_state(self, dtype: torch.dtype) -> Iterator[tuple[str, Later]]:
         """Tensors in ``dtype``, by their Hugging Face names; whole when they are made, which all processes have to."""
@@ -313,6 +325,12 @@ class Transformer(nn.Module):
             kept = self._kept(name, dtype)
             make = partial(lambda tensor, kept: sharded.whole(tensor.detach().to(kept)), parameter, kept)
             yield checkpoint.hf_name(name), Later(kept, tuple(parameter.shape), make)
+
+
+def _own(tensor: Tensor, dtype: torch.dtype) -> Tensor:
+    """It in a dtype, and in memory of its own where it is a part of another."""
+    whole = tensor.untyped_storage().nbytes() == tensor.nbytes
+    return tensor.to(dtype) if whole else tensor.to(dtype, copy=True, memory_format=torch.contiguous_format)
 
 
 class Llama(Transformer):

@@ -44,6 +44,16 @@ def whole(tensor: Tensor) -> Tensor:
     return tensor.full_tensor() if isinstance(tensor, DTensor) else tensor
 
 
+def among(tensor: Tensor, dimension: str) -> Tensor:
+    """This process's part of a tensor that is cut over one dimension of its mesh alone; all have to ask for it."""
+    if not isinstance(tensor, DTensor):
+        return tensor
+    names = tensor.device_mesh.mesh_dim_names or ()
+    cuts = zip(names, tensor.placements, strict=True)
+    kept = [placement if name == dimension else Replicate() for name, placement in cuts]
+    return tensor.redistribute(placements=kept).to_local()
+
+
 def copies(tensor: Tensor) -> int:
     """How many processes hold the same box."""
     if not isinstance(tensor, DTensor):

@@ -38,6 +38,7 @@ from llamactl.artifacts.manifest import Run
 from llamactl.errors import Fault
 from llamactl.model.heads import RewardModel
 from llamactl.model.llama import Llama, Transformer
+from llamactl.model.slices import TENSOR, WHOLE, Slice
 from llamactl.train import vocabulary
 from llamactl.train.planning import WHOLE_GRADIENTS
 
@@ -100,6 +101,18 @@ class Job:
         size = batch_size // self.data
         return Share(self.rank // self.tensor * size, size)
 
+    @property
+    def part(self) -> Slice:
+        """This process's part of a model for inference: the whole, where it has no tensor neighbours."""
+        if self.mesh is None or self.tensor == 1:
+            return WHOLE
+        return Slice(self.rank % self.tensor, self.tensor, self.mesh[TENSOR].get_group())
+
+    def stopping(self) -> bool:
+        """Whether a signal asks this process, or a tensor neighbour, to stop: those compute the same at one time."""
+        caught = torch.tensor(len(self.caught), device=self.device)
+        return bool(self.part.sum(caught))
+
     def sum(self, values: Tensor) -> Tensor:
         """The sum over all processes, the same on each."""
         if self.mesh:
@@ -119,29 +132,32 @@ class Job:
     def divided(
         self, items: Sequence[T], work: Callable[[Sequence[T]], Iterator[tuple[int, Any]]]
     ) -> Iterator[tuple[int, Any]]:
-        """What comes of items, with their places, on the first process; each process works on every ``world``-th.
+        """What comes of items, with their places, on the first process; each works on every ``data``-th.
 
-        ``work`` makes a JSON value of each item, in whatever order, and says its place. The first process has those of
-        a round when all have.
+        ``work`` makes a JSON value of each item, in whatever order, and says its place. Tensor neighbours work on the
+        same. The first process has those of a round when all have.
         """
         if self.mesh is None:
             yield from work(items)
             return
-        made = work(items[self.rank :: self.world])
-        for _ in range(0, len(items), ROUND * self.world):
-            parts = [orjson.loads(part) for part in self._parts(orjson.dumps(list(islice(made, ROUND))))]
+        made = work(items[self.rank // self.tensor :: self.data])
+        for _ in range(0, len(items), ROUND * self.data):
+            parts = self._told_by_each(list(islice(made, ROUND)))
             if self.rank == 0:
-                for rank, part in enumerate(parts):
-                    yield from ((place * self.world + rank, value) for place, value in part)
+                for number, part in enumerate(parts):
+                    yield from ((place * self.data + number, value) for place, value in part)
 
     def together(self, items: Sequence[T], work: Callable[[Sequence[T]], Iterator[tuple[int, Any]]]) -> list[Any]:
-        """What comes of items, in order, on all processes: each works on every ``world``-th, as in ``divided``."""
-        mine = [(place * self.world + self.rank, value) for place, value in work(items[self.rank :: self.world])]
-        if self.mesh is None:
-            found = dict(mine)
-        else:
-            found = dict(pair for part in self._parts(orjson.dumps(mine)) for pair in orjson.loads(part))
+        """What comes of items, in order, on all processes, each of which works on those that it has in ``divided``."""
+        first = self.rank // self.tensor
+        mine = [(place * self.data + first, value) for place, value in work(items[first :: self.data])]
+        found = dict(pair for part in (self._told_by_each(mine) if self.mesh else [mine]) for pair in part)
         return [found[place] for place in sorted(found)]
+
+    def _told_by_each(self, mine: Any) -> list[Any]:
+        """The JSON values of all, one of those that are tensor neighbours."""
+        parts = self._parts(orjson.dumps([] if self.rank % self.tensor else mine))
+        return [orjson.loads(part) for part in parts[:: self.tensor]]
 
     def _parts(self, mine: bytes) -> list[bytes]:
         """What each process has to tell the others."""
@@ -189,7 +205,7 @@ class Job:
 
     def _cut(self, model: Transformer) -> None:
         assert self.mesh is not None
-        mesh = self.mesh["tensor"]
+        mesh = self.mesh[TENSOR]
         between = Shard(1)  # between the matrix products, activations [B, T, D] are cut over T
         gathered = partial(PrepareModuleInput, desired_input_layouts=(Replicate(), *[None] * 4))
         layer = {
@@ -265,7 +281,7 @@ def joined(device: torch.device, tensor: int = 1, replicas: int = 1, stops: bool
     warnings.filterwarnings("ignore", "FSDP2-wrapped module .* returned a view")  # of scores: none is changed in place
     dist.init_process_group("cpu:gloo,cuda:nccl" if device.type == "cuda" else "gloo", device_id=_bound(device))
     shape = (replicas, world // tensor // replicas, tensor)
-    mesh = init_device_mesh(device.type, shape, mesh_dim_names=("replicas", "shards", "tensor"))
+    mesh = init_device_mesh(device.type, shape, mesh_dim_names=("replicas", "shards", TENSOR))
     job = Job(mesh, device)
     try:
         with _signals_noted(job.caught if stops else None):

@@ -1,9 +1,9 @@
 """What PPO will need, before it is begun: four models on one device, moment by moment of an iteration. No torch.
 
 Policy and critic are trained as ``planning`` has it. The reference is sharded with them, in the compute precision. For
-sampling each device gathers the whole policy, and frees it; reward models are whole on each device. Reference and
-reward models may lie in the host's memory while they do not work (``offload``; a sharded reference stays). Numbers are
-bytes of one device.
+sampling each device gathers the policy, and frees it; of that, and of each reward model, it has the whole, or with
+tensor parallelism a part. Reference and reward models may lie in the host's memory while they do not work (``offload``;
+a sharded reference stays). Numbers are bytes of one device.
 """
 
 from collections.abc import Mapping
@@ -36,7 +36,8 @@ def moments(of: Iteration, layout: Layout) -> dict[str, dict[str, float]]:
     away = of.offload and layout.devices == 1
     state = {name: 12 * one.parameters / share for name, one in (("policy", of.policy), ("critic", of.critic))}
     reference = width * of.policy.parameters / share
-    judges = {name: float(WIDTHS[stored] * one.parameters) for name, (one, stored) in of.judges.items()}
+    tensor = layout.tensor_parallel
+    judges = {name: float(WIDTHS[stored] * planning.part(one, tensor)) for name, (one, stored) in of.judges.items()}
     resting = state | ({} if away else {"reference": reference}) | ({} if of.offload else judges)
 
     def learning(name: str, one: Config) -> dict[str, float]:
@@ -44,8 +45,9 @@ def moments(of: Iteration, layout: Layout) -> dict[str, dict[str, float]]:
         return {**others, name: planning.memory(one, layout).total}
 
     drawn = WIDTHS["fp32"] if layout.on_cpu else width  # a CPU draws by fp32 copies
-    gathered = 0.0 if layout.devices == 1 and drawn == WIDTHS["fp32"] == width else float(drawn * of.policy.parameters)
-    token = 2 * of.policy.layers * of.policy.kv_heads * of.policy.head_dim * drawn
+    shared = layout.devices == 1 and drawn == WIDTHS["fp32"] == width
+    gathered = 0.0 if shared else float(drawn * planning.part(of.policy, tensor))
+    token = 2 * of.policy.layers * of.policy.kv_heads * of.policy.head_dim * drawn / tensor
     largest, _ = of.judges[max(judges, key=judges.__getitem__)]
     working = {"the largest reward model": max(judges.values())} if of.offload else judges  # one after the other
     judging = LOOKED_AT * (2 * largest.ffn + 4 * largest.dim) * WIDTHS["fp32"]
@@ -54,8 +56,8 @@ def moments(of: Iteration, layout: Layout) -> dict[str, dict[str, float]]:
     return {
         "sampling": {
             **resting,
-            "the whole policy": gathered,
-            "keys and values": float(token * of.tokens * min(AT_ONCE, -(-of.answers // layout.devices))),
+            "the policy to sample from": gathered,
+            "keys and values": float(token * of.tokens * min(AT_ONCE, -(-of.answers * tensor // layout.devices))),
         },
         "judging": {**resting, **working, "activations": float(judging)},
         "looking": {**resting, "reference": reference, "activations": float(looking)},
@@ -93,7 +95,9 @@ def rows(
         ),
         *((f"  {part}", ui.size(size)) for part, size in held.items() if size),
     ]
-    if (fault := planning.misfit(of.policy, layout)) or need > room:
+    shapes = [shape for shape, _ in of.judges.values()]
+    fault = planning.misfit(of.policy, layout) or planning.undivided(shapes, layout.devices, layout.tensor_parallel)
+    if fault or need > room:
         said.append(("it does not fit", fault.problem if fault else "see above"))
         said.append(("what would", change(of, layout, room)))
     else:
@@ -115,8 +119,9 @@ def change(of: Iteration, layout: Layout, room: float) -> str:
     away = of._replace(offload=True)
     here, there = (planning.change(of.policy, layout, room, partial(fullest, one)) for one in (of, away))
     if there is None:
-        smallest = WIDTHS[layout.precision] * of.policy.parameters
-        return f"{planning.NOTHING}; each device has to hold the whole policy, {ui.size(smallest)}, to sample"
+        smallest = WIDTHS[layout.precision] * planning.part(of.policy, planning.PER_NODE)
+        return f"{planning.NOTHING}; to sample, each has to hold {ui.size(smallest)} of the policy at the least"
     if here and here.devices == there.devices:
         return f"{planning.flags(layout, here)}: {ui.size(fullest(of, here))}"
-    return f"--offload {planning.flags(layout, there)}: {ui.size(fullest(away, there))}"
+    flags = planning.flags(layout, there)
+    return f"--offload{' ' * bool(flags)}{flags}: {ui.size(fullest(away, there))}"

@@ -8,8 +8,9 @@ one device.
 """
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Mapping
 from itertools import product
+from types import MappingProxyType
 from typing import NamedTuple
 
 from llamactl import carbon, hardware, ui
@@ -162,13 +163,29 @@ def memory(config: Config, layout: Layout) -> Memory:
     return fullest._replace(lost=HOLES * fullest.total if layout.on_cpu else 0.0)
 
 
+def undivided(
+    shapes: Iterable[Config], devices: int, tensor: int, beside: Mapping[str, int] = MappingProxyType({})
+) -> Fault | None:
+    """What keeps models from being cut over so many tensor neighbours; None where nothing does."""
+    for shape in shapes:
+        cut = {"heads": shape.heads, "key/value heads": shape.kv_heads, "feed-forward": shape.ffn}
+        for what, n in {"processes": devices, **cut, **beside}.items():
+            if n % tensor:
+                return Fault("--tensor-parallel", f"{tensor} does not divide the {n:,} {what}", "choose a divisor")
+    return None
+
+
+def part(config: Config, tensor: int) -> int:
+    """Parameters of a model for inference that each of so many tensor neighbours has: layers are cut, but for norms."""
+    whole = config.vocab * config.dim + config.head + (2 * config.layers + 1) * config.dim
+    return whole + (config.parameters - whole) // tensor
+
+
 def misfit(config: Config, layout: Layout) -> Fault | None:
     """What keeps the layout from being: numbers that do not go together; None where nothing does."""
     tensor, ranks = layout.tensor_parallel, layout.devices // layout.tensor_parallel
-    cut = {"processes": layout.devices, "heads": config.heads, "key/value heads": config.kv_heads}
-    for what, n in {**cut, "feed-forward": config.ffn, "ids": config.vocab, "tokens": layout.context}.items():
-        if n % tensor:
-            return Fault("--tensor-parallel", f"{tensor} does not divide the {n:,} {what}", "choose a divisor")
+    if fault := undivided([config], layout.devices, tensor, {"ids": config.vocab, "tokens": layout.context}):
+        return fault
     if ranks % layout.replicas:
         problem = f"{layout.replicas:,} do not divide the {ranks:,} data-parallel processes"
         return Fault("--replicas", problem, "choose a divisor")
