@@ -44,6 +44,14 @@ def ppo(
         float | None,
         typer.Option(help="beta: what KL costs.", show_default="0.01; 0.005 from 34b on", min=0.0),
     ] = None,
+    frozen_layers: Annotated[
+        int,
+        typer.Option(
+            help="So many of the policy's first layers, and its embeddings, do not learn; on one device the reference "
+            "shares them. Ours: the paper trains all.",
+            min=0,
+        ),
+    ] = 0,
     lr: options.LearningRate = 1e-6,
     clip: Annotated[float, typer.Option(help="Ratios count to 1 - and + so much.", min=0.0)] = 0.2,
     critic_lr: Annotated[
@@ -132,6 +140,8 @@ def ppo(
         problem = f"{mini_batch_size:,} does not divide the {batch_size:,} answers of an iteration"
         raise Fault("--mini-batch-size", problem, "choose a divisor")
     config, _ = Llama.described(model)
+    if frozen_layers >= config.layers:
+        raise Fault("--frozen-layers", f"{frozen_layers} of {config.layers} layers leave none to learn", "freeze fewer")
     tokenizer = Tokenizer.load(model)
     tokenizer.fitting(config.vocab, model)
     shape, _ = Llama.described(reference or model)
@@ -206,7 +216,7 @@ def ppo(
     if dry_run:
         shapes = {name: RewardModel.described(place) for name, place in judging.items()}
         valued, _ = RewardModel.described(critic or helpfulness)
-        needs = placing.Iteration(config, valued, shapes, batch_size, length, offload)
+        needs = placing.Iteration(config, valued, shapes, batch_size, length, offload, frozen_layers)
         rows += placing.rows(needs, layout, iterations, device, mfu)
     ui.table(f"ppo {model} -> {out}", rows)
     if dry_run or run.already_made():
@@ -249,9 +259,12 @@ def ppo(
     ):
         arrange = partial(job.arrange, checkpointing=activation_checkpointing, compiled=compile)
         policy = Llama.trainable(model, dtype, target, arrange)
+        policy.freeze(frozen_layers)
         valuer = Critic.trainable(critic or helpfulness, dtype, target, arrange)
         away = offload and job.mesh is None  # a sharded reference stays: little of it is here
         origin = Llama.frozen(reference or model, dtype, target, arrange)
+        if frozen_layers and job.mesh is None and not origin.stand_on(policy.stem(frozen_layers)):
+            ui.note(f"{reference}: keeps its own first layers: they are other ones than those of {model}")
         if away:
             origin.to("cpu")
         judges.load(target, machine.PRECISIONS[judges.stored], offload, job.part)
@@ -262,7 +275,7 @@ def ppo(
         )
         training = Training(policy, optimizer, run, directory, job, keep, {"critic": of_valuer})
         # what else is part of its state: tokens so far, the first iteration's line, alarms given, the best version
-        cache = job.told(machine.free_memory(target) // 4)
+        cache = job.told(machine.free_memory(target) // placing.FREE)
         training.facts |= {"tokens": 0, "cut": 0, "alarms": {}, "critic": (0.0, 1.0), "cache": cache}
         resumed = training.resume()
         learners.zero, learners.unit = training.facts["critic"]

@@ -19,6 +19,7 @@ from llamactl.model.cache import Cache, Size, Step
 from llamactl.model.config import Config
 from llamactl.model.heads import RewardModel
 from llamactl.model.llama import Llama, RMSNorm, Transformer, rotary, rotate
+from llamactl.train import planning
 
 CPU = torch.device("cpu")
 torch.set_num_threads(1)  # faster for small tensors, on a machine that others use as well
@@ -372,6 +373,41 @@ def test_a_model_that_stays_is_the_one_that_is_loaded(
     }
     assert same(stays, loaded)
     assert (stays.dtype, stays.training) == (dtype, False)
+
+
+@pytest.mark.usefixtures("products")
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_a_model_that_stays_may_stand_on_the_layers_that_another_does_not_train(
+    tmp_path: Path, dtype: torch.dtype
+) -> None:
+    """It says the same to the bit, has none of its own, and leaves them where they are."""
+    path = written(fresh(ODD), tmp_path / "model")
+    trained, alone, stays = Llama.trainable(path, dtype, CPU), *(Llama.frozen(path, dtype, CPU) for _ in range(2))
+    trained.freeze(2)
+    stem = [*trained.stem(2).parameters()]
+    assert [parameter.requires_grad for parameter in trained.parameters()].count(False) == len(stem) == 1 + 2 * 9
+    assert {parameter.dtype for parameter in stem} == {functions.weight_dtype(dtype, CPU)}
+    assert sum(parameter.numel() for parameter in stem) == planning.stem(ODD, 2)
+    assert stays.stand_on(trained.stem(2))
+    ids = some_ids(ODD)
+    with torch.no_grad():
+        assert torch.equal(stays(ids), alone(ids)) and torch.equal(trained(ids), alone(ids))
+    assert sum(parameter.numel() for parameter in stays.parameters()) == ODD.parameters - planning.stem(ODD, 2)
+    stays.to("meta")
+    with torch.no_grad():
+        assert torch.equal(trained(ids), alone(ids))
+
+
+def test_it_does_not_stand_on_other_layers_than_its_own(tmp_path: Path) -> None:
+    path = written(fresh(ODD), tmp_path / "model")
+    trained, stays = Llama.trainable(path, torch.float32, CPU), Llama.frozen(path, torch.float32, CPU)
+    trained.freeze(0)
+    assert all(parameter.requires_grad for parameter in trained.parameters())
+    with torch.no_grad():
+        trained.layers[1].ffn_norm.weight[3] += 1e-3  # type: ignore[union-attr, operator, index]
+    trained.freeze(2)
+    assert not stays.stand_on(trained.stem(2))
+    assert stays.stand_on(trained.stem(1))
 
 
 @torch.no_grad()

@@ -66,10 +66,23 @@ def test_of_processes_each_has_a_share_and_with_tensor_parallelism_a_part_of_wha
 def test_70b_fits_on_80_gib_where_neighbours_share_it() -> None:
     """Whole, the policy alone is 128 GiB; what would fit is said, and does."""
     room = planning.ROOM * 80 * GIB
-    assert placing.fullest(of("70b", offload=True), layout(512)) > room
+    assert placing.fullest(of("70b", offload=True), room, layout(512)) > room
     said = placing.change(of("70b"), layout(1, checkpointing="none"), room)
-    assert said.startswith("--offload --tensor-parallel 4 --devices 64: ")
-    assert placing.fullest(of("70b", offload=True), layout(64, 4, "none")) <= room
+    assert said.startswith("--offload --activation-checkpointing selective --tensor-parallel 8 --devices 32: ")
+    assert placing.fullest(of("70b", offload=True), room, layout(32, 8, "selective")) <= room
+
+
+def test_frozen_layers_need_no_moments_and_are_shared_on_one_device() -> None:
+    """In bf16 they are kept once, in bf16; over processes the reference has its own share of them."""
+    config = SIZES["7b"].config
+    policy, still = config.parameters, 32_000 * 4096 + 24 * (4 * 4096**2 + 3 * 4096 * 11008 + 2 * 4096)
+    plan = of("7b")._replace(frozen=24)
+    alone = placing.moments(plan, layout())["sampling"]
+    assert alone["policy"] == 12 * (policy - still) + 2 * still
+    assert alone["reference"] == alone["the policy to sample from"] == 2 * (policy - still)
+    shared = placing.moments(plan, layout(8))["sampling"]
+    assert (shared["policy"], shared["reference"]) == ((12 * policy - 8 * still) / 8, 2 * policy / 8)
+    assert placing.flops(of("7b")) - placing.flops(plan) == 4 * still * 512 * 2048
 
 
 def test_where_nothing_would_do_the_least_is_said() -> None:
@@ -87,6 +100,14 @@ def test_the_plan_of_a_reward_model_that_cannot_be_cut() -> None:
 
 
 def test_the_hosts_memory_is_offered_first() -> None:
-    away = placing.fullest(of("7b", offload=True), layout())
-    assert placing.fullest(of("7b"), layout()) > away
-    assert placing.change(of("7b"), layout(), away).startswith("--offload: ")
+    room = 210 * GIB
+    assert placing.fullest(of("7b"), room, layout()) > room
+    assert placing.change(of("7b"), layout(), room).startswith("--offload: ")
+
+
+def test_keys_and_values_take_what_is_left_and_one_samples_at_the_least() -> None:
+    every = placing.moments(of("7b"), layout())["sampling"]
+    whole = every.pop("keys and values")
+    held = sum(every.values())
+    for room, found in ((held + 4 * whole, whole), (held + 12 * GIB, 3 * GIB), (held, whole / 512), (0, whole / 512)):
+        assert placing.moments(of("7b"), layout(), room)["sampling"]["keys and values"] == found

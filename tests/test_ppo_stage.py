@@ -682,6 +682,51 @@ def test_a_signal_to_one_of_two_stops_both_and_they_go_on_to_the_same_bits(
     assert outcome(another.out) == outcome(two.out)
 
 
+FROZEN = ("--frozen-layers", "1", "--iterations", "2")
+
+
+@pytest.fixture(scope="module")
+def frozen(models: Models, prompts: Path, held_out: Path, tmp_path_factory: pytest.TempPathFactory) -> Command:
+    """A run in which the first of two layers does not learn."""
+    done = Command(models, prompts, held_out, tmp_path_factory.mktemp("frozen") / "out")
+    done.arguments += FROZEN
+    assert done.run() == 0, done.said()
+    return done
+
+
+def test_frozen_layers_do_not_learn_and_the_rest_does(frozen: Command, models: Models) -> None:
+    old, new = (load_file(path / "model.safetensors") for path in (models.chat, frozen.out))
+    same = {name for name, tensor in old.items() if torch.equal(tensor, new[name])}
+    assert same == {name for name in old if name.startswith(("model.layers.0.", "model.embed_tokens."))}
+    line = lines(frozen.out / "metrics.jsonl")[1]
+    assert (line["kl"], line["ratio_off"], line["refused"]) == (0, 0, 0)
+    held = [
+        name for name in load_file(frozen.out / "state/step-00000002/rank-00000.safetensors") if "critic" not in name
+    ]
+    assert held and not any("layers.0." in name or "tok_embeddings" in name for name in held)
+
+
+def test_a_run_with_frozen_layers_goes_on_to_the_same_bits_and_two_processes_come_to_the_same(
+    frozen: Command, another: Command, tmp_path: Path
+) -> None:
+    another.arguments += FROZEN
+    assert another.run(Moment("update", 2, signal.SIGTERM)) == 75
+    assert another.run() == 0, another.said()
+    assert outcome(another.out) == outcome(frozen.out)
+    another.out = tmp_path / "two"
+    another.arguments[another.arguments.index("--out") + 1] = str(another.out)
+    assert another.together() == [0, 0], another.said()
+    compared(another.out, frozen.out)
+
+
+def test_a_reference_with_other_first_layers_keeps_them(train: Training, models: Models, tmp_path: Path) -> None:
+    """The policy that has learned them all is to come no further from the model that it began as."""
+    train("first", iterations=1)
+    (line,) = train("second", model=tmp_path / "first", reference=models.chat, frozen_layers=1, iterations=1)
+    assert line["kl"] != 0
+    assert train("third", model=tmp_path / "first", frozen_layers=1, iterations=1)[0]["kl"] == 0
+
+
 @pytest.mark.parametrize("flags", [[], ["--tensor-parallel", "2", "--temperature", "0.7"]])
 def test_in_bf16_two_processes_begin_with_ratios_of_1_and_kl_of_0_as_well(another: Command, flags: list[str]) -> None:
     assert another.together("--precision", "bf16", "--iterations", "1", *flags) == [0, 0], another.said()

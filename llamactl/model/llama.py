@@ -9,13 +9,15 @@ tables, softmax and logits are in fp32 always.
 """
 
 import hashlib
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from functools import partial
+from itertools import chain
 from pathlib import Path
-from typing import ClassVar, Self, cast
+from typing import ClassVar, NamedTuple, Self, cast
 
 import torch
 from torch import Tensor, nn
+from torch.distributed.tensor import DTensor
 
 from llamactl.artifacts import checkpoint
 from llamactl.artifacts.tensors import Later
@@ -149,6 +151,17 @@ class Block(nn.Module):
         return cast(Tensor, x + self.feed_forward(self.ffn_norm(x)))
 
 
+class Stem(NamedTuple):
+    """What a model begins with: its embeddings, and some of its layers."""
+
+    tok_embeddings: Embedding
+    layers: Sequence[Block]
+
+    def parameters(self) -> Iterator[nn.Parameter]:
+        """All of them."""
+        return chain.from_iterable(module.parameters() for module in (self.tok_embeddings, *self.layers))
+
+
 class Transformer(nn.Module):
     """The network up to its last norm, and what it is made from and saved as; what stands on it is its subclasses'."""
 
@@ -156,6 +169,7 @@ class Transformer(nn.Module):
     loss: ClassVar[str]  # the method that a training calls in place of ``forward``
     wide: ClassVar[frozenset[str]] = frozenset()  # parameters that stay in fp32, whatever the rest is stored in
     part: Slice = WHOLE  # what of it this process has, where it is for inference
+    beneath: Stem | None = None  # another model's, in the place of embeddings and layers of its own
 
     def __init__(self, config: Config, dtype: torch.dtype = torch.float32) -> None:
         super().__init__()
@@ -176,8 +190,9 @@ class Transformer(nn.Module):
         else:
             positions = torch.arange(tokens.shape[1], device=tokens.device)
         cos, sin = rotary(positions, self.config.head_dim, self.config.rope_theta)
-        x = self.tok_embeddings(tokens).to(self.dtype)
-        for block in self.layers:
+        beneath = self.beneath or Stem(self.tok_embeddings, ())
+        x = beneath.tok_embeddings(tokens).to(self.dtype)
+        for block in chain(beneath.layers, self.layers):
             x = block(x, cos, sin, cache, documents)
         return cast(Tensor, self.norm(x))
 
@@ -244,6 +259,30 @@ class Transformer(nn.Module):
         model.to_empty(device=device)
         model.fill(path)
         return model.eval().requires_grad_(False)
+
+    def stem(self, layers: int) -> Stem:
+        """Its embeddings and so many layers, from the first on."""
+        return Stem(self.tok_embeddings, [*self.layers][:layers])
+
+    def freeze(self, layers: int) -> None:
+        """Have the stem of so many layers, if any, stay as it is while the rest learns.
+
+        Where it is whole here it is kept in what it is rounded to as it computes.
+        """
+        for parameter in self.stem(layers).parameters() if layers else ():
+            parameter.requires_grad_(False)
+            if not isinstance(parameter, DTensor):
+                parameter.data = parameter.to(functions.weight_dtype(self.dtype, parameter.device))
+
+    def stand_on(self, stem: Stem) -> bool:
+        """Begin by another model's stem and free its own, if they are the same to the bit; whether they are."""
+        own = self.stem(len(stem.layers))
+        if not all(map(torch.equal, own.parameters(), stem.parameters())):
+            return False
+        self.beneath = stem
+        del self.tok_embeddings
+        self.layers = self.layers[len(stem.layers) :]
+        return True
 
     def fill(self, path: Path, without: str = "", beside: str = "") -> None:
         """Give the parameters, but for those ``without``, their values from a directory.

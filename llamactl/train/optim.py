@@ -14,14 +14,14 @@ CLIP = 1.0
 
 
 class AdamW:
-    """AdamW (Loshchilov and Hutter, 2019) on what this process holds of each parameter, in one fused kernel.
+    """AdamW (Loshchilov and Hutter, 2019) on what this process holds of each parameter that learns, in one kernel.
 
     Norms (one-dimensional) are not decayed, which the paper leaves open. The count of updates, the learning rate and
     whether an update is refused stay on the device, so that a step waits for nothing.
     """
 
     def __init__(self, model: nn.Module, schedule: Cosine, weight_decay: float = WEIGHT_DECAY) -> None:
-        self.parameters = dict(model.named_parameters())
+        self.parameters = {name: p for name, p in model.named_parameters() if p.requires_grad}
         self.groups: dict[float, list[str]] = {}  # names of parameters by their decay
         for name, parameter in self.parameters.items():
             self.groups.setdefault(weight_decay if parameter.dim() > 1 else 0.0, []).append(name)

@@ -6,6 +6,7 @@ tensor parallelism a part. Reference and reward models may lie in the host's mem
 a sharded reference stays). Numbers are bytes of one device.
 """
 
+import math
 from collections.abc import Mapping
 from functools import partial
 from typing import NamedTuple
@@ -15,6 +16,7 @@ from llamactl.model.config import Config
 from llamactl.train import planning
 from llamactl.train.planning import WIDTHS, Layout
 
+FREE = 4  # the part of what is free that ppo has keys and values take
 AT_ONCE = 512  # samples: PLACES of model/generate.py
 LOOKED_AT = 8192  # tokens that a reward model computes at once: BATCH_TOKENS of model/heads.py
 
@@ -28,36 +30,48 @@ class Iteration(NamedTuple):
     answers: int
     tokens: int  # of the longest prompt and the longest answer
     offload: bool = False
+    frozen: int = 0  # layers of the policy that do not learn, which the reference shares on one device
 
 
-def moments(of: Iteration, layout: Layout) -> dict[str, dict[str, float]]:
-    """What lies on a device at each moment of an iteration, by name."""
+def moments(of: Iteration, layout: Layout, room: float = math.inf) -> dict[str, dict[str, float]]:
+    """What lies on a device, of so much room, at each moment of an iteration, by name.
+
+    Keys and values are those of all samples that are drawn at once, or as many as find room: as in the stage, a quarter
+    of what is free, or one sample's.
+    """
     width, share = WIDTHS[layout.precision], layout.ranks // layout.replicas * layout.tensor_parallel
-    away = of.offload and layout.devices == 1
-    state = {name: 12 * one.parameters / share for name, one in (("policy", of.policy), ("critic", of.critic))}
-    reference = width * of.policy.parameters / share
+    alone, still = layout.devices == 1, planning.stem(of.policy, of.frozen)
+    away = of.offload and alone
+    state = {
+        "policy": (12 * (of.policy.parameters - still) + (width if alone else 4) * still) / share,
+        "critic": 12 * of.critic.parameters / share,
+    }
+    reference = width * (of.policy.parameters - still * alone) / share
     tensor = layout.tensor_parallel
     judges = {name: float(WIDTHS[stored] * planning.part(one, tensor)) for name, (one, stored) in of.judges.items()}
     resting = state | ({} if away else {"reference": reference}) | ({} if of.offload else judges)
 
     def learning(name: str, one: Config) -> dict[str, float]:
         others = {other: size for other, size in resting.items() if other != name}
-        return {**others, name: planning.memory(one, layout).total}
+        frozen = of.frozen if name == "policy" else 0
+        return {**others, name: planning.memory(one, layout, frozen).total}
 
     drawn = WIDTHS["fp32"] if layout.on_cpu else width  # a CPU draws by fp32 copies
-    shared = layout.devices == 1 and drawn == WIDTHS["fp32"] == width
-    gathered = 0.0 if shared else float(drawn * planning.part(of.policy, tensor))
+    shared = alone and drawn == WIDTHS["fp32"] == width
+    gathered = 0.0 if shared else float(drawn * (planning.part(of.policy, tensor) - still * alone))
     token = 2 * of.policy.layers * of.policy.kv_heads * of.policy.head_dim * drawn / tensor
     largest, _ = of.judges[max(judges, key=judges.__getitem__)]
     working = {"the largest reward model": max(judges.values())} if of.offload else judges  # one after the other
     judging = LOOKED_AT * (2 * largest.ffn + 4 * largest.dim) * WIDTHS["fp32"]
     rows = layout.sequences * layout.context
     looking = rows * (2 * of.policy.ffn + 4 * of.policy.dim) * width + planning.HEAD_ROWS * of.policy.vocab * 12
+    samples = min(AT_ONCE, -(-of.answers * tensor // layout.devices))
+    free = (room - sum(resting.values()) - gathered) / FREE
     return {
         "sampling": {
             **resting,
             "the policy to sample from": gathered,
-            "keys and values": float(token * of.tokens * min(AT_ONCE, -(-of.answers * tensor // layout.devices))),
+            "keys and values": min(token * of.tokens * samples, max(token * of.tokens, free)),
         },
         "judging": {**resting, **working, "activations": float(judging)},
         "looking": {**resting, "reference": reference, "activations": float(looking)},
@@ -66,15 +80,16 @@ def moments(of: Iteration, layout: Layout) -> dict[str, dict[str, float]]:
     }
 
 
-def fullest(of: Iteration, layout: Layout) -> float:
+def fullest(of: Iteration, room: float, layout: Layout) -> float:
     """Bytes at the fullest moment."""
-    return max(sum(held.values()) for held in moments(of, layout).values())
+    return max(sum(held.values()) for held in moments(of, layout, room).values())
 
 
 def flops(of: Iteration) -> float:
     """Of an iteration but for its sampling, at the longest: 6 a parameter and token learned, 2 looked at."""
     looked = 2 * (2 * of.policy.parameters + of.critic.parameters + sum(c.parameters for c, _ in of.judges.values()))
-    return (6 * (of.policy.parameters + of.critic.parameters) + looked) * of.answers * of.tokens
+    learned = 6 * (of.policy.parameters + of.critic.parameters) - 4 * planning.stem(of.policy, of.frozen)
+    return (learned + looked) * of.answers * of.tokens
 
 
 def rows(
@@ -83,7 +98,8 @@ def rows(
     """All of it in words, for the device that is named: what lies there and when, whether it fits, what it takes."""
     title, row, on_cpu = planning.target(device)
     layout = layout._replace(on_cpu=on_cpu)
-    every, room = moments(of, layout), planning.ROOM * row.memory
+    room = planning.ROOM * row.memory
+    every = moments(of, layout, room)
     name, held = max(every.items(), key=lambda one: sum(one[1].values()))
     need = sum(held.values())
     said = [
@@ -117,11 +133,11 @@ def rows(
 def change(of: Iteration, layout: Layout, room: float) -> str:
     """The smallest change that fits, as flags; the host's memory comes first."""
     away = of._replace(offload=True)
-    here, there = (planning.change(of.policy, layout, room, partial(fullest, one)) for one in (of, away))
+    here, there = (planning.change(of.policy, layout, room, partial(fullest, one, room)) for one in (of, away))
     if there is None:
         smallest = WIDTHS[layout.precision] * planning.part(of.policy, planning.PER_NODE)
         return f"{planning.NOTHING}; to sample, each has to hold {ui.size(smallest)} of the policy at the least"
     if here and here.devices == there.devices:
-        return f"{planning.flags(layout, here)}: {ui.size(fullest(of, here))}"
+        return f"{planning.flags(layout, here)}: {ui.size(fullest(of, room, here))}"
     flags = planning.flags(layout, there)
-    return f"--offload{' ' * bool(flags)}{flags}: {ui.size(fullest(away, there))}"
+    return f"--offload{' ' * bool(flags)}{flags}: {ui.size(fullest(away, room, there))}"

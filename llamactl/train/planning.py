@@ -114,11 +114,20 @@ def saved(config: Config, layout: Layout) -> list[Saved]:
     ]
 
 
-def memory(config: Config, layout: Layout) -> Memory:
-    """Of the fullest moment of a step."""
+def stem(config: Config, layers: int) -> int:
+    """Parameters of the embeddings and so many layers; none where there are no layers."""
+    table = config.vocab * config.dim
+    each = (config.parameters - table - config.head - config.dim) // config.layers
+    return table + layers * each if layers else 0
+
+
+def memory(config: Config, layout: Layout, frozen: int = 0) -> Memory:
+    """Of the fullest moment of a step, in which so many layers, and with them the embeddings, do not learn."""
     width, tensor, shards = WIDTHS[layout.precision], layout.tensor_parallel, layout.ranks // layout.replicas
     tokens = layout.sequences * layout.context
     parameters, table, head = (n / tensor for n in (config.parameters, config.vocab * config.dim, config.head))
+    still = stem(config, frozen) / tensor
+    learning, layers = parameters - still, config.layers - frozen
     block = (parameters - table - head) / config.layers
     kept = again = 0.0  # of a block: throughout, and once more while its backward pass computes again
     for row in saved(config, layout):
@@ -127,7 +136,7 @@ def memory(config: Config, layout: Layout) -> Memory:
         again += here * max(0, row.none - held)
     narrow = width if width < 4 else 0  # of copies that are only made where weights are not computed with as they are
     adding_up = layout.micro_batches > 1
-    gradients = 4 * parameters / (1 if adding_up and 4 * parameters <= WHOLE_GRADIENTS else shards)
+    gradients = 4 * learning / (1 if adding_up and 4 * parameters <= WHOLE_GRADIENTS else shards)
     if layout.devices > 1:  # FSDP2: two blocks at once, since the next is gathered ahead
         compute = width * (2 * block + table + head)
         at_start, at_end = (
@@ -135,12 +144,13 @@ def memory(config: Config, layout: Layout) -> Memory:
             (width + 4) * (table + head),
         )  # gradients, and their fp32 copy that is sent
     else:
-        casts = config.layers if layout.checkpointing == "none" else 1
+        casts = layers if layout.checkpointing == "none" else 1
         compute = narrow * (casts * block + head)
-        matrix = max(table, config.ffn * config.dim)  # its gradient, before it is added to the others
+        matrix = max(0 if frozen else table, config.ffn * config.dim)  # its gradient, before it is added to the others
         at_start = at_end = matrix * ((4 if adding_up else 0) + narrow)
-    state = Memory(4 * parameters / shards, 8 * parameters / shards, gradients, compute, 0.0, 0.0, 0.0)
-    inputs = config.layers * kept
+    weights = 4 * parameters / shards if layout.devices > 1 else 4 * learning + width * still
+    state = Memory(weights, 8 * learning / shards, gradients, compute, 0.0, 0.0, 0.0)
+    inputs = layers * kept
     passing = tokens / tensor * width * (2 * config.ffn + config.dim)  # gradients of activations, at SwiGLU
     moments = (
         state._replace(  # the head: the gradient of its logits is kept, that of its weights adds up in fp32
