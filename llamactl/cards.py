@@ -19,7 +19,7 @@ from llamactl.artifacts.ancestry import Lineage, Made
 from llamactl.artifacts.manifest import Run
 from llamactl.artifacts.records import Score
 from llamactl.errors import Fault
-from llamactl.lineage import MATTERING, artifact
+from llamactl.lineage import MATTERING
 
 UNKNOWN = "unknown"  # a licence, as model hubs spell it
 TASKS = {"rm-train": "text-classification"}  # all others generate text
@@ -68,7 +68,7 @@ def of_run(run: Run) -> str:
 def card(tree: Lineage, scores: Sequence[Score] = (), licence: str = UNKNOWN) -> str:
     """The card of the newest artifact of a tree."""
     own = tree.found[-1]
-    facts, name = own.facts, artifact(own.path).absolute().name
+    facts, name = own.facts, manifest.artifact(own.path).absolute().name
     counted, uncounted = _counted(tree)
     block = footprints.as_card(footprints.Report(counted)) if counted and not uncounted else ""
     parts = [
@@ -174,7 +174,7 @@ def _base(tree: Lineage, own: Made) -> str:
             maker = makers.get(entry.get("manifest", ""))
             how = f"llamactl {maker.facts['stage']}" if maker else "from elsewhere"
             tokens = ui.count(maker.facts["done"].get("tokens", 0)) if maker else ""
-            roles.setdefault(entry["sha256"], []).append(f"{entry['as']} of {artifact(made.path).absolute().name}")
+            roles.setdefault(entry["sha256"], []).append(f"{entry['as']} of {manifest.artifact(made.path).absolute().name}")
             cells[entry["sha256"]] = (how, tokens, f"`{entry['sha256'][:16]}`", Path(entry["path"]).name)
     if not cells:
         return "None: it was trained from random weights."
@@ -217,7 +217,7 @@ def _data(tree: Lineage, own: Made) -> str:
             left = [f"{n:,} {what}" for part in ("skipped", "noted") for what, n in facts.get(part, {}).items()]
             said = f"Seen: {', '.join(counts)}." if counts else ""
             said += f" Left out, or not used as it was: {', '.join(left)}." if left else ""
-            sections.append(f"Of {artifact(made.path).absolute().name}:\n\n{table}\n\n{said.strip()}")
+            sections.append(f"Of {manifest.artifact(made.path).absolute().name}:\n\n{table}\n\n{said.strip()}")
     return "\n\n".join(sections) or "None is recorded."
 
 
@@ -277,7 +277,7 @@ def _counted(tree: Lineage) -> tuple[list[carbon.Footprint], dict[str, list[str]
             work = accounts.made(made.path, made.facts)
             counted.append(carbon.footprint(work, {}, carbon.PUE, carbon.PAPERS_GRID))
         except Fault as fault:
-            uncounted.setdefault(fault.problem, []).append(artifact(made.path).absolute().name)
+            uncounted.setdefault(fault.problem, []).append(manifest.artifact(made.path).absolute().name)
     return counted, uncounted
 
 

@@ -5,13 +5,13 @@ import io
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from itertools import takewhile
-from pathlib import Path
 from typing import Any, NamedTuple
 
 import orjson
 
 from llamactl import __version__, carbon, hardware, ui
-from llamactl.artifacts.ancestry import Gap, Lineage
+from llamactl.artifacts import manifest
+from llamactl.artifacts.ancestry import Lineage
 from llamactl.carbon import Cluster, Footprint, Overlap, Total
 from llamactl.grid import grids
 
@@ -191,15 +191,14 @@ def notes(report: Report) -> Iterator[tuple[str, str]]:
 
 def _gaps(lineage: Lineage) -> Iterator[tuple[str, str]]:
     for gap in lineage.missing[:SHOWN]:
-        yield "missing", f"{gap.role} of {_artifact(gap)}: {'stdin' if gap.name == '-' else gap.name} {gap.why}"
+        yield (
+            "missing",
+            f"{gap.role} of {manifest.artifact(gap.of)}: {'stdin' if gap.name == '-' else gap.name} {gap.why}",
+        )
     if len(lineage.missing) > SHOWN:
         yield "missing", f"{len(lineage.missing) - SHOWN:,} more ancestors"
     if lineage.sources:
         yield "sources", f"{len(lineage.sources):,} inputs are from elsewhere: what made them is not counted"
-
-
-def _artifact(gap: Gap) -> Path:
-    return gap.of.parent if gap.of.name == "run.json" else gap.of
 
 
 # -- for a program
@@ -233,7 +232,7 @@ def as_json(report: Report) -> str:
         found["elsewhere"] = [{**cluster._asdict(), **there._asdict()} for cluster, there in report.elsewhere]
     if report.lineage:
         for name, gaps in (("missing", report.lineage.missing), ("sources", report.lineage.sources)):
-            found[name] = [{**gap._asdict(), "of": str(_artifact(gap))} for gap in gaps]
+            found[name] = [{**gap._asdict(), "of": str(manifest.artifact(gap.of))} for gap in gaps]
     return orjson.dumps(found, option=orjson.OPT_INDENT_2).decode()
 
 

@@ -51,11 +51,6 @@ def branches(tree: Lineage) -> Iterator[Branch]:
     yield from walk(root, "", {}, 0)
 
 
-def artifact(path: Path) -> Path:
-    """What a manifest is of."""
-    return path.parent if path.name == "run.json" else path.with_name(path.name.removesuffix(".run.json"))
-
-
 def rows(tree: Lineage) -> Iterator[tuple[str, ...]]:
     """The tree as a table, under ``HEADER``."""
     why = {(gap.role, gap.name): gap.why for gap in tree.missing}
@@ -66,7 +61,7 @@ def rows(tree: Lineage) -> Iterator[tuple[str, ...]]:
             said = why.get((one.role, name), f"from elsewhere, sha256 {digest[:12]}" if digest else "from elsewhere")
             yield (indent + name, one.role, "", said, "", "", "")
             continue
-        facts, name = one.made.facts, str(artifact(one.made.path))
+        facts, name = one.made.facts, str(manifest.artifact(one.made.path))
         if one.above:
             yield (indent + name, one.role, facts["stage"], "as above", "", "", "")
             continue
@@ -86,13 +81,15 @@ def as_json(tree: Lineage) -> str:
     """Artifacts, the oldest first, each with the digests of what it was made from; and what is missing."""
     found = [
         {
-            "artifact": str(artifact(path)), "manifest": facts["sha256"],
+            "artifact": str(manifest.artifact(path)), "manifest": facts["sha256"],
             **{name: facts.get(name) for name in ("stage", "settings", "done", "device_hours", "energy_kwh")},
             "inputs": [{name: one.get(name) for name in NAMED} for one in facts["inputs"]],
         }
         for path, facts in tree.found
     ]  # fmt: skip
-    missing = [{"of": str(artifact(gap.of)), "as": gap.role, "path": gap.name, "why": gap.why} for gap in tree.missing]
+    missing = [
+        {"of": str(manifest.artifact(gap.of)), "as": gap.role, "path": gap.name, "why": gap.why} for gap in tree.missing
+    ]
     return orjson.dumps({"artifacts": found, "missing": missing}, option=orjson.OPT_INDENT_2).decode()
 
 
@@ -100,7 +97,7 @@ def as_dot(tree: Lineage) -> str:
     """The graph in Graphviz's language: boxes are artifacts, ellipses files from elsewhere."""
     lines = ["digraph lineage {", "  rankdir=LR;", '  node [shape=box, fontname="sans-serif"];']
     for path, facts in tree.found:
-        name = _quoted(f"{artifact(path)}\n{facts['stage']}")
+        name = _quoted(f"{manifest.artifact(path)}\n{facts['stage']}")
         lines.append(f'  "{facts["sha256"]}" [label={name}];')
         for one in facts["inputs"]:
             source = one.get("manifest") or one.get("sha256") or one["path"]

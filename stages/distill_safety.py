@@ -174,10 +174,10 @@ def distill_safety(
     with parallel.joined(target, tensor_parallel, stops=False) as job, journal.kept(run) as through:
         network = sampler.load(model, target, devices.PRECISIONS[precision or stored], part=job.part)
         judges.load(target, devices.PRECISIONS[precision or judges.stored], part=job.part)
-        left, run.devices = job.told(through.left(len(asked))), job.devices
-        with ui.Working("distill-safety", len(asked), "prompts", start=len(asked) - len(left)) as bar:
-            for turn, (kept, tokens, facts) in job.divided([asked[number] for number in left], rounds):
-                one = asked[left[turn]]
+        run.devices = job.devices
+        with ui.Working("distill-safety", len(asked), "prompts", start=len(through)) as bar:
+            for number, (kept, tokens, facts) in job.rest(through, asked, rounds):
+                one = asked[number]
                 run.done.update(prompts=1, samples=len(one.asked), tokens=tokens, **{one.fate: len(kept)})
                 if facts:
                     trial = Trial(**facts)
@@ -186,7 +186,7 @@ def distill_safety(
                     run.noted.update({what: times for what, times in trial.notes.items() if times})
                 elif not kept:
                     run.noted["answers without a text, or with the chat format's tags, not kept"] += 1
-                through.add(left[turn], kept, facts)
+                through.add(number, kept, facts)
                 bar.advance(1, tokens=run.done["tokens"], kept=run.done["distilled"])
         job.read_meters(run)
         if job.rank:

@@ -164,13 +164,13 @@ def gatt_synth(
 
     with parallel.joined(target, tensor_parallel, stops=False) as job, journal.kept(run) as through:
         network = load(part=job.part)
-        left, run.devices = job.told(through.left(len(plays))), job.devices
-        with ui.Working("gatt-synth", len(plays), "dialogues", start=len(plays) - len(left)) as bar:
-            for number, (record, ended, done, noted) in job.divided([plays[one] for one in left], over):
+        run.devices = job.devices
+        with ui.Working("gatt-synth", len(plays), "dialogues", start=len(through)) as bar:
+            for number, (record, ended, done, noted) in job.rest(through, plays, over):
                 run.done.update(done)
                 run.noted.update(noted)
                 if not record:
-                    run.skip(Fault(plays[left[number]].where, ended), "dialogues without a whole turn")
-                through.add(left[number], [record | beside] if record else [])
+                    run.skip(Fault(plays[number].where, ended), "dialogues without a whole turn")
+                through.add(number, [record | beside] if record else [])
                 bar.advance(1, turns=run.done["turns"], tokens=run.done["tokens"])
         job.read_meters(run)

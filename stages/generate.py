@@ -118,17 +118,17 @@ def generate(
 
     with parallel.joined(target, tensor_parallel, stops=False) as job, journal.kept(run) as through:
         network = load(job.part)
-        left, run.devices = job.told(through.left(len(asked))), job.devices
-        with ui.Working("generate", k * len(asked), "samples", k * (len(asked) - len(left))) as bar:
-            for place, answers in job.divided([asked[number] for number in left], answered):
+        run.devices = job.devices
+        with ui.Working("generate", k * len(asked), "samples", k * len(through)) as bar:
+            for number, answers in job.rest(through, asked, answered):
                 samples = []
                 for index, (ids, stopped, chances) in enumerate(answers):
-                    sample = asked[left[place]].sampled(
+                    sample = asked[number].sampled(
                         ids, stopped, tokenizer, model,
                         temperature=temperature, top_p=top_p, top_k=top_k, seed=seed, index=index,
                     )  # fmt: skip
                     samples.append(sample | ({"log_probs": chances} if log_probs else {}))
                     run.done.update(samples=1, tokens=len(ids))
-                through.add(left[place], samples)
+                through.add(number, samples)
                 bar.advance(k, tokens=run.done["tokens"])
         job.read_meters(run)

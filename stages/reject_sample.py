@@ -160,16 +160,16 @@ def reject_sample(
             except Fault as fault:
                 run.refuse(fault)
         with journal.kept(run) as through:
-            left, run.devices = job.told(through.left(len(asked))), job.devices
-            with ui.Working("reject-sample", len(asked), "prompts", start=len(asked) - len(left)) as bar:
-                for turn, (best, facts) in job.divided([asked[number] for number in left], rounds):
+            run.devices = job.devices
+            with ui.Working("reject-sample", len(asked), "prompts", start=len(through)) as bar:
+                for number, (best, facts) in job.rest(through, asked, rounds):
                     draw = Draw(**facts)
                     run.done.update(prompts=1, samples=k, tokens=sum(draw.tokens), kept=len(best))
                     for where, problem in draw.refused:
                         run.skip(Fault(where, problem), "answers that cannot be judged")
                     beside = {"answers without a text, not kept": sum(draw.empty), "tokens cut off": sum(draw.cut)}
                     run.noted.update({what: times for what, times in beside.items() if times})
-                    through.add(left[turn], best, facts)
+                    through.add(number, best, facts)
                     bar.advance(1, tokens=run.done["tokens"])
             job.read_meters(run)
             if job.rank:

@@ -15,6 +15,7 @@ MAY_IMPORT = {
     "llamactl.errors": set(),
     "llamactl.ui": set(),
     "llamactl.hardware": {"llamactl.errors"},
+    "llamactl.signals": set(),
     "llamactl.bootstrap": set(),
     "llamactl.energy": set(),
     "llamactl.grid": {"llamactl.errors"},
@@ -27,6 +28,7 @@ MAY_IMPORT = {
         "llamactl.carbon",
         "llamactl.grid",
         "llamactl.artifacts.ancestry",
+        "llamactl.artifacts.manifest",
     },
     "llamactl.lineage": {"llamactl", "llamactl.ui", "llamactl.carbon", "llamactl.artifacts"},
     "llamactl.cards": {  # what a lineage says, and what it took
@@ -44,6 +46,7 @@ MAY_IMPORT = {
         "llamactl.errors",
         "llamactl.ui",
         "llamactl.hardware",
+        "llamactl.signals",
         "llamactl.energy",  # a run measures what it takes
         "llamactl.artifacts",
     },
@@ -60,6 +63,7 @@ MAY_IMPORT = {
     },
     "llamactl.train": {
         "llamactl.errors",
+        "llamactl.signals",
         "llamactl.ui",
         "llamactl.hardware",
         "llamactl.carbon",  # a plan counts as the account does

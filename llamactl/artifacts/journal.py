@@ -9,10 +9,11 @@ Without ``--out`` what comes of a record goes to stdout in its turn, and there i
 """
 
 import os
-import signal
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
+from functools import partial
+from signal import Signals
 from types import FrameType
 from typing import Any, BinaryIO, NoReturn
 
@@ -23,8 +24,7 @@ from llamactl.artifacts import files
 from llamactl.artifacts.jsonl import Writer
 from llamactl.artifacts.manifest import Run
 from llamactl.errors import Interrupted
-
-SIGNALS = (signal.SIGTERM, signal.SIGUSR1)
+from llamactl.signals import handled
 
 
 class Journal:
@@ -129,7 +129,7 @@ def kept(run: Run) -> Iterator[Journal]:
 
         journal = Journal(run, put)
         try:
-            with _stopping(journal, run):
+            with handled(partial(_stop, journal, run)) if lasting else nullcontext():
                 journal.take_up(stream)
                 yield journal
                 with run.records() as writer:
@@ -176,17 +176,7 @@ def _write(writer: Writer, entry: Mapping[str, Any]) -> None:
         writer.write(record)
 
 
-@contextmanager
-def _stopping(journal: Journal, run: Run) -> Iterator[None]:
-    """Have a signal end the run by Interrupted, at once: there is nothing to be saved first."""
-
-    def stop(number: int, frame: FrameType | None) -> NoReturn:
-        name, through = signal.Signals(number).name, f"{len(journal):,} records"
-        raise Interrupted(f"{run.out}: stopped by {name} after {through}; run me again to go on")
-
-    before = {number: signal.signal(number, stop) for number in SIGNALS} if _comparable(run) else {}
-    try:
-        yield
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)
+def _stop(journal: Journal, run: Run, number: int, frame: FrameType | None) -> NoReturn:
+    """End the run after a signal, at once: there is nothing to be saved first."""
+    name, through = Signals(number).name, f"{len(journal):,} records"
+    raise Interrupted(f"{run.out}: stopped by {name} after {through}; run me again to go on")

@@ -79,6 +79,11 @@ def beside(path: Path) -> Path:
     return path / FILE if path.is_dir() else path.with_name(f"{path.name}.{FILE}")
 
 
+def artifact(path: Path) -> Path:
+    """What a manifest is of: ``beside`` backwards."""
+    return path.parent if path.name == FILE else path.with_name(path.name.removesuffix(f".{FILE}"))
+
+
 def described(name: str, path: str, verify: bool = True) -> dict[str, Any]:
     """An input as manifests name it: its role, kind, size and SHA-256, and the digest of its own manifest.
 

@@ -8,13 +8,13 @@ replicas x shards. One process has no mesh, and the same code.
 
 import logging
 import os
-import signal
 import warnings
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from functools import partial
 from itertools import islice
 from pathlib import Path
+from types import FrameType
 from typing import Any, NamedTuple, TypeVar, cast
 
 import orjson
@@ -34,11 +34,13 @@ from torch.distributed.tensor.parallel import (
 from torch.utils.checkpoint import CheckpointPolicy, checkpoint, create_selective_checkpoint_contexts
 
 from llamactl import ui
+from llamactl.artifacts.journal import Journal
 from llamactl.artifacts.manifest import Run
 from llamactl.errors import Fault
 from llamactl.model.heads import RewardModel
 from llamactl.model.llama import Llama, Transformer
 from llamactl.model.slices import TENSOR, WHOLE, Slice
+from llamactl.signals import handled
 from llamactl.train import vocabulary
 from llamactl.train.planning import WHOLE_GRADIENTS
 
@@ -86,6 +88,10 @@ class Job:
         self.data = self.replicas * self.shards  # processes that see different sequences
         self.world = self.data * self.tensor
         self.rank = dist.get_rank() if mesh else 0
+
+    def noted(self, number: int, frame: FrameType | None) -> None:
+        """A signal has come that asks this process to stop."""
+        self.caught.append(number)
 
     @property
     def devices(self) -> int:
@@ -146,6 +152,13 @@ class Job:
             if self.rank == 0:
                 for number, part in enumerate(parts):
                     yield from ((place * self.data + number, value) for place, value in part)
+
+    def rest(
+        self, through: Journal, items: Sequence[T], work: Callable[[Sequence[T]], Iterator[tuple[int, Any]]]
+    ) -> Iterator[tuple[int, Any]]:
+        """What comes of those items that are not through yet, with their numbers, as of ``divided``."""
+        left = self.told(through.left(len(items)))
+        yield from ((left[place], made) for place, made in self.divided([items[number] for number in left], work))
 
     def together(self, items: Sequence[T], work: Callable[[Sequence[T]], Iterator[tuple[int, Any]]]) -> list[Any]:
         """What comes of items, in order, on all processes, each of which works on those that it has in ``divided``."""
@@ -273,7 +286,7 @@ def joined(device: torch.device, tensor: int = 1, replicas: int = 1, stops: bool
     world = ui.world_size()
     if world == 1:
         job = Job(None, device)
-        with _signals_noted(job.caught if stops else None):
+        with handled(job.noted) if stops else nullcontext():
             yield job
         return
     _set_threads(device)
@@ -284,7 +297,7 @@ def joined(device: torch.device, tensor: int = 1, replicas: int = 1, stops: bool
     mesh = init_device_mesh(device.type, shape, mesh_dim_names=("replicas", "shards", TENSOR))
     job = Job(mesh, device)
     try:
-        with _signals_noted(job.caught if stops else None):
+        with handled(job.noted) if stops else nullcontext():
             yield job
     except RuntimeError as error:  # the collective operations have no error of their own under gloo
         if isinstance(error, NotImplementedError) or not any(word in str(error).lower() for word in LOST):
@@ -294,19 +307,6 @@ def joined(device: torch.device, tensor: int = 1, replicas: int = 1, stops: bool
         raise Fault("the job", problem, "its own line says why; run the same command again") from None
     dist.barrier()
     dist.destroy_process_group()
-
-
-@contextmanager
-def _signals_noted(caught: list[int] | None) -> Iterator[None]:
-    before = {}
-    if caught is not None:
-        noted = caught.append
-        before = {n: signal.signal(n, lambda n, _: noted(n)) for n in (signal.SIGTERM, signal.SIGUSR1)}
-    try:
-        yield
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)
 
 
 def _bound(device: torch.device) -> torch.device | None:
