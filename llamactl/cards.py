@@ -174,7 +174,8 @@ def _base(tree: Lineage, own: Made) -> str:
             maker = makers.get(entry.get("manifest", ""))
             how = f"llamactl {maker.facts['stage']}" if maker else "from elsewhere"
             tokens = ui.count(maker.facts["done"].get("tokens", 0)) if maker else ""
-            roles.setdefault(entry["sha256"], []).append(f"{entry['as']} of {manifest.artifact(made.path).absolute().name}")
+            whose = manifest.artifact(made.path).absolute().name
+            roles.setdefault(entry["sha256"], []).append(f"{entry['as']} of {whose}")
             cells[entry["sha256"]] = (how, tokens, f"`{entry['sha256'][:16]}`", Path(entry["path"]).name)
     if not cells:
         return "None: it was trained from random weights."

@@ -10,11 +10,11 @@ from torch import Tensor
 
 from llamactl.model.device import lent
 from llamactl.model.heads import Critic
-from llamactl.model.llama import Llama
+from llamactl.model.llama import Llama, Transformer
 from llamactl.train.optim import AdamW
 from llamactl.train.parallel import Job
 from llamactl.train.rollouts import Part, Rollouts
-from llamactl.train.step import Outcome, take
+from llamactl.train.step import Loss, Outcome, take
 
 Objective = Callable[[Tensor, Part], Tensor]  # of log p, or values, ``[M]`` of a part: sums over its tokens
 
@@ -85,11 +85,14 @@ class ActorCritic:
     def learn(
         self, mini: Part, of_policy: Objective, of_critic: Objective, before_update: Callable[[], None]
     ) -> Update:
-        """One gradient step of each."""
-        step = partial(
-            take, batch=mini, targets=mini.targets, micro_batch=self.micro_batch, job=self.job,
-            before_update=before_update,
-        )  # fmt: skip
+        """One gradient step of each; no gradients lie there while another model works."""
+
+        def step(network: Transformer, optimizer: AdamW, loss_of: Loss) -> Tensor:
+            how = mini.targets, self.micro_batch, self.job
+            seen = take(network, optimizer, loss_of, mini, *how, before_update=before_update)
+            optimizer.zero_grad()
+            return seen
+
         ours, theirs = self.optimizers
         policy = step(self.policy, ours, lambda network, part: of_policy(self.said(network, part), part))
         critic = step(self.critic, theirs, lambda network, part: of_critic(self.expected(network, part), part))
