@@ -253,6 +253,7 @@ def test_a_critic_begins_around_0_in_units_of_the_scores() -> None:
     errors = data.flat("values") - data.flat("returns")
     update = work.learn(minis[0], of_policy, of_critic, lambda: None)
     assert update.critic.loss == pytest.approx(float(errors.square().mean()) / 2, rel=1e-5)
+    assert not any(parameter.grad is not None for model in of for parameter in model.parameters())
 
 
 def test_where_scores_do_not_vary_a_critics_unit_stays() -> None:

@@ -178,7 +178,8 @@ class Batch:
         self._memory = model.part.least(free, device)  # neighbours have to compute the same steps
         self._dtype = weight_dtype(model.dtype, device)  # of keys and values
         self._cache = Cache(model.config, self._size(prompts), self._dtype, device, model.part.parts)
-        self._graphs = Graphs() if device.type == "cuda" else None
+        # (sums over neighbours within a graph are possible, and untried here)
+        self._graphs = Graphs() if device.type == "cuda" and model.part.parts == 1 else None
         self._decoder: Decoder | None = None
         self._suits = decoding.suits(model, self._dtype)
         self._samples: list[Sample] = []
