@@ -4,6 +4,7 @@ import math
 import subprocess
 import sys
 import threading
+from pathlib import Path
 
 import pytest
 import torch
@@ -152,6 +153,22 @@ def test_what_is_nearly_as_likely_is_in_doubt(monkeypatch: pytest.MonkeyPatch) -
 
 def test_top_k_is_left_to_torch() -> None:
     assert decoder(61).draw(torch.zeros(1, 61), [(1.0, 5, 0)], Sampling(1.0, 5, 9, 0)) is None
+
+
+def test_they_are_made_anew_where_any_source_of_theirs_has_changed(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    """numba keeps them by their name, which holds the digest of all sources."""
+    made = kernels()
+    before = made.module.digest()
+    kept = {path.name for path in Path(made.work.stats.cache_path).glob(f"*-{before}-*.nbi")}
+    assert {name.partition("-")[0] for name in kept} == {"kernels.work", "chances.draw"}
+    for part in made.module.MODULES:
+        changed = tmp_path / Path(part.__file__).name
+        changed.write_bytes(Path(part.__file__).read_bytes() + b"#")
+        with monkeypatch.context() as patch:
+            patch.setattr(part, "__file__", str(changed))
+            assert made.module.digest() != before
 
 
 def test_what_kernels_are_for() -> None:

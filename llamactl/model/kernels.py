@@ -8,11 +8,15 @@ Activations are panels of fp32 numbers, ``[n / 8, D, 8]``, so that a register ho
 """
 
 import contextlib
+import sys
+from hashlib import sha256
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 from numba import carray, typeof, types  # type: ignore[attr-defined]
 
+from llamactl.model import chances, products, shared, vectors
 from llamactl.model.chances import SIGNATURE, draw
 from llamactl.model.products import DEPTH, OPTIONS, by_one, by_panels, compiled, jit
 from llamactl.model.shared import count, seen, take, tell
@@ -37,6 +41,7 @@ FIELDS = (
     "logits",  # [n, V]
     "phase", "layer", "ticket", "done", "wake",
 )  # fmt: skip
+MODULES = (chances, products, shared, vectors)  # of the kernels' sources, beside this one
 PLAN = np.dtype([(name, np.int64) for name in FIELDS] + [("eps", np.float64)])
 WQ, WK, WV, WO, W1, W2, W3 = range(7)
 
@@ -350,12 +355,21 @@ def work(plans: Any, thread: int) -> Any:
 # -- making them
 
 
+def digest() -> str:
+    """Of the sources of all kernels."""
+    sources = (Path(module.__file__ or "").read_bytes() for module in (sys.modules[__name__], *MODULES))
+    return sha256(b"".join(sources)).hexdigest()[:16]
+
+
 def make() -> tuple[Any, Any] | None:
     """Compile all, or take what was compiled before: ``work`` and ``draw``, or None where there is no folder for them.
 
-    Without one each process would have to make them anew.
+    Without one each process would have to make them anew. numba looks at the file of what is called alone to tell
+    whether it has changed, so the name that it is kept by holds the digest of all that it calls.
     """
     wanted = {work: (typeof(np.zeros(1, PLAN)), types.int64), draw: SIGNATURE}
+    for one in wanted:
+        one.__qualname__ = f"{one.__name__}-{digest()}"
     try:
         made = {one: jit(cache=True, **OPTIONS)(one) for one in wanted}
     except RuntimeError:

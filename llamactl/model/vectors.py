@@ -1,7 +1,7 @@
 """What numba has no word for, as LLVM's own instructions: products in vector registers.
 
 A panel is the numbers of ``LANES`` samples, one vector for each channel: ``[D, LANES]``. Weights are rows ``[O, D]`` at
-an address. (Who changes this file while working on it has to empty numba's cache, which looks at the caller's alone.)
+an address.
 """
 
 import struct
