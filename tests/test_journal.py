@@ -234,15 +234,22 @@ def test_the_output_cannot_be_written_and_the_records_stay(place: Path, monkeypa
     ("asked", "said"),
     [({"seed": 1}, "with seed 0, not 1"), ({"source": "other.txt"}, "from other inputs"), ({"k": 2}, "with k None")],
 )
-def test_a_run_that_is_asked_otherwise_starts_over_and_says_why(
+def test_a_run_that_is_asked_otherwise_is_refused_and_loses_nothing(
     place: Path, asked: dict[str, Any], said: str, capfd: pytest.CaptureFixture[str]
 ) -> None:
+    """Unless it is to overwrite what there is: then it starts over."""
     out = place / "out.jsonl"
     killed(place, out, 4)
-    assert work(place, out, **asked)[0] == RECORDS
+    left = files.journal(out).read_bytes()
+    with pytest.raises(Fault) as refused:
+        work(place, out, **asked)
+    began = f"{out}: an interrupted run was begun otherwise ({said}"
+    assert str(refused.value).startswith(began)
+    assert str(refused.value).endswith("); ask for the same to go on, or --overwrite to start over")
+    assert files.journal(out).read_bytes() == left
+    assert work(place, out, **asked, overwrite=True)[0] == RECORDS
     (line,) = capfd.readouterr().err.splitlines()[:1]
-    assert line.startswith(f"{out}: an interrupted run was begun otherwise ({said}")
-    assert line.endswith("): starting over")
+    assert line.startswith(began) and line.endswith("): starting over")
 
 
 def test_flags_that_do_not_matter_may_differ(place: Path) -> None:

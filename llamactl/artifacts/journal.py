@@ -23,7 +23,7 @@ from llamactl import ui
 from llamactl.artifacts import files
 from llamactl.artifacts.jsonl import Writer
 from llamactl.artifacts.manifest import Run
-from llamactl.errors import Interrupted
+from llamactl.errors import Fault, Interrupted
 from llamactl.signals import handled
 
 
@@ -60,12 +60,19 @@ class Journal:
         self._put(entry)
 
     def take_up(self, stream: BinaryIO) -> None:
-        """Go on from what an interrupted run has left, where it was asked the same; else begin anew, and say why."""
+        """Go on from what an interrupted run has left, if it was asked the same.
+
+        One that was asked otherwise raises Fault, unless it is to be overwritten; from stdin all begins anew.
+        """
         run, lines = self._run, _whole(stream)
         asked, last = next(lines, None), None
         for last in lines:
             self._facts[last["number"]] = last["facts"]
-        difference = (run.difference(asked) if asked else "") or ("" if _comparable(run) else "from stdin")
+        difference = run.difference(asked) if asked else ""
+        if difference and last and not run.overwrite:
+            problem = f"an interrupted run was begun otherwise ({difference})"
+            raise Fault(run.out, problem, "ask for the same to go on, or --overwrite to start over")
+        difference = difference or ("" if _comparable(run) else "from stdin")
         if difference and last:
             ui.warn(f"{run.out}: an interrupted run was begun otherwise ({difference}): starting over")
         elif last:
@@ -128,9 +135,9 @@ def kept(run: Run) -> Iterator[Journal]:
             stream.flush()
 
         journal = Journal(run, put)
+        journal.take_up(stream)
         try:
             with handled(partial(_stop, journal, run)) if lasting else nullcontext():
-                journal.take_up(stream)
                 yield journal
                 with run.records() as writer:
                     for place in _places(stream):
