@@ -168,6 +168,8 @@ def ppo(
     planned = {"device", "devices", "mfu", "micro_batch", "activation_checkpointing", "tensor_parallel", "replicas"}
     settings = {name: value for name, value in settings.items() if name not in planned | {"compile", "offload"}}
     run = manifest.Run("ppo", settings | {"kl": beta}, inputs, out, verify and not dry_run)
+    if not dry_run and run.already_made():
+        return
     same = all(one["sha256"] == run.inputs[0]["sha256"] for one in run.inputs if one["as"] == "reference")
 
     def read(files: list[str]) -> dict[bytes, answering.Question]:
@@ -219,7 +221,7 @@ def ppo(
         needs = placing.Iteration(config, valued, shapes, batch_size, length, offload, frozen_layers)
         rows += placing.rows(needs, layout, iterations, device, mfu)
     ui.table(f"ppo {model} -> {out}", rows)
-    if dry_run or run.already_made():
+    if dry_run:
         return
 
     import math

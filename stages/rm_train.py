@@ -140,6 +140,8 @@ def rm_train(
         micro_batch=micro_batch, save_every=save_every, keep=keep, unit="pairs",
     )  # fmt: skip
     run.settings |= plan.settings()
+    if not dry_run and run.already_made():
+        return
     if trees.MULTIPLE % tensor_parallel:
         problem = f"{tensor_parallel} does not divide {trees.MULTIPLE}, of which a row of pairs is a multiple"
         raise Fault("--tensor-parallel", problem, "choose a divisor")
@@ -150,7 +152,7 @@ def rm_train(
     )  # fmt: skip
     said = planning.asked(shape, layout, plan.schedule.steps * plan.targets, device, mfu, dry_run)
     ui.table(f"rm-train {model} -> {out}", [*mixture.rows(), *pairs.rows(), *plan.rows(), *said])
-    if dry_run or run.already_made():
+    if dry_run:
         return
 
     from functools import partial

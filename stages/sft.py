@@ -116,6 +116,8 @@ def sft(
         micro_batch=micro_batch, save_every=save_every, keep=keep,
     )  # fmt: skip
     run.settings |= plan.settings()
+    if not dry_run and run.already_made():
+        return
     layout = planning.Layout(
         plan.batch_size, shape.context, plan.micro_batch, precision, activation_checkpointing, tensor_parallel,
         replicas, devices or ui.world_size(),
@@ -123,7 +125,7 @@ def sft(
     places = plan.schedule.steps * plan.targets
     said = planning.asked(config, layout, places, device, mfu, dry_run)
     ui.table(f"sft {model} -> {out}", [*packs.rows(), *plan.rows(), *said])
-    if dry_run or run.already_made():
+    if dry_run:
         return
 
     from functools import partial
