@@ -23,6 +23,7 @@ def perplexity(
     out: options.Records = None,
     precision: options.StoredPrecision = None,
     device: options.Device = None,
+    tensor_parallel: options.TensorParallel = 1,
     encoding: options.Encoding = None,
     skip_bad: options.SkipBad = False,
     max_line: options.MaxLine = 16 << 20,
@@ -46,9 +47,12 @@ def perplexity(
     from llamactl.model import device as devices
     from llamactl.model.llama import Llama
     from llamactl.text.tokenizer import Tokenizer
+    from llamactl.train import parallel, planning
 
     names, passed_over = texts.files(corpus)
     config, stored = Llama.described(model)
+    if fault := planning.apart([config], ui.world_size(), tensor_parallel):
+        raise fault
     window = window or config.context
     stride = stride or max(1, window // 2)
     if window > config.context:
@@ -62,11 +66,16 @@ def perplexity(
         return
     tokenizer, target = Tokenizer.load(model), devices.chosen(device)
     tokenizer.fitting(config.vocab, model)
-    network = Llama.load(model, target, devices.PRECISIONS[precision or stored])
     run.use(devices.title(target), devices.gpus(target))
 
     total, read = measuring.Measured(), sha256()
-    with run.records() as writer, ui.Working("perplexity", None, "tokens") as bar:
+    with (
+        parallel.joined(target, tensor_parallel, stops=False) as job,
+        run.records() as writer,
+        ui.Working("perplexity", None, "tokens") as bar,
+    ):
+        run.devices = job.devices
+        network = Llama.load(model, target, devices.PRECISIONS[precision or stored], part=job.part)
 
         def documents() -> "Iterator[str]":
             for document in texts.read(names, texts.Reading(encoding, max_line=max_line), run):
@@ -79,6 +88,7 @@ def perplexity(
         if not total.tokens:
             raise Fault(", ".join(corpus), "holds no token to measure", "look at what was skipped")
         run.done.update(tokens=total.tokens, bytes=total.bytes)
+        job.read_meters(run)
         how = f"sliding window {window}, stride {stride}, BOS before each document, words by white space"
         for metric, value, n, stderr in total.metrics():
             writer.write(

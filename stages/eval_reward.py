@@ -21,6 +21,7 @@ def reward(
     truncate: options.Truncate = False,
     precision: options.StoredPrecision = None,
     device: options.Device = None,
+    tensor_parallel: options.TensorParallel = 1,
     seed: options.Seed = 0,
     skip_bad: options.SkipBad = False,
     allow_tags: options.AllowTags = False,
@@ -48,13 +49,19 @@ def reward(
     from llamactl.evals.reward_tables import tables
     from llamactl.model import device as devices
     from llamactl.model.heads import RewardModel
+    from llamactl.train import parallel, planning
 
     files = data or [jsonl.STDIN]
+    if ui.world_size() > 1 and jsonl.STDIN in files:
+        raise Fault("stdin", "cannot be read by every process", "write it to a file first")
     panel: dict[Path, Judges] = {}  # each a panel of one: their tokenizers may differ
     for model in models:
         if any(model.resolve() == other.resolve() for other in panel):
             raise Fault(model, "is given twice", "name each model once")
         panel[model] = Judges({"score": model}, truncate, allow_tags)
+    shapes = [shape for judges in panel.values() for shape in judges.shapes]
+    if fault := planning.apart(shapes, ui.world_size(), tensor_parallel):
+        raise fault
     settings["precision"] = precision or [judges.stored for judges in panel.values()]
     run = manifest.Run("eval reward", settings, {"models": models, "data": files}, out)
     if run.already_made(announce=False):
@@ -89,11 +96,15 @@ def reward(
         raise Fault(", ".join(files), "holds no comparison that can be judged", "look at what was skipped")
     found: dict[str, list[measuring.Measurement]] = {}
     scores: list[Score] = []
-    with ui.Working("eval reward", len(records) * len(models), "records") as bar:
+    with (
+        parallel.joined(target, tensor_parallel, stops=False) as job,
+        ui.Working("eval reward", len(records) * len(models), "records") as bar,
+    ):
+        run.devices = job.devices
         for model in models:
             judges = panel.pop(model)  # taken out, so that its weights leave memory before the next one's come
             used = precision or judges.stored
-            judges.load(target, devices.PRECISIONS[used])
+            judges.load(target, devices.PRECISIONS[used], part=job.part)
             judged = measuring.Judged()
             for window in judges.verdicts(records, jsonl.refuse):
                 for (record, _, _), case, sides in window:
@@ -116,6 +127,7 @@ def reward(
                 )
                 for one in found[str(model)]
             ]
+        job.read_meters(run)
     with run.records() as writer:
         for score in scores:
             writer.write(score)

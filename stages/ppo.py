@@ -38,7 +38,7 @@ def ppo(
         int, typer.Option(help="Of them a gradient step; each is learned from once.", min=1)
     ] = 64,
     micro_batch: Annotated[
-        int | None, typer.Option(help="Of them at once.", show_default="2,048 tokens' worth", min=1)
+        int | None, typer.Option(help="Of them at once.", show_default="1,280 tokens' worth", min=1)
     ] = None,
     kl: Annotated[
         float | None,
@@ -132,7 +132,7 @@ def ppo(
     from llamactl.model.heads import RewardModel
     from llamactl.model.llama import Llama
     from llamactl.text.tokenizer import Tokenizer
-    from llamactl.train import placing, planning, schedule
+    from llamactl.train import placing, planning
 
     if not dry_run:
         planning.refuse(device, devices, mfu)
@@ -196,8 +196,7 @@ def ppo(
     every, save_every = eval_every or tenth, save_every or min(1000, tenth)
     as_judged = truncated == "judged"
     penalty = -1.0 if as_judged else float(truncated)
-    at_once = schedule.MICRO_TOKENS // 2  # four models and more share the memory
-    micro = min(mini_batch_size, micro_batch or max(1, at_once // length))
+    micro = min(mini_batch_size, micro_batch or max(1, placing.MICRO_TOKENS // length))
     layout = planning.Layout(
         mini_batch_size, -(-length // trees.MULTIPLE) * trees.MULTIPLE, micro, precision, activation_checkpointing,
         tensor_parallel, replicas, devices or ui.world_size(),

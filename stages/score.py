@@ -22,6 +22,7 @@ def score(
     truncate: options.Truncate = False,
     precision: options.StoredPrecision = None,
     device: options.Device = None,
+    tensor_parallel: options.TensorParallel = 1,
     shard: options.ShardOf = Shard(),
     skip_bad: options.SkipBad = False,
     allow_tags: options.AllowTags = False,
@@ -43,21 +44,32 @@ def score(
     from llamactl.artifacts import jsonl
     from llamactl.artifacts.manifest import Run
     from llamactl.artifacts.records import Comparison, Dialogue, Sample
+    from llamactl.errors import Fault
     from llamactl.model import device as devices
+    from llamactl.train import parallel, planning
 
     files = samples or [jsonl.STDIN]
+    if ui.world_size() > 1 and jsonl.STDIN in files:
+        raise Fault("stdin", "cannot be read by every process", "write it to a file first")
     judges = Judges.named(reward, truncate, allow_tags)
+    if fault := planning.apart(judges.shapes, ui.world_size(), tensor_parallel):
+        raise fault
     settings["precision"] = precision or judges.stored
     settings["reward"] = list(judges.places)
     run = Run("score", settings, {"model": judges.places.values(), "samples": files}, out)
     if run.already_made(announce=False):
         return
     target = devices.chosen(device)
-    judges.load(target, devices.PRECISIONS[settings["precision"]])
     run.use(devices.title(target), devices.gpus(target))
 
     totals, answers = dict.fromkeys(judges.places, 0.0), 0
-    with run.records() as writer, ui.Working("score", None, "answers") as bar:
+    with (
+        parallel.joined(target, tensor_parallel, stops=False) as job,
+        run.records() as writer,
+        ui.Working("score", None, "answers") as bar,
+    ):
+        run.devices = job.devices
+        judges.load(target, devices.PRECISIONS[settings["precision"]], part=job.part)
         records = jsonl.read(files, Comparison, Sample, Dialogue, shard=shard, refuse=run.refuse, max_line=max_line)
         for window in judges.verdicts(records, run.refuse):
             for (_, raw, _), case, sides in window:
@@ -69,5 +81,6 @@ def score(
                 run.done.update(samples=len(sides))
             new, answers = run.done["samples"] - answers, run.done["samples"]
             bar.advance(new, **{name: f"{total / answers:.3f}" for name, total in totals.items()})
+        job.read_meters(run)
     rows = [(name, f"{total / answers:.4f}", f"{answers:,}") for name, total in totals.items() if answers]
     ui.table("scores", rows, ("reward model", "mean", "answers"))

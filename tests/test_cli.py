@@ -184,7 +184,7 @@ FLAGS = {
     "score": (
         "samples",
         "--allow-tags --device --max-line --out/-o --overwrite --precision --quiet/-q --reward --shard --skip-bad "
-        "--truncate",
+        "--tensor-parallel --truncate",
     ),
     "generate": (
         "model prompts",
@@ -234,7 +234,8 @@ FLAGS = {
     ),
     "eval perplexity": (
         "model corpus",
-        "--device --encoding --max-line --out/-o --overwrite --precision --quiet/-q --skip-bad --stride --window",
+        "--device --encoding --max-line --out/-o --overwrite --precision --quiet/-q --skip-bad --stride "
+        "--tensor-parallel --window",
     ),
     "eval gatt": (
         "models",
@@ -249,7 +250,7 @@ FLAGS = {
     "eval reward": (
         "models",
         "--allow-tags --data --device --max-line --out/-o --overwrite --precision --quiet/-q --seed --skip-bad "
-        "--truncate",
+        "--tensor-parallel --truncate",
     ),
 }
 

@@ -1,9 +1,17 @@
 """A model cut over processes for inference: what each has of it, and that the parts come to the whole."""
 
+import json
+from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
+from conftest import turns, written
+from test_cli import Run, command, one_line
+from test_journal import together
+from test_model import fresh
+from test_model import written as model_written
 from torch import Tensor
 
 from llamactl.artifacts import checkpoint
@@ -14,6 +22,8 @@ from llamactl.model.heads import RewardModel
 from llamactl.model.llama import Llama, rotary
 from llamactl.model.slices import Slice
 from llamactl.train import planning
+
+assert command  # a fixture
 
 CPU = torch.device("cpu")
 SHAPE = Config(dim=32, layers=2, heads=8, kv_heads=4, ffn=24, vocab=50, context=16)
@@ -90,3 +100,61 @@ def test_the_score_of_a_reward_model_is_whole() -> None:
 def test_parts_have_to_be_equal(tensor: int, problem: str) -> None:
     assert str(planning.undivided([SHAPE], 8, tensor)) == f"--tensor-parallel: {problem}; choose a divisor"
     assert planning.undivided([SHAPE], 8, 4) is None
+
+
+# -- by two processes
+
+
+@pytest.fixture
+def asked(tmp_path: Path, tokenizer_path: Path) -> dict[str, list[Any]]:
+    """Commands that measure by a model."""
+    shape, proto = replace(SHAPE, vocab=512, context=64), tokenizer_path.read_bytes()
+    language = model_written(fresh(shape), tmp_path / "language", tokenizer=proto)
+    scored = model_written(fresh(replace(shape, scored=True), kind=RewardModel), tmp_path / "rm", tokenizer=proto)
+    samples = [{"messages": turns(f"What is {n}?"), "response": "a word " * (n % 5 + 1)} for n in range(9)]
+    comparisons = [
+        {"prompt": turns(f"Is it {n}?"), "chosen": turns("", f"{n} it is")[1:], "rejected": turns("", "No.")[1:]}
+        for n in range(9)
+    ]
+    text = tmp_path / "text.txt"
+    text.write_text("Return the number of bytes that were written.\n" * 9)
+    data = written(tmp_path / "comparisons.jsonl", comparisons)
+    return {
+        "score": ["score", written(tmp_path / "samples.jsonl", samples), "--reward", f"helpful={scored}"],
+        "eval reward": ["eval", "reward", scored, "--data", data],
+        "eval perplexity": ["eval", "perplexity", language, text],
+    }
+
+
+@pytest.mark.parametrize("name", ["score", "eval reward", "eval perplexity"])
+def test_neighbours_measure_what_one_process_does(
+    asked: dict[str, list[Any]], name: str, tmp_path: Path, command: Run
+) -> None:
+    alone, shared = tmp_path / "alone.jsonl", tmp_path / "shared.jsonl"
+    assert command(*asked[name], "-o", alone, "--device", "cpu").status == 0
+    assert together([*asked[name], "-o", shared, "--device", "cpu", "--tensor-parallel", 2]) == [0, 0]
+    close(*(list(map(json.loads, path.read_text().splitlines())) for path in (alone, shared)))
+    facts = [json.loads(path.with_name(f"{path.name}.run.json").read_text()) for path in (alone, shared)]
+    assert facts[0]["done"] == facts[1]["done"]
+
+
+def close(one: Any, other: Any) -> None:
+    """Equal, numbers to rounding."""
+    if isinstance(one, float):
+        assert one == pytest.approx(other, rel=1e-4, abs=1e-5)
+    elif isinstance(one, dict | list):
+        assert len(one) == len(other)
+        for key in one if isinstance(one, dict) else range(len(one)):
+            close(one[key], other[key])
+    else:
+        assert one == other
+
+
+def test_processes_that_are_no_neighbours_would_all_do_the_same(
+    asked: dict[str, list[Any]], command: Run, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("WORLD_SIZE", "4")
+    for arguments in asked.values():
+        line = one_line(command(*arguments, "--tensor-parallel", 2))
+        assert "--tensor-parallel: 2, of 4 processes: the others would do the same again; --tensor-parallel 4" in line
+    assert "stdin: cannot be read by every process" in one_line(command("eval", "reward", asked["eval reward"][2]))

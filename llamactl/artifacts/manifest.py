@@ -337,8 +337,11 @@ class Run:
 
     @contextmanager
     def records(self) -> Iterator[Writer]:
-        """Where records go: ``out``, with a manifest, or stdout, without."""
-        if self.out is None:
+        """Where records go: ``out``, with a manifest, or stdout, without; of several processes the first one's go."""
+        if not ui.first_rank():
+            with Path(os.devnull).open("wb") as nowhere:
+                yield Writer(nowhere)
+        elif self.out is None:
             yield Writer(stdout(), eager=True)
             self._report(announce=False)
         else:

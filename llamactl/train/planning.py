@@ -185,6 +185,14 @@ def undivided(
     return None
 
 
+def apart(shapes: Iterable[Config], devices: int, tensor: int) -> Fault | None:
+    """What keeps all of so many processes from being tensor neighbours, where there is one thing to do at a time."""
+    if devices > tensor:
+        problem = f"{tensor}, of {devices} processes: the others would do the same again"
+        return Fault("--tensor-parallel", problem, f"--tensor-parallel {devices}, or one process")
+    return undivided(shapes, devices, tensor)
+
+
 def part(config: Config, tensor: int) -> int:
     """Parameters of a model for inference that each of so many tensor neighbours has: layers are cut, but for norms."""
     whole = config.vocab * config.dim + config.head + (2 * config.layers + 1) * config.dim
