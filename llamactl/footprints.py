@@ -191,10 +191,8 @@ def notes(report: Report) -> Iterator[tuple[str, str]]:
 
 def _gaps(lineage: Lineage) -> Iterator[tuple[str, str]]:
     for gap in lineage.missing[:SHOWN]:
-        yield (
-            "missing",
-            f"{gap.role} of {manifest.artifact(gap.of)}: {'stdin' if gap.name == '-' else gap.name} {gap.why}",
-        )
+        name = "stdin" if gap.name == "-" else gap.name
+        yield "missing", f"{gap.role} of {manifest.artifact(gap.of)}: {name} {gap.why}"
     if len(lineage.missing) > SHOWN:
         yield "missing", f"{len(lineage.missing) - SHOWN:,} more ancestors"
     if lineage.sources:

@@ -117,8 +117,7 @@ def distill_safety(
     settings["precision"] = precision or [stored, judges.stored]
     wording = Templates.read(templates) if templates else Templates.default()
     names = prompts or [jsonl.STDIN]
-    if ui.world_size() > 1 and jsonl.STDIN in names:
-        raise Fault("stdin", "cannot be read by every process", "write it to a file first")
+    jsonl.by_every_process(names)
     wordings = [templates] if templates else []
     run = manifest.Run(
         "distill-safety", settings,

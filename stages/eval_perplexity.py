@@ -40,6 +40,7 @@ def perplexity(
 
     from llamactl import ui
     from llamactl.artifacts import corpus as texts
+    from llamactl.artifacts import jsonl
     from llamactl.artifacts.manifest import Run
     from llamactl.artifacts.records import Score
     from llamactl.errors import Fault
@@ -50,6 +51,7 @@ def perplexity(
     from llamactl.train import parallel, planning
 
     names, passed_over = texts.files(corpus)
+    jsonl.by_every_process(names)
     config, stored = Llama.described(model)
     if fault := planning.apart([config], ui.world_size(), tensor_parallel):
         raise fault

@@ -52,8 +52,7 @@ def reward(
     from llamactl.train import parallel, planning
 
     files = data or [jsonl.STDIN]
-    if ui.world_size() > 1 and jsonl.STDIN in files:
-        raise Fault("stdin", "cannot be read by every process", "write it to a file first")
+    jsonl.by_every_process(files)
     panel: dict[Path, Judges] = {}  # each a panel of one: their tokenizers may differ
     for model in models:
         if any(model.resolve() == other.resolve() for other in panel):

@@ -101,8 +101,7 @@ def gatt_synth(
     if turns and earlier == "given":
         raise Fault("--turns", "given with --earlier given", "leave one of them off: what is played on has no answers")
     names = [] if make_constraints else dialogues or [jsonl.STDIN]
-    if ui.world_size() > 1 and jsonl.STDIN in names:
-        raise Fault("stdin", "cannot be read by every process", "write it to a file first")
+    jsonl.by_every_process(names)
     config, stored = Llama.described(model)
     tokenizer, target = Tokenizer.load(model), devices.chosen(device)
     tokenizer.fitting(config.vocab, model)

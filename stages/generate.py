@@ -68,8 +68,7 @@ def generate(
     if text is not None and prompts:
         raise Fault("--text", f"given together with {prompts[0]}", "give one of them")
     files = [] if text is not None else prompts or [jsonl.STDIN]
-    if ui.world_size() > 1 and jsonl.STDIN in files:
-        raise Fault("stdin", "cannot be read by every process", "write it to a file first")
+    jsonl.by_every_process(files)
     config, stored = Llama.described(model)
     if fault := planning.undivided([config], ui.world_size(), tensor_parallel):
         raise fault

@@ -157,8 +157,7 @@ def ppo(
             raise Fault(place, f"has another tokenizer than {model}", "train one from a model with the same tokenizer")
     judges = Judges(judging, truncate, allow_tags)
     names = prompts or [jsonl.STDIN]
-    if ui.world_size() > 1 and jsonl.STDIN in names:
-        raise Fault("stdin", "cannot be read by every process", "write it to a file first")
+    jsonl.by_every_process(names)
     beta = (0.005 if config.parameters > 2e10 else 0.01) if kl is None else kl
     inputs: dict[str, list[str | Path]] = {
         "model": [model], **{name: [place] for name, place in judging.items()},

@@ -94,8 +94,7 @@ def reject_sample(
         raise fault
     settings["precision"] = precision or [stored, judges.stored]
     names = prompts or [jsonl.STDIN]
-    if ui.world_size() > 1 and jsonl.STDIN in [*names, *pool]:
-        raise Fault("stdin", "cannot be read by every process", "write it to a file first")
+    jsonl.by_every_process([*names, *pool])
     run = manifest.Run(
         "reject-sample", settings,
         {"model": [model], **{name: [place] for name, place in places.items()}, "pool": pool, "prompts": names}, out,

@@ -113,8 +113,7 @@ def rm_train(
     tokenizer = Tokenizer.load(model)
     tokenizer.fitting(config.vocab, model)
     names, others = comparisons or [jsonl.STDIN], mix or []
-    if ui.world_size() > 1 and jsonl.STDIN in [*names, *others]:
-        raise Fault("stdin", "cannot be read by every process", "write it to a file first")
+    jsonl.by_every_process([*names, *others])
     settings = {
         "kind": kind, "margin": margin, "hold_out": hold_out, "truncate": truncate, "allow_tags": allow_tags,
         "context": shape.context, "weight_decay": weight_decay, "precision": precision, "seed": seed,

@@ -44,13 +44,11 @@ def score(
     from llamactl.artifacts import jsonl
     from llamactl.artifacts.manifest import Run
     from llamactl.artifacts.records import Comparison, Dialogue, Sample
-    from llamactl.errors import Fault
     from llamactl.model import device as devices
     from llamactl.train import parallel, planning
 
     files = samples or [jsonl.STDIN]
-    if ui.world_size() > 1 and jsonl.STDIN in files:
-        raise Fault("stdin", "cannot be read by every process", "write it to a file first")
+    jsonl.by_every_process(files)
     judges = Judges.named(reward, truncate, allow_tags)
     if fault := planning.apart(judges.shapes, ui.world_size(), tensor_parallel):
         raise fault

@@ -82,8 +82,7 @@ def sft(
     tokenizer = Tokenizer.load(model)
     tokenizer.fitting(config.vocab, model)
     names = dialogues or [jsonl.STDIN]
-    if ui.world_size() > 1 and jsonl.STDIN in names:
-        raise Fault("stdin", "cannot be read by every process", "write it to a file first")
+    jsonl.by_every_process(names)
     settings = {
         "loss": loss, "document_mask": document_mask, "truncate": truncate, "allow_tags": allow_tags,
         "context": shape.context, "weight_decay": weight_decay, "precision": precision, "seed": seed,

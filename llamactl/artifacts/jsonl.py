@@ -19,6 +19,7 @@ from typing import Any, BinaryIO, Generic, NamedTuple, NoReturn, cast
 import orjson
 import zstandard
 
+from llamactl import ui
 from llamactl.artifacts.records import R, Score, Shard, checked, converting, measured
 from llamactl.errors import Fault, ReaderGone
 
@@ -34,6 +35,12 @@ Refuse = Callable[[Fault], None]
 def refuse(fault: Fault) -> NoReturn:
     """The strict way with a bad record: raise it."""
     raise fault
+
+
+def by_every_process(names: Iterable[str]) -> None:
+    """Raise Fault where several processes are each to read what can be read once."""
+    if ui.world_size() > 1 and STDIN in names:
+        raise Fault("stdin", "cannot be read by every process", "write it to a file first")
 
 
 class Block(NamedTuple):

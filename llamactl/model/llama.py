@@ -322,7 +322,7 @@ class Transformer(nn.Module):
         ours = {checkpoint.hf_name(name): name for name, _ in model.named_parameters()}
         wanted = {theirs: model.get_parameter(name).shape for theirs, name in ours.items()}
         tensors = ((ours[name], tensor) for name, tensor in checkpoint.tensors(path, wanted, None, device))
-        return model._with({name: _own(part.of(name, whole), cls._kept(name, dtype)) for name, whole in tensors}, part)
+        return model._with({name: part.of(name, whole).to(cls._kept(name, dtype)) for name, whole in tensors}, part)
 
     @classmethod
     def _kept(cls, name: str, dtype: torch.dtype) -> torch.dtype:
@@ -339,10 +339,9 @@ class Transformer(nn.Module):
     def gathered(self, dtype: torch.dtype, part: Slice = WHOLE) -> Self:
         """The model for inference, on each process whole or its ``part``: all have to ask for it.
 
-        It is freed with its last reference.
-        Sampling from sharded weights gathers them anew for each token: some twenty times slower (paper, section 3.2.3).
-        The weights are those that this model computes with: rounded as it does first. What is whole here, and in
-        ``dtype``, is shared.
+        It is freed with its last reference. Sampling from sharded weights gathers them anew for each token: some twenty
+        times slower (paper, section 3.2.3). The weights are those that this model computes with: rounded as it does
+        first. What is whole here, and in ``dtype``, is shared.
         """
         rounded = functions.weight_dtype(self.dtype, self.norm.weight.device)
         with torch.device("meta"):
@@ -354,7 +353,7 @@ class Transformer(nn.Module):
         def here(name: str, tensor: Tensor) -> Tensor:
             if part.parts == 1 or not is_cut(name):
                 return sharded.whole(tensor)
-            return _own(sharded.among(tensor, TENSOR), tensor.dtype)
+            return sharded.among(tensor, TENSOR).clone(memory_format=torch.contiguous_format)
 
         return model._with({name: here(name, used(name, p)) for name, p in self.named_parameters()}, part)
 
@@ -364,12 +363,6 @@ class Transformer(nn.Module):
             kept = self._kept(name, dtype)
             make = partial(lambda tensor, kept: sharded.whole(tensor.detach().to(kept)), parameter, kept)
             yield checkpoint.hf_name(name), Later(kept, tuple(parameter.shape), make)
-
-
-def _own(tensor: Tensor, dtype: torch.dtype) -> Tensor:
-    """It in a dtype, and in memory of its own where it is a part of another."""
-    whole = tensor.untyped_storage().nbytes() == tensor.nbytes
-    return tensor.to(dtype) if whole else tensor.to(dtype, copy=True, memory_format=torch.contiguous_format)
 
 
 class Llama(Transformer):

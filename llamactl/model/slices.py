@@ -27,9 +27,11 @@ class Slice(NamedTuple):
     group: dist.ProcessGroup | None = None
 
     def of(self, name: str, whole: Tensor) -> Tensor:
-        """This part of a parameter: a view."""
+        """This part of a parameter, in memory of its own; what is not cut is the whole, as it is."""
         dim = _dim(name)
-        return whole if dim is None else whole.chunk(self.parts, dim)[self.rank]
+        if dim is None or self.parts == 1:
+            return whole
+        return whole.chunk(self.parts, dim)[self.rank].clone(memory_format=torch.contiguous_format)
 
     def sum(self, part: Tensor) -> Tensor:
         """Of all neighbours, in place."""
