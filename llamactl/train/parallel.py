@@ -116,8 +116,9 @@ class Job:
 
     def stopping(self) -> bool:
         """Whether a signal asks this process, or a tensor neighbour, to stop: those compute the same at one time."""
-        caught = torch.tensor(len(self.caught), device=self.device)
-        return bool(self.part.sum(caught))
+        if self.tensor == 1:  # which asks the device nothing
+            return bool(self.caught)
+        return bool(self.part.sum(torch.tensor(len(self.caught), device=self.device)))
 
     def sum(self, values: Tensor) -> Tensor:
         """The sum over all processes, the same on each."""
