@@ -368,8 +368,9 @@ def make() -> tuple[Any, Any] | None:
     whether it has changed, so the name that it is kept by holds the digest of all that it calls.
     """
     wanted = {work: (typeof(np.zeros(1, PLAN)), types.int64), draw: SIGNATURE}
+    sources = digest()
     for one in wanted:
-        one.__qualname__ = f"{one.__name__}-{digest()}"
+        one.__qualname__ = f"{one.__name__}-{sources}"
     try:
         made = {one: jit(cache=True, **OPTIONS)(one) for one in wanted}
     except RuntimeError:

@@ -17,7 +17,6 @@ from typing import ClassVar, NamedTuple, Self, cast
 
 import torch
 from torch import Tensor, nn
-from torch.distributed.tensor import DTensor
 
 from llamactl.artifacts import checkpoint
 from llamactl.artifacts.tensors import Later
@@ -271,7 +270,7 @@ class Transformer(nn.Module):
         """
         for parameter in self.stem(layers).parameters() if layers else ():
             parameter.requires_grad_(False)
-            if not isinstance(parameter, DTensor):
+            if not sharded.spread(parameter):
                 parameter.data = parameter.to(functions.weight_dtype(self.dtype, parameter.device))
 
     def stand_on(self, stem: Stem) -> bool:

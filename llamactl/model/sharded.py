@@ -39,6 +39,11 @@ def local(tensor: Tensor) -> Tensor:
     return tensor.to_local() if isinstance(tensor, DTensor) else tensor
 
 
+def spread(tensor: Tensor) -> bool:
+    """Whether processes share it out."""
+    return isinstance(tensor, DTensor)
+
+
 def whole(tensor: Tensor) -> Tensor:
     """The whole tensor, on every process: all have to ask for it."""
     return tensor.full_tensor() if isinstance(tensor, DTensor) else tensor
