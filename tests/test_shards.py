@@ -2,6 +2,7 @@
 
 import os
 import shutil
+import time
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -14,9 +15,12 @@ from conftest import Command, with_pieces
 from safetensors.numpy import load_file
 
 from llamactl.artifacts import corpus, manifest, tensors
+from llamactl.artifacts.jsonl import Block
 from llamactl.artifacts.records import Shard
 from llamactl.artifacts.shards import Shards, Writer, missing
 from llamactl.errors import Fault
+from llamactl.text import encode
+from llamactl.text.tokenizer import Tokenizer
 from stages.pretrain import pretrain
 from stages.tokenize import tokenize
 
@@ -179,6 +183,25 @@ def test_any_number_of_workers_gives_the_same_bytes(
         digests[workers] = bytes_of(out)
     assert len(digests[1]) > 5
     assert digests[1] == digests[2] == digests[3]
+
+
+def test_who_stops_does_not_wait_for_workers(tokenizer_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """By Ctrl-C, or for a record that is refused: though each has begun a block that takes minutes."""
+    really = encode.encode_block
+
+    def slowly(tokenizer: Tokenizer, block: Block, reading: corpus.Reading) -> encode.Encoded:
+        if block.number:
+            time.sleep(900)
+        return really(tokenizer, block, reading)
+
+    monkeypatch.setattr(encode, "encode_block", slowly)
+    blocks = (Block("a.jsonl", 1, number, b'{"text": "a"}\n') for number in range(6))
+    encoded = encode.encode_corpus(blocks, Tokenizer.load(tokenizer_path), corpus.Reading(), workers=2)
+    assert next(encoded).done["documents"] == 1
+    began = time.monotonic()
+    with pytest.raises(KeyboardInterrupt):
+        encoded.throw(KeyboardInterrupt())
+    assert time.monotonic() - began < 300
 
 
 def test_compression_changes_no_byte(tmp_path: Path, corpus_dir: Path, tokenizer_path: Path, shards_dir: Path) -> None:

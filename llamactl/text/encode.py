@@ -97,9 +97,14 @@ def _result(future: "Future[Encoded]", processes: Iterable[BaseProcess], pool: P
             return future.result(timeout=1.0)
         except TimeoutError:
             if not all(process.is_alive() for process in processes):
-                for process in processes:
-                    process.kill()
-                pool._result_queue._writer.close()  # type: ignore[attr-defined]
+                _end(processes, pool)
+
+
+def _end(processes: Iterable[BaseProcess], pool: ProcessPoolExecutor) -> None:
+    """Have a pool find itself broken now, not when its workers are through with what they have begun."""
+    for process in processes:
+        process.kill()
+    pool._result_queue._writer.close()  # type: ignore[attr-defined]
 
 
 def encode_corpus(
@@ -125,6 +130,6 @@ def encode_corpus(
                 yield _result(under_way.popleft(), processes, pool)
         except BrokenProcessPool:
             raise Fault("tokenize", "a worker process was killed (out of memory?)", "use fewer --workers") from None
-        finally:
-            for future in under_way:
-                future.cancel()
+        except BaseException:  # Ctrl-C, or a record that is refused: nobody waits for the rest
+            _end((child for child in active_children() if child not in others), pool)
+            raise
