@@ -170,10 +170,9 @@ def distill_safety(
                 del drawn[place]
                 yield place, distillation.outcome(some[place], answers, judges, digests["safety"])
 
-    with parallel.joined(target, tensor_parallel, stops=False) as job, journal.kept(run) as through:
+    with parallel.joined(target, tensor_parallel, stops=False) as job, journal.kept(run) as through, job.metered(run):
         network = sampler.load(model, target, devices.PRECISIONS[precision or stored], part=job.part)
         judges.load(target, devices.PRECISIONS[precision or judges.stored], part=job.part)
-        run.devices = job.devices
         with ui.Working("distill-safety", len(asked), "prompts", start=len(through)) as bar:
             for number, (kept, tokens, facts) in job.rest(through, asked, rounds):
                 one = asked[number]
@@ -187,7 +186,6 @@ def distill_safety(
                     run.noted["answers without a text, or with the chat format's tags, not kept"] += 1
                 through.add(number, kept, facts)
                 bar.advance(1, tokens=run.done["tokens"], kept=run.done["distilled"])
-        job.read_meters(run)
         if job.rank:
             return
         trials = [Trial(**facts) for facts in through.facts if facts]

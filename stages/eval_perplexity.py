@@ -75,8 +75,8 @@ def perplexity(
         parallel.joined(target, tensor_parallel, stops=False) as job,
         run.records() as writer,
         ui.Working("perplexity", None, "tokens") as bar,
+        job.metered(run),
     ):
-        run.devices = job.devices
         network = Llama.load(model, target, devices.PRECISIONS[precision or stored], part=job.part)
 
         def documents() -> "Iterator[str]":
@@ -90,7 +90,6 @@ def perplexity(
         if not total.tokens:
             raise Fault(", ".join(corpus), "holds no token to measure", "look at what was skipped")
         run.done.update(tokens=total.tokens, bytes=total.bytes)
-        job.read_meters(run)
         how = f"sliding window {window}, stride {stride}, BOS before each document, words by white space"
         for metric, value, n, stderr in total.metrics():
             writer.write(

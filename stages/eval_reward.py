@@ -98,8 +98,8 @@ def reward(
     with (
         parallel.joined(target, tensor_parallel, stops=False) as job,
         ui.Working("eval reward", len(records) * len(models), "records") as bar,
+        job.metered(run),
     ):
-        run.devices = job.devices
         for model in models:
             judges = panel.pop(model)  # taken out, so that its weights leave memory before the next one's come
             used = precision or judges.stored
@@ -126,7 +126,6 @@ def reward(
                 )
                 for one in found[str(model)]
             ]
-        job.read_meters(run)
     with run.records() as writer:
         for score in scores:
             writer.write(score)

@@ -161,9 +161,8 @@ def gatt_synth(
         for number, play in gatt.played(some, drawn):
             yield number, (play.record, play.ended, play.done, play.noted)
 
-    with parallel.joined(target, tensor_parallel, stops=False) as job, journal.kept(run) as through:
+    with parallel.joined(target, tensor_parallel, stops=False) as job, journal.kept(run) as through, job.metered(run):
         network = load(part=job.part)
-        run.devices = job.devices
         with ui.Working("gatt-synth", len(plays), "dialogues", start=len(through)) as bar:
             for number, (record, ended, done, noted) in job.rest(through, plays, over):
                 run.done.update(done)
@@ -172,4 +171,3 @@ def gatt_synth(
                     run.skip(Fault(plays[number].where, ended), "dialogues without a whole turn")
                 through.add(number, [record | beside] if record else [])
                 bar.advance(1, turns=run.done["turns"], tokens=run.done["tokens"])
-        job.read_meters(run)

@@ -115,9 +115,8 @@ def generate(
         for place, answers in sampler.finished(network, requests, sampling, memory):
             yield place, [(answer.ids, answer.stopped, answer.log_probs if log_probs else []) for answer in answers]
 
-    with parallel.joined(target, tensor_parallel, stops=False) as job, journal.kept(run) as through:
+    with parallel.joined(target, tensor_parallel, stops=False) as job, journal.kept(run) as through, job.metered(run):
         network = load(job.part)
-        run.devices = job.devices
         with ui.Working("generate", k * len(asked), "samples", k * len(through)) as bar:
             for number, answers in job.rest(through, asked, answered):
                 samples = []
@@ -130,4 +129,3 @@ def generate(
                     run.done.update(samples=1, tokens=len(ids))
                 through.add(number, samples)
                 bar.advance(k, tokens=run.done["tokens"])
-        job.read_meters(run)

@@ -158,8 +158,7 @@ def reject_sample(
                 run.noted[f"pool samples {'scored anew' if choice.pool(earlier) else 'taken as scored'}"] += 1
             except Fault as fault:
                 run.refuse(fault)
-        with journal.kept(run) as through:
-            run.devices = job.devices
+        with journal.kept(run) as through, job.metered(run):
             with ui.Working("reject-sample", len(asked), "prompts", start=len(through)) as bar:
                 for number, (best, facts) in job.rest(through, asked, rounds):
                     draw = Draw(**facts)
@@ -170,7 +169,6 @@ def reject_sample(
                     run.noted.update({what: times for what, times in beside.items() if times})
                     through.add(number, best, facts)
                     bar.advance(1, tokens=run.done["tokens"])
-            job.read_meters(run)
             if job.rank:
                 return
             draws = [Draw(**facts) for facts in through.facts]

@@ -65,8 +65,8 @@ def score(
         parallel.joined(target, tensor_parallel, stops=False) as job,
         run.records() as writer,
         ui.Working("score", None, "answers") as bar,
+        job.metered(run),
     ):
-        run.devices = job.devices
         judges.load(target, devices.PRECISIONS[settings["precision"]], part=job.part)
         records = jsonl.read(files, Comparison, Sample, Dialogue, shard=shard, refuse=run.refuse, max_line=max_line)
         for window in judges.verdicts(records, run.refuse):
@@ -79,6 +79,5 @@ def score(
                 run.done.update(samples=len(sides))
             new, answers = run.done["samples"] - answers, run.done["samples"]
             bar.advance(new, **{name: f"{total / answers:.3f}" for name, total in totals.items()})
-        job.read_meters(run)
     rows = [(name, f"{total / answers:.4f}", f"{answers:,}") for name, total in totals.items() if answers]
     ui.table("scores", rows, ("reward model", "mean", "answers"))

@@ -188,13 +188,18 @@ class Job:
         run.told = None if None in parts else {name: joules for part in parts for name, joules in part.items()}
 
     @contextmanager
+    def metered(self, run: Run) -> Iterator[None]:
+        """A run's work: on these devices, and what their meters say is read when it is done, before its manifest."""
+        run.devices = self.devices
+        yield
+        self.read_meters(run)
+
+    @contextmanager
     def filling(self, run: Run, fresh: bool) -> Iterator[tuple[Path, list[dict[str, Any]]]]:
         """The directory of a run, once it is there for all processes, and the list of its outputs to fill."""
-        run.devices = self.devices
-        with run.in_place(fresh) as (directory, outputs):
+        with run.in_place(fresh) as (directory, outputs), self.metered(run):
             self.agreed(True)
             yield directory, outputs
-            self.read_meters(run)
 
     # -- what is done to a model
 
