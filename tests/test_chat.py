@@ -459,7 +459,7 @@ class Terminal:
 
     def until(self, end: str) -> str:
         """What is shown until ``end`` is, without what was asked for before."""
-        data, stop = b"", time.monotonic() + 30
+        data, stop = b"", time.monotonic() + 120
         while not data.decode(errors="ignore").replace("\r\n", "\n").endswith(end):
             assert time.monotonic() < stop, data
             if select.select([self._side], [], [], 0.2)[0]:
@@ -475,15 +475,19 @@ class Terminal:
     def rest(self, typed: str) -> tuple[str, int]:
         """What is shown to the end after something was typed, and the exit status.
 
-        It is typed again where nothing comes of it: a signal just before Python's readline begins to wait for a key is
-        noticed at the next one (a person presses Ctrl-C again).
+        A signal between the prompt and readline's wait for a key is noticed at the next key, so this is typed some time
+        after the prompt, and once more where nothing at all comes of it, as a person would. Not where something did: a
+        second Ctrl-C would meet a Python that is closing, and knows of none.
         """
-        data, stop = b"", time.monotonic() + 30
+        time.sleep(0.5)
+        data, stop, again = b"", time.monotonic() + 120, time.monotonic() + 10
         self.type(typed)
         while True:
             assert time.monotonic() < stop, data
-            if not select.select([self._side], [], [], 3)[0]:
-                self.type(typed)
+            if not select.select([self._side], [], [], 1)[0]:
+                if not data.removeprefix(b"^C") and time.monotonic() > again:
+                    self.type(typed)
+                    again = stop
                 continue
             try:
                 more = os.read(self._side, 1000)
