@@ -44,6 +44,8 @@ SERVER.set_forkserver_preload(
     ]
 )
 
+PATIENCE = 300.0  # seconds after which a test calls what it waits for hung, however busy the machine
+
 Command = Callable[..., "subprocess.CompletedProcess[str]"]
 
 
@@ -58,7 +60,7 @@ def run(
     command = [sys.executable, "-m", "llamactl", *map(str, arguments)]
     given = stdin.encode() if isinstance(stdin, str) else stdin
     done = subprocess.run(
-        command, input=given, capture_output=True, cwd=cwd, env={**os.environ, **(env or {})}, timeout=300
+        command, input=given, capture_output=True, cwd=cwd, env={**os.environ, **(env or {})}, timeout=PATIENCE
     )
     stdout, stderr = done.stdout.decode(), done.stderr.decode()  # not text=True, which would change \r\n
     assert status is None or done.returncode == status, f"{arguments}: exit {done.returncode}\n{stderr}"

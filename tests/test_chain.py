@@ -10,7 +10,7 @@ from itertools import pairwise
 from pathlib import Path
 
 import pytest
-from conftest import ROOT, Command, turns, written
+from conftest import PATIENCE, ROOT, Command, turns, written
 
 SCRIPT = """
 set -euo pipefail
@@ -37,7 +37,9 @@ echo "$base"
 @pytest.mark.slow
 def test_the_chain_from_text_to_scores(tmp_path: Path, corpus_dir: Path) -> None:
     env = {**os.environ, "PYTHON": sys.executable, "CORPUS": str(corpus_dir), "OMP_NUM_THREADS": "1"}
-    done = subprocess.run(["bash", "-c", SCRIPT], cwd=tmp_path, env=env, capture_output=True, text=True, timeout=300)
+    done = subprocess.run(
+        ["bash", "-c", SCRIPT], cwd=tmp_path, env=env, capture_output=True, text=True, timeout=PATIENCE
+    )
     assert done.returncode == 0, done.stderr
     assert "Traceback" not in done.stderr
     assert done.stdout.splitlines() == ["tokenizer.model", "base"]

@@ -18,6 +18,7 @@ import orjson
 import pytest
 import torch
 import zstandard
+from conftest import PATIENCE
 from typer.testing import CliRunner
 
 from llamactl import ui
@@ -426,7 +427,7 @@ def test_each_answer_is_there_before_the_next_line_is_read_and_a_reader_may_leav
         process.stdout.close()
         process.stdin.write(b"b\n")
         process.stdin.close()
-        assert (process.wait(60), process.stderr.read()) == (141, b"")
+        assert (process.wait(PATIENCE), process.stderr.read()) == (141, b"")
 
 
 # -- in a terminal
@@ -459,7 +460,7 @@ class Terminal:
 
     def until(self, end: str) -> str:
         """What is shown until ``end`` is, without what was asked for before."""
-        data, stop = b"", time.monotonic() + 120
+        data, stop = b"", time.monotonic() + PATIENCE
         while not data.decode(errors="ignore").replace("\r\n", "\n").endswith(end):
             assert time.monotonic() < stop, data
             if select.select([self._side], [], [], 0.2)[0]:
@@ -480,7 +481,7 @@ class Terminal:
         second Ctrl-C would meet a Python that is closing, and knows of none.
         """
         time.sleep(0.5)
-        data, stop, again = b"", time.monotonic() + 120, time.monotonic() + 10
+        data, stop, again = b"", time.monotonic() + PATIENCE, time.monotonic() + 10
         self.type(typed)
         while True:
             assert time.monotonic() < stop, data
@@ -496,7 +497,7 @@ class Terminal:
             if not more:
                 break
             data += more
-        return data.decode().replace("\r\n", "\n"), self.process.wait(60)
+        return data.decode().replace("\r\n", "\n"), self.process.wait(PATIENCE)
 
     def type(self, text: str) -> None:
         os.write(self._side, text.encode())

@@ -15,7 +15,7 @@ import numpy as np
 import orjson
 import pytest
 import typer
-from conftest import Command
+from conftest import PATIENCE, Command
 from safetensors.numpy import load_file, save_file
 
 from llamactl import __version__, cli
@@ -61,7 +61,7 @@ def one_line(ended: Ended) -> str:
 
 
 def wait_for(what: Callable[[], bool], process: "subprocess.Popen[Any]") -> None:
-    until = time.monotonic() + 60
+    until = time.monotonic() + PATIENCE
     while not what():
         assert process.poll() is None, process.communicate()
         assert time.monotonic() < until
@@ -345,7 +345,7 @@ def tokenizing(out: Path, tokenizer: Path) -> Iterator["subprocess.Popen[bytes]"
 def test_ctrl_c_is_130_and_leaves_nothing(tmp_path: Path, tokenizer_path: Path) -> None:
     with tokenizing(tmp_path / "out", tokenizer_path) as process:
         process.send_signal(signal.SIGINT)
-        stdout, stderr = process.communicate(timeout=180)
+        stdout, stderr = process.communicate(timeout=PATIENCE)
         assert process.returncode == 130
     assert (stdout, stderr.decode()) == (b"", "llamactl: interrupted\n")
     assert list(tmp_path.iterdir()) == []
@@ -358,7 +358,7 @@ def test_the_second_of_two_runs_is_refused_and_the_first_goes_on(
     with tokenizing(out, tokenizer_path) as process:
         said = one_line(command("tokenize", corpus_dir, "--tokenizer", tokenizer_path, "-o", out, "-q"))
         assert said == f"{out}: another run is writing here; wait for it, or write elsewhere with -o"
-        stdout, _ = process.communicate(timeout=180)
+        stdout, _ = process.communicate(timeout=PATIENCE)
         assert (process.returncode, stdout.decode()) == (0, f"{out}\n")
     assert manifest.load(out / "run.json")["done"]["documents"] == 200_000
     assert [path.name for path in tmp_path.iterdir()] == ["out"]
@@ -370,7 +370,7 @@ def test_a_worker_that_the_system_has_killed(tmp_path: Path, tokenizer_path: Pat
         children = Path(f"/proc/{process.pid}/task/{process.pid}/children")
         wait_for(lambda: len(children.read_text().split()) >= 2, process)
         os.kill(int(children.read_text().split()[-1]), signal.SIGKILL)
-        _, stderr = process.communicate(timeout=180)
+        _, stderr = process.communicate(timeout=PATIENCE)
     assert process.returncode == 1
     *progress, last = stderr.decode().splitlines()
     assert last.startswith("llamactl: ")
@@ -389,7 +389,7 @@ def test_the_second_of_two_trainings_is_refused(tmp_path: Path, shards_dir: Path
             for flag in ("--no-resume", "--overwrite"):
                 assert "another run" in one_line(command(*arguments, flag))
             process.terminate()
-            _, stderr = process.communicate(timeout=180)
+            _, stderr = process.communicate(timeout=PATIENCE)
         finally:
             process.kill()
     assert process.returncode == 75
@@ -403,7 +403,7 @@ def ended_without_a_reader(arguments: list[str]) -> tuple[int, bytes]:
     assert process.stdout is not None
     process.stdout.close()
     process.stdout = None
-    _, stderr = process.communicate(timeout=180)
+    _, stderr = process.communicate(timeout=PATIENCE)
     return process.returncode, stderr
 
 
@@ -424,7 +424,7 @@ def test_a_reader_that_leaves_before_the_path_is_announced(
 def test_a_full_disk_behind_stdout_is_1_and_one_line(base_model: Path) -> None:
     arguments = ["generate", str(base_model), "--text", "def", "--max-new-tokens", "2", "--device", "cpu"]
     with Path("/dev/full").open("wb") as full:
-        done = subprocess.run([*LLAMACTL, *arguments], stdout=full, stderr=subprocess.PIPE, text=True, timeout=180)
+        done = subprocess.run([*LLAMACTL, *arguments], stdout=full, stderr=subprocess.PIPE, text=True, timeout=PATIENCE)
     assert done.returncode == 1
     assert len(done.stderr.splitlines()) == 1
     assert "No space left on device" in done.stderr
@@ -433,7 +433,7 @@ def test_a_full_disk_behind_stdout_is_1_and_one_line(base_model: Path) -> None:
 def test_a_closed_stdin_is_no_traceback(tmp_path: Path, tokenizer_path: Path) -> None:
     """As under some daemons: ``<&-``."""
     line = f'"$0" -m llamactl tokenize - --tokenizer {tokenizer_path} -o {tmp_path / "out"} -q <&-'
-    done = subprocess.run(["bash", "-c", line, sys.executable], capture_output=True, text=True, timeout=180)
+    done = subprocess.run(["bash", "-c", line, sys.executable], capture_output=True, text=True, timeout=PATIENCE)
     assert done.returncode == 1
     assert done.stderr.startswith("llamactl: ")
     assert len(done.stderr.splitlines()) == 1

@@ -11,6 +11,7 @@ from typing import Any
 import orjson
 import pytest
 import torch
+from conftest import PATIENCE
 
 from llamactl import energy, ui
 from llamactl.artifacts import journal, manifest
@@ -89,12 +90,12 @@ def test_it_is_read_in_between_until_nobody_asks_any_more(powercap: Path) -> Non
     zone(powercap, "intel-rapl:0", "package-0", 160)
     watch = threading.Thread(target=energy._watch, args=(energy.weakref.ref(meter), 0.01))
     watch.start()
-    until = time.monotonic() + 10
+    until = time.monotonic() + PATIENCE
     while sum((meter.joules(within=3600) or {}).values()) < 60:
         assert time.monotonic() < until
         time.sleep(0.01)
     del meter
-    watch.join(10)
+    watch.join(PATIENCE)
     assert not watch.is_alive()
 
 

@@ -11,7 +11,7 @@ from typing import Any
 
 import orjson
 import pytest
-from conftest import SERVER, written
+from conftest import PATIENCE, SERVER, written
 from test_cli import Run as Command
 from test_cli import command, one_line
 from test_parallel import ended, environment, meeting
@@ -72,7 +72,7 @@ def killed(place: Path, out: Path, at: int, number: signal.Signals = signal.SIGK
     """The exit status of a process that gets a signal at a record; ``before`` is half a line that it has written."""
     process = SERVER.Process(target=_sent, args=(place, out, at, number, before))
     process.start()
-    process.join(60)
+    process.join(PATIENCE)
     assert process.exitcode is not None
     return process.exitcode
 
@@ -352,7 +352,7 @@ def struck(arguments: Sequence[object], moment: str, count: int, number: int = s
     """The exit status of the command in a process that sends itself a signal at its ``count``-th ``moment``."""
     process = SERVER.Process(target=_striking, args=([*map(str, arguments)], {}, moment, count, number))
     process.start()
-    process.join(120)
+    process.join(PATIENCE)
     return process.exitcode
 
 

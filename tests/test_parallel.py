@@ -26,7 +26,7 @@ from typing import Any, NamedTuple
 import pytest
 import torch
 import torch.distributed as dist
-from conftest import SERVER
+from conftest import PATIENCE, SERVER
 from safetensors.torch import load_file, save_file
 from test_resume import Moment, Pretraining, child
 from torch import Tensor
@@ -59,7 +59,6 @@ ALONE = Job(None, CPU)
 SHAPE = Config(dim=40, layers=2, heads=4, kv_heads=2, ffn=6, vocab=62, context=24)
 BATCH, STEPS = 8, 5
 PLAN = Plan(Cosine(1e-2, 2, 9), BATCH, BATCH * SHAPE.context, 4, 1000, keep=9)
-TIMEOUT = 120  # seconds that a group of processes may take, on a busy machine
 
 
 class Case(NamedTuple):
@@ -274,7 +273,7 @@ def process(rank: int, world: int, ports: list[int], directory: Path) -> None:
     """One of the processes of a job: all cases, then all legs, each in a job of its own."""
     torch.set_num_threads(1)
     device._PROBE = 32
-    faulthandler.dump_traceback_later(TIMEOUT - 10)
+    faulthandler.dump_traceback_later(PATIENCE - 10)
     found: dict[str, Any] = {}
     out = directory / f"{world}-{rank}"
     os.dup2(os.open(out.with_suffix(".stderr"), os.O_WRONLY | os.O_CREAT), 2)
@@ -309,7 +308,7 @@ def environment(rank: int, world: int, port: int) -> dict[str, str]:
     }  # fmt: skip
 
 
-def ended(processes: list[BaseProcess], seconds: float = TIMEOUT) -> list[int | None]:
+def ended(processes: list[BaseProcess], seconds: float = PATIENCE) -> list[int | None]:
     """Wait for processes to end; their exit statuses."""
     until = time.monotonic() + seconds
     for one in processes:
@@ -719,7 +718,7 @@ def test_a_bug_in_one_process_ends_the_job_with_its_rank(another: Together, rank
 def test_a_directory_that_another_run_writes_to_is_refused(another: Together) -> None:
     first = another.start(steps=10**6)
     try:
-        until = time.monotonic() + 60
+        until = time.monotonic() + PATIENCE
         while another.logged() < 2:
             assert time.monotonic() < until
             time.sleep(0.01)
@@ -752,7 +751,7 @@ class Torchrun:
 
     def after(self, lines: int) -> "Torchrun":
         """Wait until so many steps have been logged."""
-        until = time.monotonic() + TIMEOUT
+        until = time.monotonic() + PATIENCE
         while self.pretraining.logged() < lines:
             assert self.process.poll() is None, self.process.communicate()[1]
             assert time.monotonic() < until
@@ -767,7 +766,7 @@ class Torchrun:
                     return int(pid)
         raise AssertionError(f"no process of rank {rank}")
 
-    def end(self, seconds: float = TIMEOUT) -> tuple[int, str, str]:
+    def end(self, seconds: float = PATIENCE) -> tuple[int, str, str]:
         """Exit status, stdout, stderr."""
         try:
             stdout, stderr = self.process.communicate(timeout=seconds)

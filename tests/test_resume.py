@@ -20,7 +20,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import pytest
-from conftest import SERVER
+from conftest import PATIENCE, SERVER
 
 from llamactl.artifacts import manifest
 
@@ -110,7 +110,7 @@ class Pretraining:
 
     def run(self, *more: object, moment: Moment | None = None, status: int | None = 0, **changed: object) -> int:
         process = self.start(*more, moment=moment, **changed)
-        process.join(120)
+        process.join(PATIENCE)
         assert process.exitcode is not None, "still running"
         assert status in (None, process.exitcode), self.stderr()
         return process.exitcode
@@ -246,7 +246,7 @@ def test_the_real_command_stops_at_a_signal_and_goes_on(shards_dir: Path, tmp_pa
         process = subprocess.Popen(command, stderr=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
         eventually(lambda seen=seen: long.logged() > seen + 2, process)  # type: ignore[misc]
         process.send_signal(number)
-        stdout, stderr = process.communicate(timeout=60)
+        stdout, stderr = process.communicate(timeout=PATIENCE)
         assert (process.returncode, stdout) == (75, "")
         steps.append(long.states()[-1])
         assert f"llamactl: {long.out}: stopped by {number.name} after step {steps[-1]}" in stderr

@@ -14,6 +14,7 @@ from typing import Any
 
 import pytest
 import torch
+from conftest import PATIENCE
 from torch import Tensor
 
 from llamactl.artifacts import manifest, state
@@ -190,7 +191,7 @@ def test_writing_does_not_hold_up_what_begins_it(tmp_path: Path, monkeypatch: py
     slow, real = threading.Event(), os.fsync
 
     def sync(handle: int) -> None:
-        slow.wait(30)
+        slow.wait(PATIENCE)
         real(handle)
 
     monkeypatch.setattr(os, "fsync", sync)
