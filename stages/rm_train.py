@@ -183,8 +183,11 @@ def rm_train(
         metrics = Metrics(directory, training.step, plan.schedule.steps, log_every)
         before = metrics.column("eval_loss")
         held_out = HeldOut(mixture.tested, loss, job, plan, eval_every, before, reward.MEASURED)
+        if missed := held_out.missed(network, training.step):
+            metrics.log({"step": training.step, **missed}, due=True)
         with ui.Working("rm-train", plan.schedule.steps, "steps", start=training.step) as bar:
-            for step in loop.steps(training, pairs.batch, loss, plan, lambda _, size: size, reward.MEASURED):
+            taking = loss, plan, lambda _, size: size, reward.MEASURED, held_out.due
+            for step in loop.steps(training, pairs.batch, *taking):
                 measured = held_out.at(network, step.step)
                 metrics.log(step.line() | measured, due=bool(measured))
                 if measured:

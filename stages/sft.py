@@ -153,10 +153,12 @@ def sft(
         metrics = Metrics(directory, training.step, plan.schedule.steps, log_every)
         before = metrics.column("eval_loss")
         held_out = HeldOut(evaluation, packing.answer_loss, job, plan, eval_every, before)
-        if training.step == 0 and (at_start := held_out.at(network, 0)):
-            metrics.log({"step": 0, **at_start})
+        at_start = held_out.missed(network, training.step) if training.step else held_out.at(network, 0)
+        if at_start:
+            metrics.log({"step": training.step, **at_start}, due=True)
         with ui.Working("sft", plan.schedule.steps, "steps", start=training.step) as bar:
-            for step in loop.steps(training, packs.batch, packing.answer_loss, plan, packs.targets):
+            taking = packing.answer_loss, plan, packs.targets, (), held_out.due
+            for step in loop.steps(training, packs.batch, *taking):
                 measured = held_out.at(network, step.step)
                 metrics.log(step.line() | measured, due=bool(measured))
                 if measured:

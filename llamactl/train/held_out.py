@@ -47,18 +47,39 @@ class HeldOut:
         self.measured = list(measured)  # step and loss, also of an attempt that was interrupted
         self.names = ["eval_loss", *(f"eval_{name}" for name in beside)]
 
+    def due(self, step: int) -> bool:
+        """Whether there is something to measure after a step."""
+        return bool(self.samples) and (step % self.every == 0 or step == self.last)
+
     def at(self, model: Transformer, step: int) -> dict[str, float]:
-        """The losses after a step by name, where they are due: ``every`` so many steps, and after the last."""
-        if not self.samples or (step % self.every and step != self.last):
+        """The losses after a step by name, where they are due: ``every`` so many steps, and after the last.
+
+        A signal that asks to stop is not kept waiting for them, but after the last step: they are ``missed`` then.
+        """
+        if not self.samples or not self.due(step):
             return {}
-        return self.measure(model, self.samples, step)
+        losses = self.losses(model, self.samples, step == self.last)
+        return self.noted(losses, step) if losses else {}
+
+    def missed(self, model: Transformer, step: int) -> dict[str, float]:
+        """The losses after the step that training goes on from, if an earlier attempt was stopped before it had them.
+
+        Those before the first step were never asked for.
+        """
+        known = self.job.told(not step or any(step == measured for measured, _ in self.measured))
+        return {} if known else self.at(model, step)
 
     @torch.no_grad()
-    def losses(self, model: Transformer, samples: Samples) -> list[float]:
-        """The loss, and what comes beside it, over all samples; they are shared out to the processes."""
+    def losses(self, model: Transformer, samples: Samples, to_the_end: bool) -> list[float]:
+        """The loss, and what comes beside it, over all samples; they are shared out to the processes.
+
+        None, where a signal asks one of these to stop meanwhile, unless they go on ``to_the_end``.
+        """
         job, count = self.job, len(samples)
         total = torch.zeros(len(self.names) + 1, dtype=torch.float64, device=job.device)
         for start in range(0, count, self.at_once * job.data):
+            if not to_the_end and not job.agreed(not job.caught):
+                return []
             first = start + job.rank // job.tensor * self.at_once
             numbers = range(first, min(first + self.at_once, count))
             # a process whose share is used up goes along, since all of them gather the weights together
@@ -69,9 +90,8 @@ class HeldOut:
         *losses, weight = job.sum(total).tolist()
         return [each / weight for each in losses]
 
-    def measure(self, model: Transformer, samples: Samples, step: int) -> dict[str, float]:
+    def noted(self, losses: Sequence[float], step: int) -> dict[str, float]:
         """The losses after ``step``, by name; says where the first has risen."""
-        losses = self.losses(model, samples)
         self.measured.append((step, losses[0]))
         best, lowest = min(self.measured, key=lambda one: one[1])
         since = [loss for at, loss in self.measured if at > best and loss > NOTABLE * lowest]

@@ -83,15 +83,17 @@ def steps(
     plan: Plan,
     targets: Count | None = None,
     beside: Sequence[str] = (),
+    looked_at: Callable[[int], bool] = lambda step: False,
 ) -> Iterator[Step]:
     """Train from where ``training`` stands to the last step of the schedule.
 
     ``batch(start, size)`` gives samples from a global index on, ``targets(start, size)`` what the sum of their losses
-    is divided by; without it the plan's number of tokens. ``beside`` names the sums that come with the loss. Raises
+    is divided by; without it the plan's number of tokens. ``beside`` names the sums that come with the loss, and
+    ``looked_at`` the steps after which the stage looks at the model, which must be as they have left it. Raises
     Interrupted after a signal to any process, with the state saved, and Fault after ten refused steps in a row.
 
     On a GPU the outcome of a step is read when the next one has been launched, so that the device never waits for
-    Python; but not across a step after which the state is saved.
+    Python; but not across a step after which the state is saved, or the model is looked at.
     """
     job, device = training.job, training.job.device
     peak = peak_flops(device, training.model.dtype) * job.world
@@ -112,7 +114,8 @@ def steps(
         clock, stalled, stopping = time.perf_counter(), training.stalled, False
         while training.step < total:
             ahead = training.step + len(launched)
-            if ahead < total and not stopping and not (launched and (ahead % plan.save_every == 0 or row)):
+            waiting = ahead % plan.save_every == 0 or looked_at(ahead) or row
+            if ahead < total and not stopping and not (launched and waiting):
                 launched.append(launch())
                 if len(launched) <= lag:
                     continue
