@@ -64,7 +64,7 @@ def take(
         sums = loss_of(model, piece).flatten() / targets
         (sums[0] * job.data).backward()  # type: ignore[no-untyped-call]  # which sharding averages over
         total = total + sums.detach() / job.tensor
-    told = total.new_tensor([float(tell) for tell in tells()])
+    told = torch.tensor(list(map(float, tells())), dtype=total.dtype).to(total.device, non_blocking=True)
     seen = job.sum(torch.cat([optimizer.squares()[None], total, told]))
     norm, loss = seen[0].sqrt(), seen[1]
     refused = ~torch.isfinite(loss + norm)
