@@ -15,8 +15,8 @@ import msgspec
 import orjson
 
 from llamactl.artifacts import ancestry, jsonl, manifest, metrics, state
-from llamactl.artifacts.manifest import Run
 from llamactl.artifacts.records import Shard, in_words
+from llamactl.artifacts.run import Run
 from llamactl.carbon import MOST_KG, Work
 from llamactl.errors import Fault
 from llamactl.grid import Grid, grid

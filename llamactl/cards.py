@@ -16,8 +16,8 @@ import orjson
 from llamactl import accounts, carbon, footprints, ui
 from llamactl.artifacts import ancestry, checkpoint, files, jsonl, manifest
 from llamactl.artifacts.ancestry import Lineage, Made
-from llamactl.artifacts.manifest import Run
 from llamactl.artifacts.records import Score
+from llamactl.artifacts.run import Run
 from llamactl.errors import Fault
 from llamactl.lineage import MATTERING
 

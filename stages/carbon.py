@@ -79,7 +79,7 @@ def carbon(
     from llamactl import accounts, footprints, grid, ui
     from llamactl import carbon as counting
     from llamactl.artifacts import ancestry, jsonl
-    from llamactl.artifacts.manifest import Run
+    from llamactl.artifacts.run import Run
     from llamactl.errors import Fault
 
     if paper and (paths or lineage):

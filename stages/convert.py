@@ -54,7 +54,7 @@ def convert(
 
     from llamactl import ui
     from llamactl.artifacts import corpus, jsonl
-    from llamactl.artifacts.manifest import Run
+    from llamactl.artifacts.run import Run
     from llamactl.errors import Fault
     from llamactl.formats import items, known
     from llamactl.text import dialogue

@@ -94,6 +94,7 @@ def distill_safety(
     from llamactl.align.preprompts import Templates
     from llamactl.align.questions import Question, RiskyPrompt, RiskySample
     from llamactl.artifacts import files, journal, jsonl, manifest
+    from llamactl.artifacts.run import Run
     from llamactl.errors import Fault
     from llamactl.model import device as devices
     from llamactl.model import generate as sampler
@@ -119,7 +120,7 @@ def distill_safety(
     names = prompts or [jsonl.STDIN]
     jsonl.by_every_process(names)
     wordings = [templates] if templates else []
-    run = manifest.Run(
+    run = Run(
         "distill-safety", settings,
         {"model": [model], "safety": [safety], "templates": wordings, "prompts": names}, out,
     )  # fmt: skip

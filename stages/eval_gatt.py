@@ -60,8 +60,9 @@ def gatt(
 
     from llamactl import bootstrap, hardware, ui
     from llamactl.align.gatt import FIELD
-    from llamactl.artifacts import files, jsonl, manifest
+    from llamactl.artifacts import files, jsonl
     from llamactl.artifacts.records import Dialogue, Score
+    from llamactl.artifacts.run import Run
     from llamactl.errors import Fault
     from llamactl.evals import attention as attending
     from llamactl.evals import gatt as measuring
@@ -93,7 +94,7 @@ def gatt(
     }
     settings = {name: value for name, value in settings.items() if name not in ("samples", "plot")}
     lists = {"constraints": [constraints] if constraints else [], "unseen": [unseen] if unseen else []}
-    run = manifest.Run("eval gatt", settings, {"models": models, "data": names, **lists}, out)
+    run = Run("eval gatt", settings, {"models": models, "data": names, **lists}, out)
     if run.already_made(announce=False):
         for flag, path in wanted.items():
             if not path.exists():

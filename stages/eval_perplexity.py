@@ -41,8 +41,8 @@ def perplexity(
     from llamactl import ui
     from llamactl.artifacts import corpus as texts
     from llamactl.artifacts import jsonl
-    from llamactl.artifacts.manifest import Run
     from llamactl.artifacts.records import Score
+    from llamactl.artifacts.run import Run
     from llamactl.errors import Fault
     from llamactl.evals import perplexity as measuring
     from llamactl.model import device as devices

@@ -39,8 +39,8 @@ def refusals(
 
     from llamactl import bootstrap, ui
     from llamactl.artifacts import jsonl
-    from llamactl.artifacts.manifest import Run
     from llamactl.artifacts.records import Score, to_last_question
+    from llamactl.artifacts.run import Run
     from llamactl.errors import Fault
     from llamactl.evals import refusals as measuring
     from llamactl.text import dialogue

@@ -44,6 +44,7 @@ def reward(
     from llamactl.align.judges import Judges
     from llamactl.artifacts import jsonl, manifest
     from llamactl.artifacts.records import Score
+    from llamactl.artifacts.run import Run
     from llamactl.errors import Fault
     from llamactl.evals import reward as measuring
     from llamactl.evals.reward_tables import tables
@@ -62,7 +63,7 @@ def reward(
     if fault := planning.apart(shapes, ui.world_size(), tensor_parallel):
         raise fault
     settings["precision"] = precision or [judges.stored for judges in panel.values()]
-    run = manifest.Run("eval reward", settings, {"models": models, "data": files}, out)
+    run = Run("eval reward", settings, {"models": models, "data": files}, out)
     if run.already_made(announce=False):
         return
     digests = {one["sha256"]: one["path"] for one in run.inputs if one["sha256"]}  # of stdin there is none

@@ -81,8 +81,8 @@ def gatt_synth(
     from llamactl import hardware, ui
     from llamactl.align import gatt
     from llamactl.artifacts import journal, jsonl
-    from llamactl.artifacts.manifest import Run
     from llamactl.artifacts.records import Dialogue, Sample
+    from llamactl.artifacts.run import Run
     from llamactl.errors import Fault
     from llamactl.model import device as devices
     from llamactl.model import generate as sampler

@@ -54,8 +54,8 @@ def generate(
 
     from llamactl import hardware, ui
     from llamactl.artifacts import journal, jsonl
-    from llamactl.artifacts.manifest import Run
     from llamactl.artifacts.records import Document, Prompt
+    from llamactl.artifacts.run import Run
     from llamactl.errors import Fault
     from llamactl.model import device as devices
     from llamactl.model import generate as sampler

@@ -49,7 +49,7 @@ def plot(
     settings = dict(locals())
 
     from llamactl.artifacts import jsonl
-    from llamactl.artifacts.manifest import Run
+    from llamactl.artifacts.run import Run
     from llamactl.errors import Fault
     from llamactl.pictures import ink, kinds, terminal
     from llamactl.pictures.asked import Asked, source

@@ -125,8 +125,9 @@ def ppo(
     from llamactl import hardware, ui
     from llamactl.align import answering, choice
     from llamactl.align.judges import Judges
-    from llamactl.artifacts import jsonl, manifest
+    from llamactl.artifacts import jsonl
     from llamactl.artifacts.records import Prompt
+    from llamactl.artifacts.run import Run
     from llamactl.errors import Fault
     from llamactl.model import trees
     from llamactl.model.heads import RewardModel
@@ -166,7 +167,7 @@ def ppo(
     }  # fmt: skip
     planned = {"device", "devices", "mfu", "micro_batch", "activation_checkpointing", "tensor_parallel", "replicas"}
     settings = {name: value for name, value in settings.items() if name not in planned | {"compile", "offload"}}
-    run = manifest.Run("ppo", settings | {"kl": beta}, inputs, out, verify and not dry_run)
+    run = Run("ppo", settings | {"kl": beta}, inputs, out, verify and not dry_run)
     if not dry_run and run.already_made():
         return
     same = all(one["sha256"] == run.inputs[0]["sha256"] for one in run.inputs if one["as"] == "reference")

@@ -115,8 +115,9 @@ def pretrain(
     from functools import partial
 
     from llamactl import cards
-    from llamactl.artifacts import checkpoint, files, manifest
+    from llamactl.artifacts import checkpoint, files
     from llamactl.artifacts.metrics import Metrics
+    from llamactl.artifacts.run import Run
     from llamactl.model import device as machine
     from llamactl.model.llama import Llama
     from llamactl.text import dialogue
@@ -125,7 +126,7 @@ def pretrain(
     from llamactl.train.training import Training
     from llamactl.train.verify import resume_is_exact
 
-    run = manifest.Run("pretrain", settings, {"data": [path for path, _ in places]}, out, verify)
+    run = Run("pretrain", settings, {"data": [path for path, _ in places]}, out, verify)
     if not verify_resume and run.already_made():
         return
     target = machine.chosen(device)

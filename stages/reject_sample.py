@@ -66,6 +66,7 @@ def reject_sample(
     from llamactl.align.rejection import Draw
     from llamactl.artifacts import files, journal, jsonl, manifest
     from llamactl.artifacts.records import Prompt, Sample
+    from llamactl.artifacts.run import Run
     from llamactl.errors import Fault
     from llamactl.model import device as devices
     from llamactl.model import generate as sampler
@@ -95,7 +96,7 @@ def reject_sample(
     settings["precision"] = precision or [stored, judges.stored]
     names = prompts or [jsonl.STDIN]
     jsonl.by_every_process([*names, *pool])
-    run = manifest.Run(
+    run = Run(
         "reject-sample", settings,
         {"model": [model], **{name: [place] for name, place in places.items()}, "pool": pool, "prompts": names}, out,
     )  # fmt: skip

@@ -89,8 +89,9 @@ def rm_train(
 
     from llamactl import ui
     from llamactl.align import reward
-    from llamactl.artifacts import jsonl, manifest
+    from llamactl.artifacts import jsonl
     from llamactl.artifacts.records import SAFE
+    from llamactl.artifacts.run import Run
     from llamactl.errors import Fault
     from llamactl.model import trees
     from llamactl.model.config import Size
@@ -122,7 +123,7 @@ def rm_train(
     inputs: dict[str, list[str | Path]] = {
         "model": [model], "comparisons": [*names], "mix": [*others], "eval": [eval] if eval else [],
     }  # fmt: skip
-    run = manifest.Run("rm-train", settings, inputs, out, verify and not dry_run)
+    run = Run("rm-train", settings, inputs, out, verify and not dry_run)
 
     how = Judging(shape.context, truncate, allow_tags)
     everything = data.Comparisons(tokenizer, how, reward.MARGINS[margin], SAFE, run, max_line)

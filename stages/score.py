@@ -42,8 +42,8 @@ def score(
     from llamactl import ui
     from llamactl.align.judges import Judges
     from llamactl.artifacts import jsonl
-    from llamactl.artifacts.manifest import Run
     from llamactl.artifacts.records import Comparison, Dialogue, Sample
+    from llamactl.artifacts.run import Run
     from llamactl.model import device as devices
     from llamactl.train import parallel, planning
 

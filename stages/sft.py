@@ -64,8 +64,9 @@ def sft(
     from dataclasses import replace
 
     from llamactl import ui
-    from llamactl.artifacts import jsonl, manifest
+    from llamactl.artifacts import jsonl
     from llamactl.artifacts.records import Dialogue, Sample
+    from llamactl.artifacts.run import Run
     from llamactl.errors import Fault
     from llamactl.model.config import Size
     from llamactl.model.llama import Llama
@@ -89,7 +90,7 @@ def sft(
         "overwrite": overwrite, "skip_bad": skip_bad,
     }  # fmt: skip
 
-    def packed(files: list[str], run: manifest.Run) -> packing.Packs:
+    def packed(files: list[str], run: Run) -> packing.Packs:
         examples = packing.Examples()
         how = Learning(shape.context, loss == "last", truncate, allow_tags)
         with ui.Working(f"read {', '.join(files)}", None, "dialogues") as bar:
@@ -107,7 +108,7 @@ def sft(
         return packing.Packs(examples, shape.context, seed, document_mask)
 
     inputs: dict[str, list[str | Path]] = {"model": [model], "dialogues": [*names], "eval": [eval] if eval else []}
-    run = manifest.Run("sft", settings, inputs, out, verify and not dry_run)
+    run = Run("sft", settings, inputs, out, verify and not dry_run)
     packs, evaluation = packed(names, run), packed([str(eval)], run) if eval else None
     plan = schedule.planned(
         shape.context, Size(shape, 0.0, 2e-5, 64), lr=lr, warmup=warmup, steps=steps, tokens=tokens,

@@ -36,7 +36,7 @@ def tokenize(
     from llamactl import ui
     from llamactl.artifacts import corpus as texts
     from llamactl.artifacts import shards
-    from llamactl.artifacts.manifest import Run
+    from llamactl.artifacts.run import Run
     from llamactl.errors import Fault
     from llamactl.text.encode import encode_corpus
     from llamactl.text.tokenizer import Tokenizer

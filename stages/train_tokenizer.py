@@ -36,7 +36,7 @@ def train_tokenizer(
 
     from llamactl import ui
     from llamactl.artifacts import corpus as texts
-    from llamactl.artifacts.manifest import Run
+    from llamactl.artifacts.run import Run
     from llamactl.text import tokenizer
 
     names, passed_over = texts.files(corpus)

@@ -9,7 +9,7 @@ import pytest
 
 from llamactl.artifacts import ancestry, manifest
 from llamactl.artifacts.ancestry import Lineage
-from llamactl.artifacts.manifest import Run
+from llamactl.artifacts.run import Run
 from llamactl.errors import Fault
 
 

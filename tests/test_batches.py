@@ -9,8 +9,8 @@ import numpy as np
 import pytest
 
 from llamactl.artifacts import manifest
-from llamactl.artifacts.manifest import Run
 from llamactl.artifacts.records import Shard
+from llamactl.artifacts.run import Run
 from llamactl.artifacts.shards import Shards, Writer
 from llamactl.errors import Fault
 from llamactl.train.batches import Mix, Source, shares, shuffled, weighted

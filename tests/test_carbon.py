@@ -14,7 +14,7 @@ from conftest import written
 
 from llamactl import carbon, cli, footprints
 from llamactl.artifacts import manifest
-from llamactl.artifacts.manifest import Run
+from llamactl.artifacts.run import Run
 from llamactl.carbon import Work
 from llamactl.errors import Fault
 from llamactl.grid import Grid

@@ -10,8 +10,8 @@ import pytest
 from conftest import turns, written
 
 from llamactl.align import reward
-from llamactl.artifacts.manifest import Run
 from llamactl.artifacts.records import SAFE
+from llamactl.artifacts.run import Run
 from llamactl.errors import Fault
 from llamactl.text.judging import Judging
 from llamactl.text.tokenizer import Tokenizer

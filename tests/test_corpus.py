@@ -12,8 +12,8 @@ from conftest import DATA, Command
 
 from llamactl.artifacts import corpus
 from llamactl.artifacts.corpus import Reading
-from llamactl.artifacts.manifest import Run
 from llamactl.artifacts.records import Document, Shard
+from llamactl.artifacts.run import Run
 from llamactl.errors import Fault
 
 

@@ -15,7 +15,7 @@ from conftest import PATIENCE
 
 from llamactl import energy, ui
 from llamactl.artifacts import journal, manifest
-from llamactl.artifacts.manifest import Run
+from llamactl.artifacts.run import Run
 from llamactl.errors import Interrupted
 from llamactl.train.parallel import Job
 

@@ -17,7 +17,7 @@ from test_cli import command, one_line
 from test_parallel import ended, environment, meeting
 
 from llamactl.artifacts import files, journal, manifest
-from llamactl.artifacts.manifest import Run
+from llamactl.artifacts.run import Run
 from llamactl.errors import Fault, Interrupted
 
 assert command  # a fixture
@@ -288,7 +288,7 @@ def test_stdin_cannot_be_compared(place: Path, capfd: pytest.CaptureFixture[str]
     killed(place, out, 4)
     left = files.journal(out).read_bytes().splitlines(keepends=True)
     header = orjson.loads(left[0])
-    header["inputs"] = manifest.Run("double", {}, {"given": ["-"]}).inputs
+    header["inputs"] = Run("double", {}, {"given": ["-"]}).inputs
     files.journal(out).write_bytes(orjson.dumps(header) + b"\n" + b"".join(left[1:]))
     assert work(place, out, source="-")[0] == RECORDS
     assert "(from stdin): starting over" in capfd.readouterr().err

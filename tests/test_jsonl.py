@@ -18,8 +18,8 @@ import zstandard
 from conftest import DATA
 
 from llamactl.artifacts import jsonl
-from llamactl.artifacts.manifest import Run
 from llamactl.artifacts.records import Dialogue, Document, Prompt, Shard
+from llamactl.artifacts.run import Run
 from llamactl.errors import Fault
 
 MIB = 1 << 20

@@ -16,7 +16,7 @@ from conftest import Command
 
 from llamactl import __version__
 from llamactl.artifacts import files, manifest
-from llamactl.artifacts.manifest import Run
+from llamactl.artifacts.run import SHOWN, Run
 from llamactl.errors import Fault
 
 # What the contract asks of every run.json.
@@ -496,7 +496,7 @@ def test_skips_are_counted_in_the_manifest_and_aloud_even_when_quiet(
     assert facts["skipped"] == {"bad records": 9}
     assert facts["done"]["documents"] == 6
     said = done.stderr.splitlines()
-    assert len(said) == manifest.SHOWN + 1
+    assert len(said) == SHOWN + 1
     assert said[0].startswith(f"skipped {tmp_path / 'in.jsonl'}:2: ")
     assert said[-1] == "tokenize: skipped 9 bad records"
 

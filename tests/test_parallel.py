@@ -33,7 +33,7 @@ from torch import Tensor
 from torch.distributed.tensor import DTensor
 
 from llamactl.align import reward
-from llamactl.artifacts.manifest import Run
+from llamactl.artifacts.run import Run
 from llamactl.artifacts.state import Saver, State
 from llamactl.model import device, sharded
 from llamactl.model.config import Config

@@ -16,6 +16,7 @@ from test_cli import Run, command, one_line
 from llamactl.align import rejection
 from llamactl.align.rejection import Draw
 from llamactl.artifacts import manifest
+from llamactl.artifacts import run as runs
 from llamactl.errors import Fault
 from llamactl.evals.reward import Judged, Pair, Rated
 from llamactl.pictures import ink, kinds, measured, terminal
@@ -29,7 +30,7 @@ SCORING = {"model": "rm", "shots": 0, "prompt_sha256": "0" * 64, "scoring": "by 
 
 def charts(kind: str, *paths: Path, labels: list[str] | None = None) -> list[Chart]:
     asked = [str(path) for path in paths]
-    return kinds.kind(kind).charts(Asked(asked, labels or [], manifest.Run("plot", {}, {}), 0))
+    return kinds.kind(kind).charts(Asked(asked, labels or [], runs.Run("plot", {}, {}), 0))
 
 
 def line(step: int, **more: object) -> dict[str, object]:
@@ -178,7 +179,7 @@ def test_reward_of_n_answers(files: dict[str, list[Path]]) -> None:
 
 def test_a_report_is_found_in_the_manifest_of_the_samples(tmp_path: Path) -> None:
     report = json.loads(a_report(tmp_path / "a.json").read_text())
-    run = manifest.Run("reject-sample", {}, {}, tmp_path / "best.jsonl")
+    run = runs.Run("reject-sample", {}, {}, tmp_path / "best.jsonl")
     run.facts["report"] = report
     with run.records() as writer:
         writer.write({"messages": [], "response": ""})
@@ -229,7 +230,7 @@ def test_progress_of_ppo(tmp_path: Path, files: dict[str, list[Path]]) -> None:
 
 
 def test_self_bleu_by_kind_and_temperature(files: dict[str, list[Path]]) -> None:
-    run = manifest.Run("plot", {}, {})
+    run = runs.Run("plot", {}, {})
     (chart,) = kinds.kind("self-bleu").charts(Asked([str(files["self-bleu"][0])], [], run, 0))
     assert [series.name for series in chart.series] == ["creative", "factual"]
     for series in chart.series:

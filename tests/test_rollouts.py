@@ -25,8 +25,8 @@ from llamactl.align import alarms, answering, choice, ppo
 from llamactl.align.answering import Answer, Answering, Judgement, Question
 from llamactl.align.judges import Judges
 from llamactl.artifacts.jsonl import Found, refuse
-from llamactl.artifacts.manifest import Run
 from llamactl.artifacts.records import Prompt, Sample, checked
+from llamactl.artifacts.run import Run
 from llamactl.errors import Fault
 from llamactl.model import generate
 from llamactl.model.config import Config

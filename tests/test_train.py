@@ -18,8 +18,8 @@ from torch import Tensor
 from typer.testing import CliRunner
 
 from llamactl.artifacts import manifest, state
-from llamactl.artifacts.manifest import Run
 from llamactl.artifacts.records import Shard
+from llamactl.artifacts.run import Run
 from llamactl.artifacts.shards import Shards, Writer
 from llamactl.cli import app
 from llamactl.errors import Fault, Interrupted

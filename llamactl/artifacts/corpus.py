@@ -13,8 +13,8 @@ import msgspec
 
 from llamactl.artifacts import jsonl
 from llamactl.artifacts.jsonl import STDIN, Block
-from llamactl.artifacts.manifest import Run
 from llamactl.artifacts.records import Document, Shard, in_words
+from llamactl.artifacts.run import Run
 from llamactl.errors import Fault
 
 PACKED = ("", ".gz", ".zst")

@@ -22,7 +22,7 @@ import orjson
 from llamactl import ui
 from llamactl.artifacts import files
 from llamactl.artifacts.jsonl import Writer
-from llamactl.artifacts.manifest import Run
+from llamactl.artifacts.run import Run
 from llamactl.errors import Fault, Interrupted
 from llamactl.signals import handled
 

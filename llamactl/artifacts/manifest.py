@@ -1,26 +1,22 @@
 """A run's manifest: what was asked, on what, from what, and what came of it (contract, section 1).
 
 ``run.json`` lies in a directory artifact, ``NAME.run.json`` beside a file. It carries its own digest, so that an edit
-by hand shows. Its inputs are named by digest, so that they are found again wherever they are moved to.
+by hand shows. Its inputs are named by digest, so that they are found again wherever they are moved to. (``run`` writes
+it.)
 """
 
 import os
-import socket
-import sys
-import time
 from collections import Counter
-from collections.abc import Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
-from datetime import UTC, datetime
+from collections.abc import Mapping, Sequence
 from hashlib import sha256
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any
 
 import orjson
 
-from llamactl import __version__, energy, hardware, ui
-from llamactl.artifacts import files, metrics
-from llamactl.artifacts.jsonl import STDIN, Writer, compressed, reader_may_leave, stdout
+from llamactl import __version__
+from llamactl.artifacts import files
+from llamactl.artifacts.jsonl import STDIN
 from llamactl.errors import Fault
 
 FILE = "run.json"
@@ -28,14 +24,6 @@ CARD = (
     "README.md"  # of a model: for people, who may edit it or have it written anew; its bytes are held against nothing
 )
 FORMAT = 1
-
-# Flags that do not change what is made: another value of one of these asks for the same artifact.
-NEUTRAL = {
-    "out", "report", "quiet", "overwrite", "resume", "dry_run", "log_every", "save_every", "keep", "verify", "workers",
-    "cache_memory", "tensor_parallel", "samples_every", "model_every", "kl_stop", "length_stop",
-}  # fmt: skip
-
-SHOWN = 5  # bad records named one by one before they are only counted
 
 
 def dumps(manifest: Mapping[str, Any]) -> bytes:
@@ -92,7 +80,7 @@ def described(name: str, path: str, verify: bool = True) -> dict[str, Any]:
     """
     place = Path(path)
     if path == STDIN or place.is_fifo():  # which can be read once only
-        return {"as": name, "path": _plain(path), "kind": "stream", "size": None, "sha256": None}
+        return {"as": name, "path": plain(path), "kind": "stream", "size": None, "sha256": None}
     if not place.exists():
         raise Fault(place, "no such file or directory")
     own = beside(place)
@@ -107,13 +95,14 @@ def described(name: str, path: str, verify: bool = True) -> dict[str, Any]:
         size, digest = files.stamp(place)
         if made_by and made_by["outputs"][0]["sha256"] != digest:
             raise Fault(place, f"its bytes differ from what {own.name} says", "make it again with --overwrite")
-    entry = {"as": name, "path": _plain(path), "kind": _kind(place), "size": size, "sha256": digest}
+    entry = {"as": name, "path": plain(path), "kind": kind(place), "size": size, "sha256": digest}
     if made_by:
         entry["manifest"] = made_by["sha256"]
     return entry
 
 
-def _kind(path: Path) -> str:
+def kind(path: Path) -> str:
+    """What an artifact is, as manifests call it."""
     if path.name.endswith(".model"):
         return "tokenizer"
     if path.is_dir():
@@ -159,294 +148,10 @@ def merged(parts: Sequence[dict[str, Any]]) -> dict[str, Any]:
     return whole
 
 
-def _now() -> str:
-    return datetime.now(UTC).isoformat(timespec="seconds")
-
-
-class Run:
-    """One run of a stage, from its command line to its manifest.
-
-    ``settings`` are the stage's own parameters, resolved (``locals()`` will do: inputs and what does not change the
-    result are left out). ``inputs`` names the files and directories it reads, by the parameter that named them.
-    """
-
-    def __init__(
-        self,
-        stage: str,
-        settings: Mapping[str, Any],
-        inputs: Mapping[str, Iterable[str | Path]],
-        out: Path | None = None,
-        verify: bool = True,
-    ) -> None:
-        self.stage, self.out = stage, out.resolve() if out and out.name in ("", "..") else out
-        self.settings = {k: _plain(v) for k, v in sorted(settings.items()) if k not in NEUTRAL and k not in inputs}
-        verify = verify and ui.first_rank()
-        self.inputs = [described(name, str(path), verify) for name, paths in inputs.items() for path in paths]
-        self.done: Counter[str] = Counter()  # documents, tokens, bytes, samples: what was worked through
-        self.skipped: Counter[str] = Counter()  # what was not, by reason
-        self.noted: Counter[str] = Counter()  # what was used, but not as it was, by reason
-        self.facts: dict[str, Any] = {}  # what else the stage has to say for itself
-        self.devices = 1  # GPUs, or machines where it runs on their processors
-        self.earlier = 0.0  # device-seconds spent by attempts that were interrupted
-        self.earlier_joules: float | None = 0.0  # that they were measured to take; None where they were not
-        self.told: dict[str, float] | None = {} if ui.machines() == 1 else None  # joules by all machines' meters
-        self.overwrite, self._skip_bad = bool(settings.get("overwrite")), bool(settings.get("skip_bad"))
-        self._start, self._clock = _now(), time.monotonic()
-        self._device, self.meter = hardware.processor(), energy.processors()
-
-    @property
-    def device(self) -> str:
-        """What it runs on, as that calls itself: this machine's processor, unless ``use`` says otherwise."""
-        return self._device
-
-    def use(self, device: str, gpus: Sequence[str] | None = None) -> None:
-        """Run on a device of this name. GPUs, as ``model.device.gpus`` names them, are metered from now on."""
-        self._device = device
-        if gpus is not None:
-            self.meter = energy.gpus(gpus)
-
-    # -- before
-
-    def already_made(self, mark: str | None = None, announce: bool = True) -> bool:
-        """Whether ``out`` is there, complete, and what this run would make; says so.
-
-        ``mark`` names the manifest of a part, where ``out`` is a directory of parts. Raises Fault where something else
-        has the name.
-        """
-        if self.out is None or not self.out.exists():
-            return False
-        own = self.out / mark if mark else beside(self.out)
-        if not own.exists():
-            if self.out.is_file() and not self.overwrite:
-                raise Fault(self.out, "exists, and not by llamactl", "--overwrite to replace it, or another -o")
-            return False
-        if self.overwrite:
-            return False
-        made = load(own)
-        if self.out.is_file() and files.stamp(self.out).sha256 != made["outputs"][0]["sha256"]:
-            raise Fault(self.out, f"its bytes differ from what {own.name} says", "--overwrite to make it again")
-        if difference := self.difference(made):
-            raise Fault(
-                self.out, f"exists and was made otherwise ({difference})", "--overwrite to redo it, or another -o"
-            )
-        files.journal(self.out).unlink(missing_ok=True)  # of a run that was killed as it finished
-        ui.note(f"{self.out}: already made on {made['end'][:10]}; nothing to do (--overwrite to redo)")
-        if announce:
-            self._announce()
-        return True
-
-    def difference(self, made: Mapping[str, Any], but: Sequence[str] = ()) -> str:
-        """What this run would do otherwise than ``made``, settings ``but`` some, in words; empty where nothing."""
-        if made["stage"] != self.stage:
-            return f"by {made['stage']}"
-        for name in sorted(self.settings.keys() | made["settings"].keys()):
-            mine, theirs = self.settings.get(name), made["settings"].get(name)
-            if mine != theirs and name not in but:
-                return f"with {name.replace('_', '-')} {theirs}, not {mine}"
-        ours = [(i["as"], i["sha256"]) for i in self.inputs]
-        if ours != [(i["as"], i["sha256"]) for i in made["inputs"]]:
-            return "from other inputs"
-        return ""
-
-    # -- while
-
-    def refuse(self, fault: Fault) -> None:
-        """A record that cannot be used: the end of the run, or with ``--skip-bad`` skipped and counted."""
-        if not self._skip_bad:
-            if not fault.remedy:
-                fault = Fault(fault.subject, fault.problem, "mend it, or leave it out with --skip-bad")
-            raise fault
-        self.skip(fault, "bad records")
-
-    def skip(self, fault: Fault, reason: str) -> None:
-        """Leave out what cannot be used, and count it; the first ones are named."""
-        self.skipped[reason] += 1
-        if self.skipped[reason] <= SHOWN:
-            ui.warn(f"skipped {fault.subject}: {fault.problem}")
-
-    def device_seconds(self) -> float:
-        """Seconds so far times devices, those of interrupted attempts included."""
-        return self.earlier + (time.monotonic() - self._clock) * self.devices
-
-    def joules(self, within: float = 0.0) -> float | None:
-        """Measured so far, of all machines and attempts; None where one of them has not been.
-
-        This machine's reading is not older than ``within`` seconds, other machines' are from when they last told.
-        """
-        here = self.meter.joules(within)
-        if here is None or self.told is None or self.earlier_joules is None:
-            return None
-        return self.earlier_joules + sum((self.told | here).values())
-
-    def account(self) -> dict[str, Any]:
-        """What it has taken so far, where and when: energy as it was measured, else by the device's power (TDP)."""
-        hours, joules, watts = self.device_seconds() / 3600, self.joules(), hardware.watts(self.device)
-        why = f" ({self.meter.why})" if self.meter.why else ""
-        kwh, method = None, f"unknown: no power figure for this device{why}"
-        if joules is not None:
-            kwh, method = joules / 3.6e6, f"measured: {self.meter.by}"
-        elif watts is not None:
-            kwh, method = hours * watts / 1000, f"tdp: {watts} W{why}"
-        return {
-            "start": self._start,
-            "end": _now(),
-            "host": socket.gethostname(),
-            "device": self.device,
-            "devices": self.devices,
-            "device_hours": round(hours, 6),
-            "energy_kwh": None if kwh is None else round(kwh, 6),
-            "energy_method": method,
-        }
-
-    # -- after
-
-    def manifest(self, outputs: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
-        """The manifest of what was made."""
-        return {
-            "format": FORMAT,
-            "stage": self.stage,
-            "command": [Path(sys.argv[0]).name, *map(_plain, sys.argv[1:])],
-            "settings": self.settings,
-            "version": __version__,
-            "seed": self.settings.get("seed"),
-            "inputs": self.inputs,
-            "outputs": list(outputs),
-            **self.account(),
-            "done": dict(self.done),
-            "skipped": dict(self.skipped),
-            "noted": dict(self.noted),
-            **self.facts,
-        }
-
-    def write(self, directory: Path, outputs: Sequence[Mapping[str, Any]]) -> None:
-        """Write it into a directory that is being filled."""
-        (directory / FILE).write_bytes(dumps(self.manifest(outputs)))
-
-    @contextmanager
-    def file(self, announce: bool = True) -> Iterator[BinaryIO]:
-        """The output file, which appears whole, its manifest just before it."""
-        assert self.out is not None
-        with files.whole_file(self.out) as stream:
-            yield stream
-            stream.flush()
-            written = files.stamp(files.partial(self.out))
-            output = files.entry(self.out, _kind(self.out), written)
-            with files.whole_file(beside(self.out)) as own:
-                own.write(dumps(self.manifest([output])))
-        self._report(announce)
-
-    @contextmanager
-    def records(self) -> Iterator[Writer]:
-        """Where records go: ``out``, with a manifest, or stdout, without; of several processes the first one's go."""
-        if not ui.first_rank():
-            with Path(os.devnull).open("wb") as nowhere:
-                yield Writer(nowhere)
-        elif self.out is None:
-            yield Writer(stdout(), eager=True)
-            self._report(announce=False)
-        else:
-            with self.file(announce=False) as stream, compressed(stream, self.out.name) as packed:
-                yield Writer(packed)
-
-    def _refuse_foreign(self, marks: str = FILE) -> None:
-        """Raise Fault where ``out`` is a directory with something in it, and none of ``marks`` (a pattern) of ours."""
-        assert self.out is not None
-        if not self.out.exists():
-            return
-        left = () if self.out.is_file() else set(self.out.iterdir()) - set(self.out.glob(files.PARTIALS))
-        if self.out.is_file() or (left and not any(self.out.glob(marks))):
-            raise Fault(self.out, "exists, and not by llamactl", "remove it yourself, or name another -o")
-
-    @contextmanager
-    def directory(self) -> Iterator[tuple[Path, list[dict[str, Any]]]]:
-        """A directory that appears whole, and the list of its outputs to fill."""
-        assert self.out is not None
-        self._refuse_foreign()
-        outputs: list[dict[str, Any]] = []
-        with files.whole_directory(self.out) as partial:
-            yield partial, outputs
-            self.write(partial, outputs)
-        self._report()
-
-    @contextmanager
-    def in_place(self, fresh: bool) -> Iterator[tuple[Path, list[dict[str, Any]]]]:
-        """A directory that a training fills as it goes, and the list of its outputs; ``run.json`` says it is complete.
-
-        ``fresh`` clears what an earlier attempt has left there; ``--overwrite`` what a finished one has, so that a run
-        that was asked to overwrite, and was interrupted, goes on like any other. Where many processes train together
-        the first one does this; the others may use the directory when it has.
-        """
-        assert self.out is not None
-        if not ui.first_rank():
-            yield self.out, []
-            return
-        self.out.mkdir(parents=True, exist_ok=True)
-        outputs: list[dict[str, Any]] = []
-        with files.locked(self.out, self.out):
-            if not (self.out / FILE).exists():
-                self._refuse_foreign(metrics.FILE)
-            for leftover in list(self.out.rglob(files.PARTIALS)):
-                files.remove(leftover)
-            if fresh or (self.out / FILE).exists():
-                files.clear(self.out)
-            yield self.out, outputs
-            with files.whole_file(self.out / FILE) as stream:
-                stream.write(dumps(self.manifest(outputs)))
-        self._report()
-
-    @contextmanager
-    def part(self, mark: str) -> Iterator[tuple[Path, list[dict[str, Any]]]]:
-        """One part of a directory that several runs fill; ``mark`` is the manifest that says the part is whole."""
-        assert self.out is not None
-        self.out.mkdir(parents=True, exist_ok=True)
-        self._refuse_foreign("part-*")
-        hidden = files.partial(self.out / mark)
-        hidden.mkdir(exist_ok=True)
-        outputs: list[dict[str, Any]] = []
-        with files.locked(hidden, self.out / mark):
-            files.clear(hidden)
-            try:
-                yield hidden, outputs
-                for output in outputs:
-                    files.sync(hidden / output["path"])
-                self._take_back(mark)
-                for output in outputs:
-                    (hidden / output["path"]).replace(self.out / output["path"])
-            finally:
-                files.remove(hidden)
-        with files.whole_file(self.out / mark) as stream:
-            stream.write(dumps(self.manifest(outputs)))
-        self._report()
-
-    def _take_back(self, mark: str) -> None:
-        """Remove an earlier edition of a part, which makes the whole incomplete until this one is there."""
-        assert self.out is not None
-        if (self.out / mark).exists():
-            old = load(self.out / mark)
-            (self.out / FILE).unlink(missing_ok=True)
-            (self.out / mark).unlink()
-            for output in old["outputs"]:
-                if output["kind"] == "shard":
-                    (self.out / output["path"]).unlink(missing_ok=True)
-
-    def _report(self, announce: bool = True) -> None:
-        if self.skipped:
-            ui.warn(f"{self.stage}: skipped " + ", ".join(f"{n:,} {reason}" for reason, n in self.skipped.items()))
-        if self.noted:
-            ui.warn(f"{self.stage}: " + ", ".join(f"{n:,} {what}" for what, n in self.noted.items()))
-        if announce:
-            self._announce()
-
-    def _announce(self) -> None:
-        """The path of a finished artifact is the one line on stdout."""
-        if ui.first_rank():
-            with reader_may_leave():
-                print(self.out, flush=True)
-
-
-def _plain(value: object) -> Any:
+def plain(value: object) -> Any:
+    """A value of a setting as JSON has it."""
     if isinstance(value, str | Path):  # a name that is not UTF-8 is spelled with escapes
         return os.fsencode(value).decode("utf-8", "backslashreplace")
     if isinstance(value, tuple | list):
-        return [_plain(v) for v in value]
+        return [plain(v) for v in value]
     return value if isinstance(value, int | float | bool | None) else str(value)

@@ -16,6 +16,7 @@ import numpy as np
 
 from llamactl.artifacts import files, manifest, tensors
 from llamactl.artifacts.records import Shard
+from llamactl.artifacts.run import Run
 from llamactl.errors import Fault
 
 TOKENS_PER_SHARD = 1 << 26  # 128 MiB of uint16: what a writer holds in memory
@@ -91,7 +92,7 @@ def missing(directory: Path) -> list[Shard]:
     return [Shard(i, count) for count in counts for i in range(count) if i not in done]
 
 
-def check_siblings(directory: Path, part: Shard, run: manifest.Run, overwrite: bool) -> None:
+def check_siblings(directory: Path, part: Shard, run: Run, overwrite: bool) -> None:
     """Raise Fault where ``directory`` is no place for this part: whole already, or of an array made otherwise.
 
     An array may be made anew part by part (``overwrite``); its size stays.

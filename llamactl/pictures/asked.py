@@ -5,8 +5,8 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from llamactl.artifacts import jsonl, manifest, metrics
-from llamactl.artifacts.manifest import Run
 from llamactl.artifacts.records import Shard
+from llamactl.artifacts.run import Run
 from llamactl.errors import Fault
 
 

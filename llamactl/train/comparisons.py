@@ -11,8 +11,8 @@ import orjson
 
 from llamactl import ui
 from llamactl.artifacts import files, jsonl
-from llamactl.artifacts.manifest import Run
 from llamactl.artifacts.records import Comparison, Rating, SafetyLabel
+from llamactl.artifacts.run import Run
 from llamactl.errors import Fault
 from llamactl.text import judging
 from llamactl.text.judging import Judging

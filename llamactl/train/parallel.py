@@ -35,7 +35,7 @@ from torch.utils.checkpoint import CheckpointPolicy, checkpoint, create_selectiv
 
 from llamactl import ui
 from llamactl.artifacts.journal import Journal
-from llamactl.artifacts.manifest import Run
+from llamactl.artifacts.run import Run
 from llamactl.errors import Fault
 from llamactl.model.heads import RewardModel
 from llamactl.model.llama import Llama, Transformer

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from llamactl import ui
 from llamactl.artifacts import files, state
-from llamactl.artifacts.manifest import Run
+from llamactl.artifacts.run import Run
 from llamactl.errors import Fault, Interrupted
 from llamactl.model import sharded
 from llamactl.model.llama import Transformer
