@@ -466,6 +466,20 @@ def late(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Cal
     return lambda: monkeypatch.setitem(loop.LAG, "cpu", request.param)
 
 
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")
+def test_what_a_gpu_does_next_is_not_waited_for() -> None:
+    """The outcome of a step is there while the next one is under way."""
+    large, seen = torch.randn(8192, 8192, device="cuda"), torch.tensor([1.0, 0.0, 2.0], device="cuda")
+    large @ large  # what is set up at the first call
+    torch.cuda.synchronize()
+    sent = stepping.Sent.off(seen)
+    for _ in range(50):
+        large @ large
+    assert sent.outcome() == Outcome(2.0, 1.0, True, (), ())
+    assert not torch.cuda.current_stream().query()
+
+
 @pytest.mark.parametrize(
     "bad", [(), (5, 10), (4, 6, 8, 11), (0, 2, 5, 21)], ids=lambda bad: ",".join(map(str, bad)) or "none"
 )

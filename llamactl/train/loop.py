@@ -20,7 +20,7 @@ from llamactl.errors import Fault
 from llamactl.model.device import peak_flops, peak_memory
 from llamactl.train.parallel import Job
 from llamactl.train.schedule import Plan
-from llamactl.train.step import Loss, Outcome, take
+from llamactl.train.step import Loss, Sent, take
 from llamactl.train.training import REFUSED, Training
 
 LAG = {"cuda": 1}  # steps that are launched before the outcome of one is read, by device
@@ -100,16 +100,18 @@ def steps(
     lag = LAG.get(device.type, 0)
     total, micro_batch = plan.schedule.steps, min(plan.micro_batch, job.share(plan.batch_size).size)
     row = 0  # refused steps in a row
-    launched: deque[Tensor] = deque()
+    launched: deque[Sent] = deque()
     with closing(_prefetched(batch, targets, training.attempts, plan, job)) as batches:
 
-        def launch() -> Tensor:
+        def launch() -> Sent:
             def tells() -> tuple[bool, bool]:
                 return bool(job.caught), training.saver.busy and training.saver.written()
 
             model, optimizer = training.model, training.optimizer
             part, whole = next(batches)
-            return take(model, optimizer, loss_of, part, whole, micro_batch, job, tells, training.before_update)
+            return Sent.off(
+                take(model, optimizer, loss_of, part, whole, micro_batch, job, tells, training.before_update)
+            )
 
         clock, stalled, stopping = time.perf_counter(), training.stalled, False
         while training.step < total:
@@ -119,7 +121,7 @@ def steps(
                 launched.append(launch())
                 if len(launched) <= lag:
                     continue
-            outcome = Outcome.read(launched.popleft(), len(beside))
+            outcome = launched.popleft().outcome(len(beside))
             asked_to_stop, written = outcome.told
             stopping = stopping or asked_to_stop > 0
             if outcome.applied:

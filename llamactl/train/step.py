@@ -33,6 +33,28 @@ class Outcome(NamedTuple):
         return cls(loss, norm, not refused, tuple(rest[:beside]), tuple(map(round, rest[beside:])))
 
 
+class Sent(NamedTuple):
+    """What ``take`` has left, on its way to the host: a GPU sends it before it does what it is told after that."""
+
+    seen: Tensor
+    there: torch.cuda.Event | None  # when it has arrived
+
+    @classmethod
+    def off(cls, seen: Tensor) -> Self:
+        """Have it sent."""
+        if seen.device.type != "cuda":
+            return cls(seen, None)
+        seen, there = seen.to("cpu", non_blocking=True), torch.cuda.Event()  # type: ignore[no-untyped-call]
+        there.record()
+        return cls(seen, there)
+
+    def outcome(self, beside: int = 0) -> Outcome:
+        """Waits for it, and for nothing that has been launched since."""
+        if self.there:
+            self.there.synchronize()
+        return Outcome.read(self.seen, beside)
+
+
 def next_token_loss(model: Llama, ids: Tensor) -> Tensor:
     """Sum over all tokens of -log p(next), in fp32, for ids ``[B, T + 1]``."""
     return model.nll(ids[:, :-1], ids[:, 1:]).sum()
