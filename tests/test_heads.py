@@ -167,6 +167,24 @@ def test_no_more_is_judged_at_once_than_memory_is_planned_for(monkeypatch: pytes
     assert found == pytest.approx(scores(reward_model(), answers).tolist(), abs=1e-5)
 
 
+def test_a_long_prompt_is_computed_once_for_many_short_answers(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Not once for each few, as if they were written out; and yet no more keys are there than memory is planned for."""
+    monkeypatch.setattr(heads, "BATCH_TOKENS", 96)
+    model, forests = reward_model(), []
+
+    def seen(forest: Forest) -> torch.Tensor:
+        forests.append(forest)
+        return RewardModel.scores(model, forest)
+
+    monkeypatch.setattr(model, "scores", seen)
+    prompt = [1, *ids(39, 5)]
+    answers = [[*prompt, number, 2] for number in range(7, 40)]  # of 42 tokens: 18 of them have 8 * 96 keys
+    found = model.judge([answers])[0]
+    assert [len(forest.ends) for forest in forests] == [18, 15]
+    assert sum(forest.tokens.numel() for forest in forests) <= 2 * (40 + 8) + 33 * 2
+    assert found == pytest.approx(scores(reward_model(), answers).tolist(), abs=1e-5)
+
+
 def test_equal_answers_have_equal_scores() -> None:
     one, other = [1, 5, 6, 2], [1, 5, 7, 2]
     first, second, third, fourth = reward_model().judge([[one, other, one, other]])[0]

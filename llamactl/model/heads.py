@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
+from itertools import accumulate
 from pathlib import Path
 from typing import Self, cast
 
@@ -17,6 +18,7 @@ from llamactl.model.trees import Forest, Tree
 
 SCORE = "score.weight"
 BATCH_TOKENS = 8192  # scored at once
+KEYS = 8  # times as many keys, at most: those of a prompt are there once for each answer that attends to them
 
 
 class Scalar(Linear):
@@ -53,6 +55,8 @@ class RewardModel(Transformer):
         found: dict[tuple[int, ...], float] = {}
         while trees:
             size = max(1, BATCH_TOKENS // trees[0].places)
+            keys = accumulate(tree.keys for tree in trees[:size])
+            size = max(1, sum(number <= KEYS * BATCH_TOKENS for number in keys))
             some, trees = trees[:size], trees[size:]
             sequences = ((*tree.stem, *branch) for tree in some for branch in tree.branches)
             found.update(zip(sequences, self.scores(Forest.of(some, device)).tolist(), strict=True))
@@ -82,14 +86,13 @@ class Critic(RewardModel):
 
 
 def _trees(group: Sequence[Sequence[int]]) -> Iterator[Tree]:
-    """Sequences that begin alike as trees, each sequence once; one of more than ``BATCH_TOKENS`` is several."""
-    some: list[tuple[int, ...]] = []
-    length = 0
-    for sequence in dict.fromkeys(map(tuple, group)):
-        if some and length + len(sequence) > BATCH_TOKENS:
-            yield Tree.of(some)
-            some, length = [], 0
-        some.append(sequence)
-        length += len(sequence)
-    if some:
-        yield Tree.of(some)
+    """Sequences that begin alike as trees, each sequence once: several where one is more than is scored at once."""
+    stem, branches = Tree.of(list(dict.fromkeys(map(tuple, group))))
+    some = Tree(stem, [])
+    for branch in branches:
+        more = Tree(stem, [*some.branches, branch])
+        if some.branches and (more.places > BATCH_TOKENS or more.keys > KEYS * BATCH_TOKENS):
+            yield some
+            more = Tree(stem, [branch])
+        some = more
+    yield some

@@ -36,6 +36,11 @@ class Tree(NamedTuple):
         """What it takes."""
         return len(self.stem) + sum(map(len, self.branches))
 
+    @property
+    def keys(self) -> int:
+        """What its branches attend to: the stem once for each."""
+        return self.places + len(self.stem) * (len(self.branches) - 1)
+
 
 class Forest(NamedTuple):
     """Trees in one row, one after the other."""
