@@ -272,8 +272,10 @@ def ppo(
         optimizer = optim.AdamW(policy, Cosine(lr, 0, steps, 1.0), weight_decay)
         of_valuer = optim.AdamW(valuer, Cosine(critic_lr, 0, steps, 1.0), weight_decay)
         learners = ActorCritic(
-            policy, valuer, origin, (optimizer, of_valuer), job, micro, temperature, algorithm.OF_POLICY, away
-        )
+            policy, valuer, origin, (optimizer, of_valuer), job, micro_batch or mini_batch_size, temperature,
+            algorithm.OF_POLICY, away,
+        )  # fmt: skip
+        tokens_at_once = None if micro_batch else micro * length  # as planned for; of short answers these are many
         training = Training(policy, optimizer, run, directory, job, keep, {"critic": of_valuer})
         # what else is part of its state: tokens so far, the first iteration's line, alarms given, the best version
         cache = job.told(machine.free_memory(target) // placing.FREE)
@@ -344,7 +346,7 @@ def ppo(
                 rewards = algorithm.rewards(judgement.reward, judgement.counted(answers, as_judged), penalty)
                 pairs = zip(some, answers, strict=True)
                 data = Rollouts([Rollout(asked.asked.ids, said.ids, said.log_probs) for asked, said in pairs], job)
-                minis = data.batches(mini_batch_size, f"{seed} mini-batches {iteration}")
+                minis = data.batches(mini_batch_size, f"{seed} mini-batches {iteration}", tokens_at_once)
                 learners.look(data, minis)
                 if iteration == 1:
                     training.facts["critic"] = learners.calibrate(data, judgement.spread())

@@ -168,6 +168,33 @@ def test_a_mini_batch_is_split_into_all_its_answers(size: int) -> None:
     assert {part.targets for part in parts} == {mini.targets}  # by which sums are divided, whatever the part
 
 
+def test_a_long_prompt_does_not_have_all_the_others_computed_one_by_one() -> None:
+    """Parts hold as many answers as there is room for, those beside the long one as well."""
+    lengths = [(40, 8), *[(4, 4)] * 15]
+    each = [Rollout([5] * prompt, [7] * answer, []) for prompt, answer in lengths]
+
+    def totals(mini: Part, size: int = 16) -> list[int]:
+        return sorted(sum(sum(lengths[n]) for n in part.numbers) for part in mini.split(size))
+
+    def minis(size: int, tokens: int, job: Job = ALONE) -> list[Part]:
+        return Rollouts(each, job).batches(size, "", tokens)
+
+    assert [totals(mini) for mini in minis(16, 48)] == [[40, 40, 40, 48]]
+    assert [totals(mini) for mini in minis(16, 168)] == [[168]]
+    assert [len(totals(mini)) for mini in minis(16, 1)] == [16]  # an answer is never cut
+    assert sorted(totals(mini) for mini in minis(4, 48)) == [[24, 48], [32], [32], [32]]
+    assert len(totals(minis(16, 168)[0], size=3)) == 6  # nor are there more answers in a part than are asked for
+    shares = []
+    for rank in range(2):
+        job = Job(None, CPU)
+        job.rank, job.data = rank, 2
+        (mini,) = minis(16, 48, job)
+        shares.append(totals(mini))
+    assert sorted(len(share) for share in shares) == [3, 3]  # though the one without the long answer could do with two
+    assert max(map(max, shares)) == 48
+    assert sum(map(sum, shares)) == 168
+
+
 def test_columns_lie_as_the_answers_do() -> None:
     data = Rollouts([Rollout([5], [6, 7, 2], []), Rollout([5, 6], [2], []), Rollout([9], [8, 8], [])], ALONE)
     assert data.mask.tolist() == [[True, True, True], [True, False, False], [True, True, False]]

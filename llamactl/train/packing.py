@@ -74,12 +74,13 @@ def best_fit(lengths: Sequence[int], room: int) -> list[list[int]]:
     return bins
 
 
-def balanced(lengths: Sequence[int], most: int) -> list[list[int]]:
+def balanced(lengths: Sequence[int], most: int, fewest: int = 1) -> list[list[int]]:
     """At most so many things of ``lengths`` together, in as few parts as can be, as long as each other as can be.
 
-    Their numbers; the longest come first, each into the part that is the shortest so far.
+    Their numbers; there are ``fewest`` parts at least. The longest come first, each into the part that is the shortest
+    so far.
     """
-    parts: list[list[int]] = [[] for _ in range(-(-len(lengths) // most))]
+    parts: list[list[int]] = [[] for _ in range(max(fewest, -(-len(lengths) // most)))]
     totals = [0] * len(parts)
     for number in sorted(range(len(lengths)), key=lambda n: -lengths[n]):
         shortest = min((n for n, part in enumerate(parts) if len(part) < most), key=totals.__getitem__)

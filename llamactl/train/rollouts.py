@@ -45,15 +45,40 @@ class Rollouts:
         self.mask = (time < torch.tensor(self.lengths)[:, None]).to(job.device)
         self.columns: dict[str, Tensor] = {}
 
-    def batches(self, size: int, key: str) -> list["Part"]:
-        """This process's share of each mini-batch, in an order that is a function of ``key``."""
+    def batches(self, size: int, key: str, tokens: int | None = None) -> list["Part"]:
+        """This process's share of each mini-batch, in an order that is a function of ``key``.
+
+        With ``tokens`` they are split so that no part has more of them, prompts included, or is one answer.
+        """
         share = self.job.share(size)
         order = [place(index, len(self.each), key) for index in range(len(self.each))]
         some = [order[start : start + size] for start in range(0, len(order), size)]
         return [
-            Part(self, tuple(numbers[share.first : share.first + share.size]), sum(self.lengths[n] for n in numbers))
+            Part(
+                self,
+                tuple(numbers[share.first : share.first + share.size]),
+                sum(self.lengths[n] for n in numbers),
+                self._cuts(numbers, share.size, tokens) if tokens else 1,
+            )
             for numbers in some
         ]
+
+    def _cuts(self, numbers: Sequence[int], size: int, tokens: int) -> int:
+        """In how many parts of so many tokens every process, whose shares have one ``size``, can compute its own.
+
+        All compute as many: those that shard a model wait for each other in each.
+        """
+        shares = [self.whole(numbers[start : start + size]) for start in range(0, len(numbers), size)]
+        fewest = max(-(-sum(lengths) // tokens) for lengths in shares)
+        for cuts in range(fewest, size):
+            parts = ((lengths, part) for lengths in shares for part in balanced(lengths, size, cuts))
+            if all(sum(lengths[n] for n in part) <= tokens for lengths, part in parts):
+                return cuts
+        return size
+
+    def whole(self, numbers: Sequence[int]) -> list[int]:
+        """Tokens of some answers, their prompts' among them."""
+        return [len(self.each[n].prompt) + self.lengths[n] for n in numbers]
 
     @torch.no_grad()
     def known(self, name: str, batches: Sequence["Part"], micro_batch: int, tell: Callable[["Part"], Tensor]) -> None:
@@ -95,6 +120,7 @@ class Part(NamedTuple):
     rollouts: Rollouts
     numbers: tuple[int, ...]
     targets: int
+    cuts: int = 1  # the fewest parts that they are split into
 
     @property
     def device(self) -> torch.device:
@@ -103,8 +129,8 @@ class Part(NamedTuple):
 
     def split(self, size: int) -> list[Self]:
         """Parts of at most ``size`` answers."""
-        lengths = [len(self.rollouts.each[n].prompt) + self.rollouts.lengths[n] for n in self.numbers]
-        return [self._replace(numbers=tuple(self.numbers[n] for n in numbers)) for numbers in balanced(lengths, size)]
+        parts = balanced(self.rollouts.whole(self.numbers), size, self.cuts)
+        return [self._replace(numbers=tuple(self.numbers[n] for n in numbers)) for numbers in parts]
 
     @property
     def places(self) -> Tensor:
