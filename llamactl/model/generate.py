@@ -148,7 +148,6 @@ def finished(
             yield token.request, under_way.pop(token.request)
 
 
-@torch.inference_mode()
 def decode(
     model: Llama, requests: Iterable[Request], sampling: Sampling, cache_memory: int | None = None
 ) -> Iterator[Token]:
@@ -156,6 +155,15 @@ def decode(
 
     Raises Fault where that cannot hold one sample, and where the scores are no numbers.
     """
+    for tokens in _steps(model, requests, sampling, cache_memory):
+        yield from tokens
+
+
+@torch.inference_mode()  # which a generator enters and leaves each time it is asked: 5 us, so not for each token
+def _steps(
+    model: Llama, requests: Iterable[Request], sampling: Sampling, cache_memory: int | None
+) -> Iterator[list[Token]]:
+    """The tokens that are drawn together."""
     numbered, batch = enumerate(requests), None
     while block := [Prompt(number, *request) for number, request in islice(numbered, AHEAD)]:
         block.sort(key=lambda prompt: -len(prompt.ids))
@@ -218,15 +226,15 @@ class Batch:
                 else max(1, min(places - 1, places * self._memory // needed))
             )
 
-    def run(self, queue: deque[Prompt], to_the_end: bool = False) -> Iterator[Token]:
+    def run(self, queue: deque[Prompt], to_the_end: bool = False) -> Iterator[list[Token]]:
         """Draw until all in the queue have begun, or ended."""
         while True:
             yield from self._begin(queue)
             if not (self._samples if to_the_end else queue):
                 return
-            yield from self._go_on()
+            yield self._go_on()
 
-    def _begin(self, queue: deque[Prompt]) -> Iterator[Token]:
+    def _begin(self, queue: deque[Prompt]) -> Iterator[list[Token]]:
         """Give free places to new samples, and have these draw their first tokens."""
         while free := self._cache.size.places - len(self._samples):
             if not self._open:
@@ -242,11 +250,10 @@ class Batch:
             if not begun:
                 return
             logits = torch.stack([cast(Tensor, sample.prompt.logits) for sample in begun])
-            for sample, token in zip(begun, self._drawn(begun, logits), strict=True):
-                if not token.done:
-                    self._samples.append(sample)
-                yield token
+            tokens = self._drawn(begun, logits)
+            self._samples += [sample for sample, token in zip(begun, tokens, strict=True) if not token.done]
             self._leave_lanes()
+            yield tokens
 
     def _own(self, prompt: Prompt, index: int) -> tuple[int, int]:
         room = min(self._sampling.max_new_tokens, self._model.config.context - len(prompt.ids))
@@ -271,7 +278,7 @@ class Batch:
             self._lanes.append(prompt)
         self._open.extend(read)
 
-    def _go_on(self) -> Iterator[Token]:
+    def _go_on(self) -> list[Token]:
         """The next token of each sample; those that end leave their places to the last ones."""
         samples = self._samples
         step = Step(
@@ -280,14 +287,14 @@ class Batch:
             [len(sample.said) - 1 for sample in samples],
         )
         newest = [sample.said[-1] for sample in samples]
-        tokens = list(self._drawn(samples, self._scores(newest, step)))
+        tokens = self._drawn(samples, self._scores(newest, step))
         for place in reversed([place for place, token in enumerate(tokens) if token.done]):
             last = samples.pop()
             if place < len(samples):
                 samples[place] = last
                 self._cache.move_place(len(samples), place, len(last.said) - 1)
         self._leave_lanes()
-        yield from tokens
+        return tokens
 
     def _scores(self, newest: list[int], step: Step) -> Tensor:
         """Scores ``[n, V]`` of what follows the newest tokens: by a graph on a GPU, on a CPU by kernels once made."""
@@ -304,7 +311,7 @@ class Batch:
         self._cache.go_on(layout)
         return self._model.logits(self._model(tokens, self._cache)[0])
 
-    def _drawn(self, samples: Sequence[Sample], logits: Tensor) -> Iterator[Token]:
+    def _drawn(self, samples: Sequence[Sample], logits: Tensor) -> list[Token]:
         """A token for each of the samples, by its scores ``[n, V]``."""
         facts = [self._facts(sample) for sample in samples]
         columns: Iterable[Iterable[Any]] | None = None
@@ -313,6 +320,7 @@ class Batch:
         if columns is None:
             found = drawing.draw(logits, Drawing.of(facts, self._cache.device), self._sampling)
             columns = (column.tolist() for column in found)
+        tokens = []
         for sample, token, log_prob, doubtful in zip(samples, *columns, strict=True):
             if math.isnan(log_prob):
                 raise Fault("the model", "its scores are no numbers (NaN or infinite)", "look at how it was trained")
@@ -321,7 +329,8 @@ class Batch:
             sample.said.append(token)
             done = token == EOS or len(sample.said) == sample.room
             sample.prompt.ended += done
-            yield Token(sample.prompt.number, sample.index, token, log_prob, done)
+            tokens.append(Token(sample.prompt.number, sample.index, token, log_prob, done))
+        return tokens
 
     def _again(self, sample: Sample) -> tuple[int, float]:
         """The token and its log p, by scores that are computed from the sample's own ids alone."""
