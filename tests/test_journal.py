@@ -17,6 +17,7 @@ from test_cli import command, one_line
 from test_parallel import ended, environment, meeting
 
 from llamactl.artifacts import files, journal, manifest
+from llamactl.artifacts.jsonl import loads
 from llamactl.artifacts.run import Run
 from llamactl.errors import Fault, Interrupted
 
@@ -330,6 +331,13 @@ def test_a_compressed_artifact_is_compressed(place: Path) -> None:
     killed(place, out, 4)
     work(place, out)
     assert gzip.decompress(out.read_bytes()) == whole(place)[0]
+
+
+def test_integers_of_any_size_pass(place: Path) -> None:
+    run = Run("pass", {}, {"given": [str(place / "given.txt")]}, place / "out")
+    with journal.kept(run) as done:
+        done.add(0, [loads(b'{"n":123456789012345678901234567890}')])
+    assert (place / "out").read_bytes() == b'{"n":123456789012345678901234567890}\n'
 
 
 def test_without_a_file_records_are_out_at_once(place: Path, capfdbinary: pytest.CaptureFixture[bytes]) -> None:

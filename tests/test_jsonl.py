@@ -202,6 +202,24 @@ def test_fields_that_are_not_known_are_kept(tmp_path: Path) -> None:
     assert found.record.id == 7
 
 
+WHOLE = ["18446744073709551615", "18446744073709551616", "-9223372036854775808", "-9223372036854775809", "7" * 300]
+
+
+@pytest.mark.parametrize("digits", WHOLE)
+def test_an_integer_of_any_size_passes_as_it_is_written(tmp_path: Path, digits: str) -> None:
+    """One of more than 64 bits would become a float: another number."""
+    record = f'{{"text":"a","n":[{digits},1.5,-1,{{"é":{digits}}}],"said":"{digits}"}}\n'.encode()
+    (found,) = jsonl.read([str(written(tmp_path / "a", record))], Document)
+    with Run("a test", {}, {}, tmp_path / "b").records() as writer:
+        writer.write(found.raw)
+    assert (tmp_path / "b").read_bytes() == record
+
+
+def test_an_id_of_more_than_64_bits_is_refused(tmp_path: Path) -> None:
+    path = written(tmp_path / "a", b'{"text":"a","id":18446744073709551616}')
+    assert refused(path).startswith(f"{path}:1: id: expected `int | str | null`, got an integer of more than 64 bits")
+
+
 # -- what cannot be used
 
 

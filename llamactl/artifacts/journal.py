@@ -21,7 +21,7 @@ import orjson
 
 from llamactl import ui
 from llamactl.artifacts import files
-from llamactl.artifacts.jsonl import Writer
+from llamactl.artifacts.jsonl import Writer, loads
 from llamactl.artifacts.run import Run
 from llamactl.errors import Fault, Interrupted
 from llamactl.signals import handled
@@ -142,7 +142,7 @@ def kept(run: Run) -> Iterator[Journal]:
                 with run.records() as writer:
                     for place in _places(stream):
                         stream.seek(place)
-                        _write(writer, orjson.loads(stream.readline()))
+                        _write(writer, loads(stream.readline()))
         except BaseException as error:
             if not (lasting and len(journal)):
                 path.unlink()

@@ -7,6 +7,7 @@ writing. Reading is strict: a bad record is a ``Fault`` that names ``FILE:LINE: 
 
 import gzip
 import io
+import json
 import os
 import sys
 import zlib
@@ -28,6 +29,8 @@ MAX_LINE = 16 << 20  # bytes; a longer line is refused before it is parsed
 MAX_WINDOW = 1 << 27  # bytes a zstd frame may ask us to keep (the format's own `--long` limit)
 ZSTD_BITE = 512  # bytes of packed data unpacked at once: bounds what a hostile frame can unfold to (16 MiB)
 STDIN = "-"
+_DIGITS = bytes.maketrans(b"123456789", b"0" * 9)
+_LONG = b"0" * 19  # digits: an integer of fewer fits in 64 bits
 
 Refuse = Callable[[Fault], None]
 
@@ -220,9 +223,23 @@ def lines(block: Block, shard: Shard, max_line: int = MAX_LINE) -> Iterator[Line
 def parsed(line: Line) -> Any:
     """The JSON value of a line; raises Fault."""
     try:
-        return orjson.loads(line.data)
+        return loads(line.data)
     except orjson.JSONDecodeError as error:
         raise Fault(line.where, what_is_wrong(line.data, error)) from None
+    except RecursionError:
+        raise Fault(line.where, "is nested too deeply") from None
+
+
+def loads(data: bytes) -> Any:
+    """The value of JSON; an integer of more than 64 bits, which would become a float, is kept as it is written."""
+    value = orjson.loads(data)
+    return json.loads(data, parse_int=_integer) if _LONG in data.translate(_DIGITS) else value
+
+
+def _integer(digits: str) -> int | orjson.Fragment:
+    if len(digits) <= 20 and -(1 << 63) <= int(digits) < 1 << 64:
+        return int(digits)
+    return orjson.Fragment(digits)
 
 
 def what_is_wrong(data: bytes, error: Exception) -> str:

@@ -186,7 +186,7 @@ _CHOSEN_UNSAFE = ("'rejected_safe'", "'chosen_unsafe'")  # what people write for
 
 def in_words(error: msgspec.ValidationError) -> str:
     """A validation error as ``FIELD: what is wrong``."""
-    text, _, path = str(error).partition(" - at `$")
+    text, _, path = str(error).replace("`orjson.Fragment`", "an integer of more than 64 bits").partition(" - at `$")
     field = path.rstrip("`").lstrip(".")
     if text.startswith("Object missing required field `"):
         name = text.split("`")[1]
