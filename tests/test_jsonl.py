@@ -299,6 +299,13 @@ def test_an_empty_file_is_refused(tmp_path: Path, data: bytes, pack: Callable[[b
     assert refused(path).startswith(f"{path}: is empty")
 
 
+@pytest.mark.parametrize("data", [b"\n", b" ", b"\xef\xbb\xbf\r\n", b" \n" * MIB], ids=["line", "space", "BOM", "many"])
+def test_a_file_of_blank_lines_is_refused(tmp_path: Path, data: bytes) -> None:
+    """Whoever made it made no record, and should hear of it."""
+    path = written(tmp_path / "a", data)
+    assert refused(path).startswith(f"{path}: holds blank lines only; ")
+
+
 def test_missing_files_and_directories_are_named(tmp_path: Path) -> None:
     assert refused(tmp_path / "absent").startswith(f"{tmp_path / 'absent'}: no such file; ")
     assert refused(tmp_path).startswith(f"{tmp_path}: is a directory, not a file; ")

@@ -158,7 +158,12 @@ def blocks(paths: Iterable[str], max_line: int = MAX_LINE) -> Iterator[Block]:
 
 def _blocks_of(path: str, number: int, max_line: int) -> Iterator[Block]:
     with open_input(path) as given:
-        yield from blocks_in(given, path, number, max_line)
+        blank = True
+        for block in blocks_in(given, path, number, max_line):
+            blank = blank and not block.oversized and block.data.isspace()
+            yield block
+        if blank:
+            raise Fault(path, "holds blank lines only", "leave it out")
 
 
 def blocks_in(given: Input, path: str, number: int = 0, max_line: int = MAX_LINE) -> Iterator[Block]:
