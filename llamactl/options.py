@@ -46,6 +46,10 @@ def _encoding(name: str | None) -> str | None:
     return name
 
 
+def _file(path: Path | None) -> Path | None:
+    return None if path == Path("-") else path
+
+
 def _hush(quiet: bool) -> bool:
     ui.set_quiet(quiet)
     return quiet
@@ -57,7 +61,10 @@ def _option(*names: str, text: str, **more: Any) -> Any:
 
 # -- everywhere
 Out = Annotated[Path, _option("--out", "-o", text="Where the result goes. It appears whole or not at all.")]
-Records = Annotated[Path | None, _option("--out", "-o", text="A file instead of stdout (.zst and .gz are compressed).")]
+Records = Annotated[
+    Path | None,
+    _option("--out", "-o", text="A file instead of stdout (.zst and .gz are compressed).", callback=_file),
+]
 Seed = Annotated[int, _option("--seed", text="Same seed, same result.", min=0, max=2**32 - 1)]
 Quiet = Annotated[bool, _option("--quiet", "-q", text="No progress and no notes.", callback=_hush, is_eager=True)]
 Overwrite = Annotated[bool, _option("--overwrite", text="Redo it where it is there already.")]

@@ -799,6 +799,16 @@ def test_a_probability_below_0_is_refused(given: Given, command: Run) -> None:
     assert command(*given.generate(given.model, "--text", "a", "--top-p", -1), "-q").status in (1, 2)
 
 
+def test_out_may_be_stdout_by_its_sign(given: Given, command: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(given.tmp)
+    before = set(given.tmp.iterdir())
+    arguments = ["generate", given.model, "--text", "def", "-k", 2, "--max-new-tokens", 1, "--device", "cpu", "-q"]
+    plain, signed = command(*arguments), command(*arguments, "-o", "-")
+    assert (signed.status, signed.stdout) == (0, plain.stdout)
+    assert plain.stdout.count("\n") == 2
+    assert set(given.tmp.iterdir()) == before
+
+
 def test_prompts_are_not_passed_over_where_text_is_given(given: Given, command: Run) -> None:
     prompts = given.file("p.jsonl", '{"text":"b"}')
     assert command(*given.generate(given.model, prompts, "--text", "a"), "-q").status in (1, 2)
