@@ -841,17 +841,18 @@ def test_a_text_that_is_not_utf_8(given: Given, command: Run) -> None:
     assert "--text" in line
 
 
-def test_out_may_be_the_current_directory(
+def test_tokens_do_not_replace_the_directory_one_is_in(
     given: Given, command: Run, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
-    """An empty one is made the artifact, or it is refused in a line; not a traceback."""
+    """Who stands in it would go on standing in the old one, which is removed, and see nothing."""
     (tmp_path / "here").mkdir()
     monkeypatch.chdir(tmp_path / "here")
-    ended = command("tokenize", given.corpus, "--tokenizer", given.tokenizer, "-o", ".", "-q")
-    if ended.status:
-        assert one_line(ended)
-    else:
-        assert (tmp_path / "here" / "run.json").exists()
+    for name in (".", tmp_path / "here"):
+        line = one_line(command("tokenize", given.corpus, "--tokenizer", given.tokenizer, "-o", name, "-q"))
+        assert line.endswith("here: is the directory you are in, which would be replaced; name another -o")
+    assert Path.cwd().exists()
+    done = command("tokenize", given.corpus, "--tokenizer", given.tokenizer, "-o", ".", "--shard", "0/2", "-q")
+    assert (done.status, (tmp_path / "here" / "part-00000-of-00002.json").exists()) == (0, True)
 
 
 def test_names_that_are_not_utf_8(given: Given, command: Run) -> None:

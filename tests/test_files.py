@@ -193,6 +193,19 @@ def test_a_link_inside_is_not_followed_when_a_directory_is_replaced(tmp_path: Pa
     assert names(tmp_path / "mine") == ["precious"]
 
 
+@pytest.mark.parametrize("there", [True, False], ids=["full", "dangling"])
+def test_a_link_to_a_directory_stays_and_what_it_leads_to_is_filled(tmp_path: Path, there: bool) -> None:
+    (tmp_path / "disk").mkdir()
+    if there:
+        write_directory(tmp_path / "disk" / "out", OLD)
+    (tmp_path / "link").symlink_to(Path("disk") / "out")
+    write_directory(tmp_path / "link", NEW)
+    assert (tmp_path / "link").is_symlink()
+    assert contents(tmp_path / "disk" / "out") == NEW
+    assert names(tmp_path) == ["disk", "link"]
+    assert names(tmp_path / "disk") == ["out"]
+
+
 def test_stamp_is_size_and_sha256(tmp_path: Path) -> None:
     (tmp_path / "a").write_bytes(b"abc")
     expected = files.Stamp(3, "ba7816bf8f01cfea414140de5dae2223b00361a396177a9cb410ff61f20015ad")

@@ -108,6 +108,11 @@ def named(path: Path) -> Iterator[None]:
         raise
 
 
+def followed(path: Path) -> Path:
+    """Where a link leads to, which need not be there yet; anything else is itself."""
+    return Path(os.path.realpath(path)) if path.is_symlink() else path
+
+
 def make_room(path: Path) -> None:
     """See that a file can have this name; raises Fault where it is a directory's."""
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -143,16 +148,18 @@ def write_json(path: Path, value: object) -> None:
 def whole_directory(path: Path) -> Iterator[Path]:
     """A directory to fill; it gets its name, all files synced, when the block ends well.
 
-    What has the name already is replaced in one step: whether that is wanted is for the caller to ask.
+    What has the name already is replaced in one step: whether that is wanted is for the caller to ask. A link stays,
+    and what it leads to is filled: somebody wants it to lie there, on another disk for example.
     """
-    path.parent.mkdir(parents=True, exist_ok=True)
-    filling = partial(path)
+    place = followed(path)
+    place.parent.mkdir(parents=True, exist_ok=True)
+    filling = partial(place)
     filling.mkdir(exist_ok=True)
     with named(path), locked(filling, path):
         clear(filling)
         try:
             yield filling
-            settle(filling, path)
+            settle(filling, place)
         except BaseException:
             shutil.rmtree(filling, ignore_errors=True)
             raise

@@ -232,6 +232,8 @@ class Run:
         """A directory that appears whole, and the list of its outputs to fill."""
         assert self.out is not None
         self._refuse_foreign()
+        if self.out.is_dir() and self.out.samefile(os.curdir):  # whoever stands in it would see nothing of the new one
+            raise Fault(self.out, "is the directory you are in, which would be replaced", "name another -o")
         outputs: list[dict[str, Any]] = []
         with files.whole_directory(self.out) as partial:
             yield partial, outputs
@@ -250,7 +252,7 @@ class Run:
         if not ui.first_rank():
             yield self.out, []
             return
-        self.out.mkdir(parents=True, exist_ok=True)
+        files.followed(self.out).mkdir(parents=True, exist_ok=True)
         outputs: list[dict[str, Any]] = []
         with files.locked(self.out, self.out):
             if not (self.out / FILE).exists():
@@ -268,7 +270,7 @@ class Run:
     def part(self, mark: str) -> Iterator[tuple[Path, list[dict[str, Any]]]]:
         """One part of a directory that several runs fill; ``mark`` is the manifest that says the part is whole."""
         assert self.out is not None
-        self.out.mkdir(parents=True, exist_ok=True)
+        files.followed(self.out).mkdir(parents=True, exist_ok=True)
         self._refuse_foreign("part-*")
         hidden = files.partial(self.out / mark)
         hidden.mkdir(exist_ok=True)
