@@ -142,13 +142,13 @@ def main() -> None:
     if others_run():  # read when torch is loaded, so it is set before
         os.environ.setdefault("OMP_WAIT_POLICY", "passive")
     if ui.world_size() == 1:
-        app()
+        guarded(app)()
         return
     # One process of many leaves at once: gloo's destructors abort now and then, and after a fault they can wait for
     # ever for processes that have left.
     status: object = 1
     try:
-        app()
+        guarded(app)()
     except SystemExit as end:
         status = end.code
     except BaseException:

@@ -14,9 +14,11 @@ from llamactl import options
 def _tables(wanted: bool) -> None:
     if wanted:
         from llamactl import footprints, ui
+        from llamactl.artifacts.jsonl import reader_may_leave
 
-        for title, rows, header in footprints.known():
-            ui.table(title, rows, header, asked=True)
+        with reader_may_leave():
+            for title, rows, header in footprints.known():
+                ui.table(title, rows, header, asked=True)
         raise typer.Exit
 
 

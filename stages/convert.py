@@ -13,9 +13,11 @@ from llamactl.artifacts.records import Shard
 
 def _list(wanted: bool) -> None:
     if wanted:
+        from llamactl.artifacts.jsonl import reader_may_leave
         from llamactl.formats import known
 
-        print(known.described())
+        with reader_may_leave():
+            print(known.described(), flush=True)
         raise typer.Exit
 
 

@@ -5,7 +5,6 @@ stdout, in the order of the prompts, for ``sft``: those answers that are better 
 scores before and after (Figure 16), by category.
 """
 
-import sys
 from pathlib import Path
 from typing import Annotated
 
@@ -20,10 +19,9 @@ def _print(wanted: bool) -> None:
         from llamactl.align import preprompts
         from llamactl.artifacts import jsonl
 
-        writer = jsonl.Writer(jsonl.stdout())
+        writer = jsonl.Writer(jsonl.stdout(), eager=True)
         for record in preprompts.DEFAULT:
             writer.write(record)
-        sys.stdout.flush()
         raise typer.Exit
 
 

@@ -413,6 +413,14 @@ def test_a_reader_that_leaves_is_141_in_silence(base_model: Path) -> None:
     assert ended_without_a_reader(arguments) == (141, b"")
 
 
+LISTS = (["carbon", "--tables"], ["convert", "--formats"], ["distill-safety", "--default-templates"])
+
+
+@pytest.mark.parametrize("arguments", LISTS, ids=" ".join)
+def test_a_reader_that_leaves_a_list(arguments: list[str]) -> None:
+    assert ended_without_a_reader(arguments) == (141, b"")
+
+
 def test_a_reader_that_leaves_before_the_path_is_announced(
     tmp_path: Path, corpus_dir: Path, tokenizer_path: Path
 ) -> None:
@@ -421,8 +429,10 @@ def test_a_reader_that_leaves_before_the_path_is_announced(
     assert (tmp_path / "out" / "run.json").exists()
 
 
-def test_a_full_disk_behind_stdout_is_1_and_one_line(base_model: Path) -> None:
-    arguments = ["generate", str(base_model), "--text", "def", "--max-new-tokens", "2", "--device", "cpu"]
+@pytest.mark.parametrize("arguments", [*LISTS, ["--help"], ["generate"]], ids=" ".join)
+def test_a_full_disk_behind_stdout_is_1_and_one_line(base_model: Path, arguments: list[str]) -> None:
+    if arguments == ["generate"]:
+        arguments = [*arguments, str(base_model), "--text", "def", "--max-new-tokens", "2", "--device", "cpu"]
     with Path("/dev/full").open("wb") as full:
         done = subprocess.run([*LLAMACTL, *arguments], stdout=full, stderr=subprocess.PIPE, text=True, timeout=PATIENCE)
     assert done.returncode == 1
