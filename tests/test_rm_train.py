@@ -308,6 +308,7 @@ def test_a_dry_run_says_what_would_be_done(base: Path, data: Path, tmp_path: Pat
         "held out 4, no",
         "pairs 20, of",
         "steps 4 of 6 pairs",
+        ": 1.20 epochs",
         "it fits",
     ):
         assert words in said

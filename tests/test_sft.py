@@ -1,6 +1,7 @@
 """Supervised fine-tuning: what is read, refused and cut; that it learns; that it goes on to the same bits."""
 
 import json
+import math
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -230,9 +231,12 @@ def test_a_dry_run_says_what_would_be_done(
     tmp_path: Path, base_model: Path, dialogues: Path, llamactl: Command
 ) -> None:
     flags = ["--context", 80, "--dry-run", "--device", "a100-80gb"]
-    done = llamactl("sft", base_model, dialogues, "--batch-size", 2, *flags, cwd=tmp_path, status=0)
+    done = llamactl("sft", base_model, dialogues, "--batch-size", 3, *flags, cwd=tmp_path, status=0)
     said = " ".join(done.stderr.split())
     assert "examples 16, of" in said
+    sequences = int(said.partition("into ")[2].split()[0])  # those of two epochs do not fill the last step
+    steps = math.ceil(sequences * 2 / 3)
+    assert f"steps {steps} of 3 sequences, 240 tokens: {steps * 3 / sequences:.2f} epochs" in said
     assert "it fits" in said
     assert not (tmp_path / "sft").exists()
 

@@ -43,11 +43,12 @@ class Plan(NamedTuple):
         """What of it decides the result but for rounding, for the manifest."""
         return {**self.schedule._asdict(), "batch_size": self.batch_size}
 
-    def rows(self) -> list[tuple[str, str]]:
-        """It in words, for a person."""
+    def rows(self, epoch: int = 0) -> list[tuple[str, str]]:
+        """It in words, for a person; how often the data is passed through where an ``epoch``, in samples, is given."""
         s = self.schedule
+        passes = f": {s.steps * self.batch_size / epoch:,.2f} epochs" if epoch else ""
         return [
-            ("steps", f"{s.steps:,} of {self.batch_size:,} {self.unit}, {ui.count(self.targets)} tokens"),
+            ("steps", f"{s.steps:,} of {self.batch_size:,} {self.unit}, {ui.count(self.targets)} tokens{passes}"),
             ("tokens", ui.count(s.steps * self.targets)),
             ("learning rate", f"{s.peak:g} after {s.warmup:,} steps, cosine to {s.peak * s.floor:g}"),
             ("saves state", f"every {self.save_every:,} steps, keeps {self.keep}"),
