@@ -89,11 +89,13 @@ def test_what_is_no_corpus_is_named(tmp_path: Path) -> None:
     (tmp_path / "empty").mkdir()
     written(tmp_path / "foreign" / "a.pdf", "x")
     written(tmp_path / "a.pdf", "x")
+    written(tmp_path / "b.txt", "b")
     assert refused(tmp_path / "absent.txt").startswith(f"{tmp_path / 'absent.txt'}: no such file")
     assert refused(tmp_path / "empty").startswith(f"{tmp_path / 'empty'}: holds no .txt and no .jsonl files")
     assert refused(tmp_path / "foreign").startswith(f"{tmp_path / 'foreign'}: holds no .txt")
     assert refused(tmp_path / "a.pdf").startswith(f"{tmp_path / 'a.pdf'}: is neither .txt nor .jsonl")
     assert refused("-", "-").startswith("-: is named twice")
+    assert refused(tmp_path, f"{tmp_path}/../{tmp_path.name}/b.txt").startswith(f"{tmp_path / 'b.txt'}: is named twice")
 
 
 # -- text files

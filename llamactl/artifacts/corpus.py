@@ -4,6 +4,7 @@ Files may be compressed. A corpus is read as blocks, so that the reading (decomp
 rest (parsing, checking, tokenizing) can be done by other processes: ``documents(block)`` needs nothing but the block.
 """
 
+import os
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -65,7 +66,9 @@ def files(corpus: Sequence[str]) -> tuple[list[str], Counter[str]]:
             raise Fault(name, "is neither .txt nor .jsonl (plain, .gz or .zst)", "rename it, or convert it")
         else:
             raise Fault(name, "no such file or directory", "name one that is there")
-    if twice := [name for name, count in Counter(found).items() if count > 1]:
+    places = [os.path.normpath(Path(name).absolute()) for name in found]  # ./a.txt is a.txt; links are not followed
+    times = Counter(places)
+    if twice := [name for name, place in zip(found, places, strict=True) if times[place] > 1]:
         raise Fault(twice[0], "is named twice, or lies in a directory that is named too", "name it once")
     return found, +passed_over
 
