@@ -72,7 +72,7 @@ def convert(
     if run.already_made(announce=False):
         return
     rows = []
-    with run.records() as writer, ui.Working("convert", corpus.total_bytes(names), "B") as bar:
+    with run.records(read_along=True) as writer, ui.Working("convert", corpus.total_bytes(names), "B") as bar:
         for name in names:
             records, bad, read = run.done["records"], run.skipped["bad records"], 0
             with items.opened(name, shard, max_line) as file:

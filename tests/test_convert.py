@@ -94,6 +94,15 @@ def test_several_files_of_different_formats_and_what_the_manifest_says_of_them(t
     assert (said_so["stage"], said_so["settings"]["to"], said_so["settings"]["from"]) == ("convert", "dialogues", None)
 
 
+def test_a_pipe_gets_all_records_or_none(llamactl: Command) -> None:
+    """Else ``convert ... | sft`` would train on what came before the bad one. Who skips bad ones gets each at once."""
+    given = LINES + "nope\n" + LINES
+    done = llamactl("convert", stdin=given, status=1)
+    assert (done.stdout, done.stderr.count("-:3: ")) == ("", 1)
+    done = llamactl("convert", "--skip-bad", "-q", stdin=given, status=0)
+    assert done.stdout == llamactl("convert", "-q", stdin=LINES + LINES, status=0).stdout != ""
+
+
 def test_standard_input_and_output(llamactl: Command) -> None:
     done = llamactl("convert", stdin=json.dumps(ALPACA, indent=2), status=0)
     assert done.stdout == LINES.replace(": ", ":").replace(", ", ",")

@@ -4,19 +4,21 @@ What has the name already is left alone where it is what would be made, and wher
 """
 
 import os
+import shutil
 import socket
 import sys
+import tempfile
 import time
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any, BinaryIO, cast
 
 from llamactl import __version__, energy, hardware, ui
 from llamactl.artifacts import files, metrics
-from llamactl.artifacts.jsonl import Writer, compressed, reader_may_leave, stdout
+from llamactl.artifacts.jsonl import BLOCK, Writer, compressed, reader_may_leave, stdout
 from llamactl.artifacts.manifest import FILE, FORMAT, beside, described, dumps, kind, load, plain
 from llamactl.errors import Fault
 
@@ -26,6 +28,7 @@ NEUTRAL = {
     "cache_memory", "tensor_parallel", "samples_every", "model_every", "kl_stop", "length_stop",
 }  # fmt: skip
 
+WAITING = 1 << 23  # bytes that wait in memory; more do on the disk
 SHOWN = 5  # bad records named one by one before they are only counted
 
 
@@ -206,11 +209,24 @@ class Run:
         self._report(announce)
 
     @contextmanager
-    def records(self) -> Iterator[Writer]:
-        """Where records go: ``out``, with a manifest, or stdout, without; of several processes the first one's go."""
+    def records(self, read_along: bool = False) -> Iterator[Writer]:
+        """Where records go: ``out``, with a manifest, or stdout, without; of several processes the first one's go.
+
+        To stdout each goes at once, but where the input is still being read, ``read_along``, and a bad record would end
+        the run: there they wait on the disk until all are sound, so that no program in a pipe takes a part for all.
+        """
         if not ui.first_rank():
             with Path(os.devnull).open("wb") as nowhere:
                 yield Writer(nowhere)
+        elif self.out is None and read_along and not self._skip_bad:
+            output = stdout()
+            with tempfile.SpooledTemporaryFile(WAITING) as aside:
+                yield Writer(cast(BinaryIO, aside))
+                aside.seek(0)
+                with reader_may_leave():
+                    shutil.copyfileobj(aside, output, BLOCK)
+                    output.flush()
+            self._report(announce=False)
         elif self.out is None:
             yield Writer(stdout(), eager=True)
             self._report(announce=False)
