@@ -459,8 +459,11 @@ def test_sigterm_is_75_and_two_processes_make_what_one_does(
         ({"text": "a"}, "response or messages: missing"),
         ({"messages": turns("[INST]")}, "messages[0].content: holds [INST]"),
         ({"messages": turns("a"), "category": 3}, "category: expected `str | null`, got `int`"),
-        ({"messages": turns("word " * 100)}, "is 316 tokens long, the model's context 96: no room for an answer"),
-        ({"messages": turns("word " * 20)}, " under its generic pre-prompt: is "),
+        (
+            {"messages": turns("word " * 100)},
+            "messages: is 316 tokens long, the model's context 96: no room for an answer",
+        ),
+        ({"messages": turns("word " * 20)}, " under its generic pre-prompt: messages: is "),
         ({"messages": turns("word " * 12)}, "no answer to it can be judged: the shortest is "),
     ],
 )

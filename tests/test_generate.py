@@ -778,7 +778,7 @@ def test_a_prompt_as_long_as_the_context_is_refused_with_its_place(generate: Run
     assert len([BOS, *tokenizer.encode(text)]) == 64
     records = [{"text": "fine"}, {"text": text}]
     refused = generate(asked=records, status=1)
-    assert "asked.jsonl:2: is 64 tokens long" in refused.stderr
+    assert "asked.jsonl:2: text: is 64 tokens long" in refused.stderr
     assert refused.stdout == ""
     skipped = generate("--skip-bad", asked=records)
     assert len(lines(skipped.stdout)) == 1

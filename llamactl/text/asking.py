@@ -49,13 +49,13 @@ def asked(found: Found[Any], tokenizer: Tokenizer, context: int, allow_tags: boo
     """A record ready to be answered; raises Fault, with its place, where it cannot be."""
     record = found.record
     if isinstance(record, Document):
-        one = Asked(found.raw, [BOS, *tokenizer.encode(record.text)], record.text)
+        one, field = Asked(found.raw, [BOS, *tokenizer.encode(record.text)], record.text), "text"
     else:
         dialogue.check_prompt(record.messages, found.where, allow_tags)
-        one = Asked(found.raw, dialogue.encode(record.messages, tokenizer).ids, None)
+        one, field = Asked(found.raw, dialogue.encode(record.messages, tokenizer).ids, None), "messages"
     if len(one.ids) >= context:
         problem = f"is {len(one.ids):,} tokens long, the model's context {context:,}: no room for an answer"
-        raise Fault(found.where, problem, "shorten it")
+        raise Fault(f"{found.where}: {field}" if ":" in found.where else found.where, problem, "shorten it")
     return one
 
 

@@ -44,7 +44,7 @@ def lesson(found: Found[Any], tokenizer: Tokenizer, how: Learning) -> Lesson:
     cut = max(0, len(ids) - how.context)
     if cut and not how.truncate:
         problem = f"is {len(ids):,} tokens long, the context {how.context:,}"
-        raise Fault(found.where, problem, "shorten it, --truncate, or leave it out with --skip-bad")
+        raise Fault(f"{found.where}: messages", problem, "shorten it, --truncate, or leave it out with --skip-bad")
     ids, loss = ids[: how.context], loss[: how.context]
     if not any(loss):
         what = f"its first {how.context:,} tokens hold no answer" if cut else "holds no answer to learn from"
