@@ -285,6 +285,29 @@ def test_deep_nesting_is_refused(tmp_path: Path, deep: bytes) -> None:
     assert refused(path).startswith(f"{path}:2: ")
 
 
+@pytest.mark.parametrize(("value", "problem"), [
+    ('{"a":' * 190 + "1" + "}" * 190, ""),
+    ('{"a":' * 300 + "1" + "}" * 300, "is nested too deeply"),
+    ("[" * 300 + "]" * 300, "is nested too deeply"),
+    ("[18446744073709551615, -9223372036854775808, 1e30, 1.5e300]", ""),
+    ('"123456789012345678901234567890"', ""),
+    ("123456789012345678901234567890", ""),
+    ("[" * 190 + "12345678901234567890123" + "]" * 190, ""),
+    ("[" * 300 + "12345678901234567890123" + "]" * 300, "is nested too deeply"),
+])  # fmt: skip
+def test_what_could_not_be_written_as_it_was_is_refused(tmp_path: Path, value: str, problem: str) -> None:
+    """Fields that pass through come out with all their digits, however deep they are, or the record is refused."""
+    line = f'{{"text":"a","x":{value}}}\n'.encode()
+    path = written(tmp_path / "a", line)
+    if problem:
+        assert refused(path).startswith(f"{path}:1: {problem}")
+        return
+    out = io.BytesIO()
+    for found in jsonl.read([str(path)], Document):
+        jsonl.Writer(out).write(found.raw)
+    assert json.loads(out.getvalue()) == json.loads(line)
+
+
 def test_bad_records_can_be_passed_over_and_counted(tmp_path: Path) -> None:
     path = written(tmp_path / "a", b'{"text":"a"}\n[]\nnope\n{"text":"b"}\n{"text":1}\n{"text":"c"}')
     faults: list[Fault] = []

@@ -24,6 +24,7 @@ from llamactl import ui
 from llamactl.artifacts.records import R, Score, Shard, checked, converting, measured
 from llamactl.errors import Fault, ReaderGone
 
+DEEPEST = 200  # levels of a record; orjson reads 1,024, and writes 254
 BLOCK = 1 << 20  # bytes of whole lines handed on at once
 MAX_LINE = 16 << 20  # bytes; a longer line is refused before it is parsed
 MAX_WINDOW = 1 << 27  # bytes a zstd frame may ask us to keep (the format's own `--long` limit)
@@ -226,13 +227,16 @@ def lines(block: Block, shard: Shard, max_line: int = MAX_LINE) -> Iterator[Line
 
 
 def parsed(line: Line) -> Any:
-    """The JSON value of a line; raises Fault."""
+    """The JSON value of a line; raises Fault, also where it is too deep to be written again."""
     try:
-        return loads(line.data)
+        value = loads(line.data)
     except orjson.JSONDecodeError as error:
         raise Fault(line.where, what_is_wrong(line.data, error)) from None
     except RecursionError:
         raise Fault(line.where, "is nested too deeply") from None
+    if line.data.count(b"{") + line.data.count(b"[") > DEEPEST and _depth(value) > DEEPEST:
+        raise Fault(line.where, "is nested too deeply")
+    return value
 
 
 def loads(data: bytes) -> Any:
@@ -245,6 +249,14 @@ def _integer(digits: str) -> int | orjson.Fragment:
     if len(digits) <= 20 and -(1 << 63) <= int(digits) < 1 << 64:
         return int(digits)
     return orjson.Fragment(digits)
+
+
+def _depth(value: Any) -> int:
+    level, depth = [value], 0
+    while level:
+        inside = (one.values() if isinstance(one, dict) else one for one in level if isinstance(one, dict | list))
+        level, depth = list(chain.from_iterable(inside)), depth + 1
+    return depth
 
 
 def what_is_wrong(data: bytes, error: Exception) -> str:
