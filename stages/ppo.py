@@ -208,6 +208,7 @@ def ppo(
         raise fault
     rows = [
         ("prompts", f"{len(questions):,}, of which {tagged:,} tagged safety; {len(held_out):,} held out"),
+        *run.odd(),
         ("iterations", f"{iterations:,} of {batch_size:,} answers, {steps:,} steps of {mini_batch_size:,}"),
         ("each prompt", f"answered {iterations * batch_size / len(questions):,.1f} times"),
         ("learning rates", f"{lr:g}, of the critic {critic_lr:g}, constant"),

@@ -151,7 +151,8 @@ def rm_train(
         activation_checkpointing, tensor_parallel, replicas, devices or ui.world_size(),
     )  # fmt: skip
     said = planning.asked(shape, layout, plan.schedule.steps * plan.targets, device, mfu, dry_run)
-    ui.table(f"rm-train {model} -> {out}", [*mixture.rows(), *pairs.rows(), *plan.rows(len(pairs)), *said])
+    said = [*mixture.rows(), *run.odd(), *pairs.rows(), *plan.rows(len(pairs)), *said]
+    ui.table(f"rm-train {model} -> {out}", said)
     if dry_run:
         return
 

@@ -124,7 +124,7 @@ def sft(
     )  # fmt: skip
     places = plan.schedule.steps * plan.targets
     said = planning.asked(config, layout, places, device, mfu, dry_run)
-    ui.table(f"sft {model} -> {out}", [*packs.rows(), *plan.rows(len(packs.packs)), *said])
+    ui.table(f"sft {model} -> {out}", [*packs.rows(), *run.odd(), *plan.rows(len(packs.packs)), *said])
     if dry_run:
         return
 

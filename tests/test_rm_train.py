@@ -297,12 +297,17 @@ def test_two_processes_come_to_what_one_comes_to(base: Path, data: Path, tmp_pat
     assert (tmp_path / "one" / "held-out.jsonl").read_bytes() == (tmp_path / "two" / "held-out.jsonl").read_bytes()
 
 
-def test_a_dry_run_says_what_would_be_done(base: Path, data: Path, tmp_path: Path, command: Run) -> None:
+def test_a_dry_run_says_what_would_be_done(
+    base: Path, data: Path, tmp_path: Path, tmp_path_factory: pytest.TempPathFactory, command: Run
+) -> None:
     flags = ["--kind", "safety", "--batch-size", 6, "--hold-out", 4, "--dry-run", "--device", "a100-80gb"]
-    done = command("rm-train", base, data, *flags, "-o", tmp_path / "x")
+    bad = tmp_path_factory.mktemp("bad") / "bad.jsonl"
+    bad.write_bytes(b"[]\n" * 7)
+    done = command("rm-train", base, data, bad, "--skip-bad", *flags, "-o", tmp_path / "x")
     assert (done.status, done.stdout) == (0, "")
     said = " ".join(done.stderr.split())
     for words in (
+        "skipped 7 bad records",
         "comparisons 20",
         "mixed in none",
         "held out 4, no",

@@ -241,6 +241,18 @@ def test_a_dry_run_says_what_would_be_done(
     assert not (tmp_path / "sft").exists()
 
 
+def test_a_plan_says_what_is_left_out_and_cut(
+    tmp_path: Path, base_model: Path, dialogues: Path, llamactl: Command
+) -> None:
+    bad = [{"messages": turns("a")}] * 7 + [{"messages": turns("a", "b " * 200)}] * 2
+    more = written(tmp_path / "more.jsonl", bad)
+    flags = ["--context", 80, "--dry-run", "--device", "a100-80gb", "--skip-bad", "--truncate"]
+    said = " ".join(llamactl("sft", base_model, dialogues, more, *flags, cwd=tmp_path, status=0).stderr.split())
+    assert "skipped 7 bad records" in said
+    assert "not as it was 2 dialogues cut, " in said
+    assert "tokens cut off" in said
+
+
 def test_over_fitting_is_said(tmp_path: Path, base_model: Path, dialogues: Path, llamactl: Command) -> None:
     other = written(tmp_path / "other.jsonl", [{"messages": turns("What is textwrap?", "Quite another thing, zzz!")}])
     flags = ["--context", 80, "--epochs", 12, "--eval", other, "--eval-every", 3, "-o", tmp_path / "x"]

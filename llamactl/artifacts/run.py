@@ -32,6 +32,10 @@ WAITING = 1 << 23  # bytes that wait in memory; more do on the disk
 SHOWN = 5  # bad records named one by one before they are only counted
 
 
+def _listed(counts: Mapping[str, int]) -> str:
+    return ", ".join(f"{n:,} {what}" for what, n in counts.items())
+
+
 def _now() -> str:
     return datetime.now(UTC).isoformat(timespec="seconds")
 
@@ -317,11 +321,16 @@ class Run:
                 if output["kind"] == "shard":
                     (self.out / output["path"]).unlink(missing_ok=True)
 
+    def odd(self) -> list[tuple[str, str]]:
+        """What was not used so far, or not as it was, as rows of a plan."""
+        counts = {"skipped": self.skipped, "not as it was": self.noted}
+        return [(what, _listed(+found)) for what, found in counts.items() if +found]
+
     def _report(self, announce: bool = True) -> None:
         if self.skipped:
-            ui.warn(f"{self.stage}: skipped " + ", ".join(f"{n:,} {reason}" for reason, n in self.skipped.items()))
+            ui.warn(f"{self.stage}: skipped {_listed(self.skipped)}")
         if self.noted:
-            ui.warn(f"{self.stage}: " + ", ".join(f"{n:,} {what}" for what, n in self.noted.items()))
+            ui.warn(f"{self.stage}: {_listed(self.noted)}")
         if announce:
             self._announce()
 
