@@ -44,16 +44,18 @@ def train_tokenizer(
     run.skipped.update(passed_over)
     if run.already_made():
         return
-    with run.file() as file, ui.Working("read corpus", None, "documents") as bar:
+    with run.file() as file:
+        with ui.Working("read corpus", None, "documents") as bar:
 
-        def read() -> "Iterator[str]":
-            for document in texts.read(names, texts.Reading(encoding, max_line=max_line), run):
-                bar.advance(1)
-                yield document.text
+            def read() -> "Iterator[str]":
+                for document in texts.read(names, texts.Reading(encoding, max_line=max_line), run):
+                    bar.advance(1)
+                    yield document.text
 
-        trained = tokenizer.train(read(), vocab_size, sample, seed)
-        file.write(trained.proto)
-        run.done.update(bytes=trained.bytes, lines=trained.lines)
-        how = "all lines" if trained.lines <= sample else f"a uniform sample of {sample:,} of the lines (reservoir)"
-        run.facts["sampled"] = {"how": how, "lines_cut": trained.cut}
-    ui.note(f"learned {vocab_size:,} pieces from {run.done['documents']:,} documents, {ui.size(trained.bytes)}: {how}")
+            found = tokenizer.sampled(read(), sample, seed)
+        ui.note(f"learning {vocab_size:,} pieces from {len(found.kept):,} lines")
+        file.write(tokenizer.learned(found.kept, vocab_size))
+        run.done.update(bytes=found.bytes, lines=found.lines)
+        how = "all lines" if found.lines <= sample else f"a uniform sample of {sample:,} of the lines (reservoir)"
+        run.facts["sampled"] = {"how": how, "lines_cut": found.cut}
+    ui.note(f"learned {vocab_size:,} pieces from {run.done['documents']:,} documents, {ui.size(found.bytes)}: {how}")

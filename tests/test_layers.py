@@ -50,7 +50,12 @@ MAY_IMPORT = {
         "llamactl.energy",  # a run measures what it takes
         "llamactl.artifacts",
     },
-    "llamactl.text": {"llamactl.errors", "llamactl.artifacts", "llamactl.text"},
+    "llamactl.text": {
+        "llamactl.errors",
+        "llamactl.signals",  # a corpus is encoded, and a tokenizer learned, by processes of their own
+        "llamactl.artifacts",
+        "llamactl.text",
+    },
     "llamactl.model.config": {"llamactl.errors"},
     "llamactl.model": {
         "llamactl.errors",

@@ -1,7 +1,11 @@
 """The tokenizer: text to ids and back without loss, and ids that are SentencePiece's own, however they are computed."""
 
+import os
 import random
-from collections.abc import Iterator
+import signal
+import threading
+import time
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 import pytest
@@ -22,6 +26,10 @@ AWKWARD = [
 ]  # fmt: skip
 
 
+def trained(texts: Iterable[str], vocab_size: int, lines: int) -> bytes:
+    return tokenizers.learned(tokenizers.sampled(texts, lines, 0).kept, vocab_size)
+
+
 @pytest.fixture(scope="module")
 def tokenizer(tokenizer_path: Path) -> Tokenizer:
     return Tokenizer.load(tokenizer_path)
@@ -31,14 +39,14 @@ def tokenizer(tokenizer_path: Path) -> Tokenizer:
 def prose() -> Tokenizer:
     """A tokenizer of words without any indentation: its only piece of white space is the single space."""
     words = " ".join((LIBRARY / "this.py").read_text().split() + (LIBRARY / "textwrap.py").read_text().split())
-    return Tokenizer(tokenizers.train([words] * 3, 600, 1000, 0).proto)
+    return Tokenizer(trained([words] * 3, 600, 1000))
 
 
 @pytest.fixture(scope="module")
 def code() -> Tokenizer:
     """A tokenizer of indented code: it has pieces of many spaces, and of spaces before words."""
     sources = [(LIBRARY / name).read_text(encoding="utf-8") for name in ("argparse.py", "ast.py", "difflib.py")]
-    return Tokenizer(tokenizers.train(sources, 2000, 100_000, 0).proto)
+    return Tokenizer(trained(sources, 2000, 100_000))
 
 
 def strings(seed: int, count: int) -> Iterator[str]:
@@ -220,9 +228,10 @@ def test_ids_are_as_wide_as_the_vocabulary_asks(tokenizer_path: Path, vocab: int
 
 def test_training_is_a_function_of_corpus_and_seed(corpus_dir: Path) -> None:
     texts = [path.read_text(encoding="utf-8") for path in sorted(corpus_dir.glob("*.txt"))]
-    first = tokenizers.train(texts, 450, 10_000, 0)
-    assert tokenizers.train(texts, 450, 10_000, 0) == first
-    assert first.lines == sum(len(list(filter(None, text.split("\n")))) for text in texts)
+    assert trained(texts, 450, 10_000) == trained(texts, 450, 10_000)
+    first = tokenizers.sampled(texts, 10_000, 0)
+    assert tokenizers.sampled(texts, 10_000, 0) == first
+    assert first.lines == len(first.kept) == sum(len(list(filter(None, text.split("\n")))) for text in texts)
     assert first.cut == 0
 
 
@@ -253,46 +262,73 @@ def test_a_sample_of_the_lines(tmp_path: Path, corpus_dir: Path, llamactl: Comma
 
 def test_long_lines_are_cut_not_dropped() -> None:
     """SentencePiece drops a line over its limit in silence; here all of it is learned from."""
-    trained = tokenizers.train(["abcabc " * 10_000], 280, 1000, 0)
-    assert trained.cut == 1
-    assert trained.lines == -(-70_000 // (tokenizers.LONGEST_SENTENCE // 4))
-    assert trained.bytes == 70_000
-    learned = Tokenizer(trained.proto)
+    sample = tokenizers.sampled(["abcabc " * 10_000], 1000, 0)
+    assert sample.cut == 1
+    assert sample.lines == -(-70_000 // (tokenizers.LONGEST_SENTENCE // 4))
+    assert sample.bytes == 70_000
+    learned = Tokenizer(tokenizers.learned(sample.kept, 280))
     assert [learned.piece(token) for token in learned.encode("abcabc")] != list("▁abcabc")
 
 
 @pytest.mark.parametrize("odd", ["▅", "\0", "⁇", "▁", "\t"])
 def test_lines_with_odd_characters_are_learned_from(odd: str) -> None:
     """SentencePiece passes over lines that hold U+2585, its own mark for the unknown, without a word."""
-    learned = Tokenizer(tokenizers.train([f"{odd}abcabc abcabc\n" * 50], 272, 1000, 0).proto)
+    learned = Tokenizer(trained([f"{odd}abcabc abcabc\n" * 50], 272, 1000))
     assert len(learned.encode("abcabc abcabc")) < 8
+
+
+def test_learning_is_ended_by_ctrl_c(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """However long it would take: SentencePiece does not hear of it until it is through."""
+    begun = tmp_path / "begun"
+
+    def for_ever(*_: object) -> None:
+        begun.write_text(str(os.getpid()))
+        time.sleep(600)
+
+    def press() -> None:
+        while not begun.exists() or not begun.read_text():
+            time.sleep(0.01)
+        os.kill(os.getpid(), signal.SIGINT)
+
+    monkeypatch.setattr(tokenizers, "_learn", for_ever)
+    threading.Thread(target=press).start()
+    with pytest.raises(KeyboardInterrupt):
+        tokenizers.learned(["a"], 300)
+    with pytest.raises(ProcessLookupError):
+        os.kill(int(begun.read_text()), 0)
+
+
+def test_a_process_that_is_killed_as_it_learns_is_a_fault(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(tokenizers, "_learn", lambda *_: os.kill(os.getpid(), signal.SIGKILL))
+    with pytest.raises(Fault, match=r"train-tokenizer: its process was killed .* --sample"):
+        tokenizers.learned(["a"], 300)
 
 
 def test_a_vocabulary_too_large_says_what_is_possible() -> None:
     with pytest.raises(Fault) as caught:
-        tokenizers.train(["hello there"], 32_000, 1000, 0)
+        trained(["hello there"], 32_000, 1000)
     said = str(caught.value)
     assert said.startswith("--vocab-size: the corpus is too small for 32,000 pieces: it yields ")
     possible = int(said.rpartition("--vocab-size ")[2])
     assert f"it yields {possible:,}, {32_000 - possible:,} fewer" in said
-    assert Tokenizer(tokenizers.train(["hello there"], possible, 1000, 0).proto).vocab == possible
+    assert Tokenizer(trained(["hello there"], possible, 1000)).vocab == possible
 
 
 def test_a_vocabulary_too_small_says_what_is_needed() -> None:
     characters = "\n".join(chr(0x4E00 + n) for n in range(300))
     with pytest.raises(Fault) as caught:
-        tokenizers.train([characters], 300, 1000, 0)
+        trained([characters], 300, 1000)
     said = str(caught.value)
     assert said.startswith("--vocab-size: 300 pieces do not hold the specials, the 256 bytes and the characters")
     needed = int(said.rpartition("--vocab-size ")[2])
     assert needed > 300 + 259
-    assert Tokenizer(tokenizers.train([characters], needed, 1000, 0).proto).vocab == needed
+    assert Tokenizer(trained([characters], needed, 1000)).vocab == needed
 
 
 def test_a_corpus_without_a_line_is_named_as_such() -> None:
     """In words about the corpus, not about a line of SentencePiece's sources."""
     with pytest.raises(Fault) as caught:
-        tokenizers.train(["\n\n", "\n"], 300, 1000, 0)
+        trained(["\n\n", "\n"], 300, 1000)
     assert "INTERNAL" not in str(caught.value)
     assert ".cc" not in str(caught.value)
 
@@ -304,7 +340,7 @@ def test_what_fails_while_reading_arrives_as_it_is(failure: Exception) -> None:
         raise failure
 
     with pytest.raises(type(failure)) as caught:
-        tokenizers.train(texts(), 280, 1000, 0)
+        trained(texts(), 280, 1000)
     assert caught.value is failure
 
 

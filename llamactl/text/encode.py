@@ -5,9 +5,6 @@ ids. Only a few blocks a worker are under way at once.
 """
 
 import os
-import signal
-import threading
-import time
 from collections import Counter, deque
 from collections.abc import Iterable, Iterator
 from concurrent.futures import Future, ProcessPoolExecutor
@@ -21,6 +18,7 @@ import numpy as np
 from llamactl.artifacts import corpus
 from llamactl.artifacts.jsonl import Block
 from llamactl.errors import Fault
+from llamactl.signals import serve
 from llamactl.text.tokenizer import BOS, EOS, SPACE, Tokenizer
 
 AHEAD = 3  # blocks under way for each worker
@@ -74,14 +72,7 @@ _tokenizer: Tokenizer  # of a worker process
 def _start_worker(proto: bytes, parent: int) -> None:
     global _tokenizer
     _tokenizer = Tokenizer(proto)
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches the whole group; the parent ends us
-
-    def leave_with_parent() -> None:
-        while os.getppid() == parent:
-            time.sleep(1)
-        os._exit(1)
-
-    threading.Thread(target=leave_with_parent, daemon=True).start()
+    serve(parent)
 
 
 def _work(block: Block, reading: corpus.Reading) -> Encoded:

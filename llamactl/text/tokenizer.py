@@ -12,17 +12,23 @@ and where one goes across words, the whole text is given to SentencePiece.
 """
 
 import io
+import os
 import random
 import re
 from array import array
 from collections.abc import Iterable, Iterator, Sequence
+from multiprocessing import get_context
 from pathlib import Path
-from typing import Any, NamedTuple, Self
+from typing import TYPE_CHECKING, Any, NamedTuple, Self
 
 import numpy as np
 
 from llamactl.artifacts.files import entry
 from llamactl.errors import Fault
+from llamactl.signals import serve
+
+if TYPE_CHECKING:
+    from multiprocessing.connection import Connection
 
 UNK, BOS, EOS = 0, 1, 2
 FILE = "tokenizer.model"
@@ -181,38 +187,67 @@ class Tokenizer:
         return [int(i) for i in self._processor.encode(text)]
 
 
-class Trained(NamedTuple):
-    """A new tokenizer, and what the corpus offered: lines, their bytes, and how many lines had to be cut."""
+class Sample(NamedTuple):
+    """Lines to learn from, and what the corpus offered: lines, their bytes, and how many lines had to be cut."""
 
-    proto: bytes
+    kept: list[str]
     lines: int
     bytes: int
     cut: int
 
 
-def train(texts: Iterable[str], vocab_size: int, sample: int, seed: int) -> Trained:
-    """Train on a stream of texts, of which a uniform sample of ``sample`` lines is kept in memory (a reservoir).
+def sampled(texts: Iterable[str], size: int, seed: int) -> Sample:
+    """A uniform sample of ``size`` lines of a stream of texts (a reservoir), in memory; all of them where it has fewer.
 
-    The sampling is ours because SentencePiece's own differs from run to run. Raises Fault where the corpus is too small
-    for ``vocab_size``.
+    It is ours because SentencePiece's own differs from run to run. Raises Fault where there is no line at all.
     """
-    import sentencepiece
-
     counts = {"lines": 0, "bytes": 0, "cut": 0}
     kept: list[str] = []
     draw = random.Random(seed)
     for text in texts:
         for line in _lines(text, counts):
-            if len(kept) < sample:
+            if len(kept) < size:
                 kept.append(line)
-            elif (place := draw.randrange(counts["lines"])) < sample:
+            elif (place := draw.randrange(counts["lines"])) < size:
                 kept[place] = line
     if not kept:
         raise Fault("train-tokenizer", "the corpus holds no text", "give it some")
+    return Sample(kept, **counts)
+
+
+def learned(lines: list[str], vocab_size: int) -> bytes:
+    """The model that SentencePiece learns; raises Fault where the lines are too few for ``vocab_size``.
+
+    It is learned in another process: for minutes SentencePiece hears no Ctrl-C.
+    """
+    context = get_context("fork")
+    receiver, sender = context.Pipe(duplex=False)
+    process = context.Process(target=_learn, args=(sender, lines, vocab_size, os.getpid()), daemon=True)
+    process.start()
+    sender.close()
+    try:
+        found: bytes | str = receiver.recv()
+    except EOFError:
+        raise Fault(
+            "train-tokenizer", "its process was killed (out of memory?)", "keep fewer lines: --sample"
+        ) from None
+    finally:
+        process.kill()
+        process.join()
+    if isinstance(found, str):
+        raise _explained(found, vocab_size)
+    return found
+
+
+def _learn(sender: "Connection", lines: list[str], vocab_size: int, parent: int) -> None:
+    """Send the model, or what SentencePiece has against it."""
+    import sentencepiece
+
+    serve(parent)
     out = io.BytesIO()
     try:
         sentencepiece.SentencePieceTrainer.train(
-            sentence_iterator=iter(kept),
+            sentence_iterator=iter(lines),
             model_writer=out,
             model_type="bpe",
             vocab_size=vocab_size,
@@ -232,8 +267,9 @@ def train(texts: Iterable[str], vocab_size: int, sample: int, seed: int) -> Trai
             minloglevel=2,
         )
     except RuntimeError as error:
-        raise _explained(str(error), vocab_size) from None
-    return Trained(out.getvalue(), **counts)
+        sender.send(str(error))
+    else:
+        sender.send(out.getvalue())
 
 
 def _lines(text: str, counts: dict[str, int]) -> Iterator[str]:
