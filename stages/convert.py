@@ -99,7 +99,6 @@ def convert(
                 (name, facts["format"], f"{facts['items']:,}", f"{facts['records']:,}", f"{facts['bad']:,}", odd)
             )
         if not run.done["records"] and shard.count == 1:
-            raise Fault(
-                ", ".join(names), f"nothing came of it, {run.done['items']:,} items read", "see the counts above"
-            )
+            why = "; ".join(f"{what} {counts}" for what, counts in run.odd())
+            raise Fault(", ".join(names), f"nothing came of it, {run.done['items']:,} items read", why)
     ui.table(f"{to} made", rows, ("file", "format", "items", "records", "bad", "left out, or not as it was"))

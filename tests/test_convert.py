@@ -343,9 +343,9 @@ def test_roles_out_of_order(tmp_path: Path, turns: list[Any], problem: str) -> N
 def test_where_nothing_came_of_it(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], turns: list[Any], target: str, what: str
 ) -> None:
-    """It is a failure; and what is left out is counted where there was more."""
+    """It is a failure that says why; and what is left out is counted where there was more."""
     path = written(tmp_path / "a.jsonl", [talk(*turns)] * 2)
-    assert refused(tmp_path, path, to=target) == "a.jsonl: nothing came of it, 2 items read; see the counts above"
+    assert refused(tmp_path, path, to=target) == f"a.jsonl: nothing came of it, 2 items read; skipped 2 {what}"
     path = written(tmp_path / "a.jsonl", [talk(*turns), talk(u("q"), a("r"))])
     assert len(made(tmp_path, path, to=target)) == 1
     assert ran(tmp_path)["skipped"] == {what: 1}
@@ -360,7 +360,7 @@ def test_a_file_without_items(tmp_path: Path, name: str, data: str) -> None:
 def test_nothing_is_exit_status_1_also_where_all_was_bad(tmp_path: Path, llamactl: Command) -> None:
     path = written(tmp_path / "a.jsonl", "x\ny\n")
     done = llamactl("convert", path, "--skip-bad", "-o", tmp_path / "out.jsonl", status=1)
-    assert f"{path}: nothing came of it, 2 items read" in done.stderr
+    assert f"{path}: nothing came of it, 2 items read; skipped 2 bad records" in done.stderr
     assert sorted(tmp_path.iterdir()) == [path]
 
 
