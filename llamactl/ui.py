@@ -15,6 +15,10 @@ if TYPE_CHECKING:
     from rich.progress import Progress, TaskID
 
 LINE_EVERY = 30.0  # seconds between lines where stderr is not a terminal
+SHOW_EVERY = (
+    0.1  # seconds between changes of a bar: to write it out anew for each record takes longer than some records
+)
+LABEL = 48  # characters of a label that are shown: beside more of them there would be no room for a bar
 
 _SIGNS = {code: 0x2400 + code for code in range(32) if chr(code) not in "\n\t"}  # of C0
 _SIGNS |= dict.fromkeys(range(0x7F, 0xA0), 0xFFFD)  # DEL and C1
@@ -133,6 +137,11 @@ def duration(seconds: float) -> str:
     return f"{hours}:{minutes:02d}:{rest:02d}"
 
 
+def _within(text: str, most: int) -> str:
+    """A text of at most so many characters: its beginning and its end."""
+    return text if len(text) <= most else f"{text[: most // 2]}…{text[-(most - most // 2 - 1) :]}"
+
+
 class Working:
     """Progress of one long piece of work: ``with Working("tokenize", total=n, unit="B") as bar: bar.advance(k)``.
 
@@ -140,7 +149,7 @@ class Working:
     """
 
     def __init__(self, label: str, total: float | None, unit: str = "", start: float = 0) -> None:
-        self.label, self.total, self.unit, self.done = label, total, unit, start
+        self.label, self.total, self.unit, self.done = _within(harmless(label), LABEL), total, unit, start
         self._began, self._first, self._spoke = time.monotonic(), start, time.monotonic()
         self._facts: dict[str, Any] = {}
         self._bar: Progress | None = None
@@ -152,10 +161,10 @@ class Working:
             from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 
             self._bar = Progress(
-                TextColumn("{task.description}"),
+                TextColumn("{task.description}", markup=False),
                 BarColumn(bar_width=24),
-                TextColumn("{task.fields[done]}"),
-                TextColumn("{task.fields[facts]}"),
+                TextColumn("{task.fields[done]}", markup=False),
+                TextColumn("{task.fields[facts]}", markup=False),
                 TimeRemainingColumn(),
                 console=Console(stderr=True),
                 refresh_per_second=4,
@@ -168,12 +177,18 @@ class Working:
         """Count ``n`` more as done; ``facts`` replace the ones shown, numbers as ``count`` writes them."""
         self.done += n
         self._facts.update(facts)
+        now = time.monotonic()
+        if self._bar is not None and now - self._spoke >= SHOW_EVERY:
+            self._spoke = now
+            self._show()
+        elif self._bar is None and not _quiet and now - self._spoke >= LINE_EVERY:
+            self._spoke = now
+            self._line()
+
+    def _show(self) -> None:
         if self._bar is not None and self._task is not None:
             shown = "  ".join(f"{k} {v}" for k, v in self._written())
             self._bar.update(self._task, completed=self.done, done=self._progress(), facts=shown)
-        elif not _quiet and time.monotonic() - self._spoke >= LINE_EVERY:
-            self._spoke = time.monotonic()
-            self._line()
 
     def _progress(self) -> str:
         shown = size if self.unit == "B" else count
@@ -194,4 +209,5 @@ class Working:
 
     def __exit__(self, kind: type[BaseException] | None, value: BaseException | None, tb: TracebackType | None) -> None:
         if self._bar is not None:
+            self._show()
             self._bar.stop()
