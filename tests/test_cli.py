@@ -91,6 +91,22 @@ print(*sorted(set(sys.modules)), file=sys.stderr)
     assert not {"torch", "rich", "transformers"} & set(done.stderr.split())
 
 
+def test_one_process_loads_nothing_that_only_many_need(tmp_path: Path, base_model: Path) -> None:
+    """torch's tensors that many processes share take a second to load, with all the algebra behind them."""
+    asked = ["generate", str(base_model), "--text", "a", "--max-new-tokens", "2", "-o", str(tmp_path / "out.jsonl")]
+    code = f"""
+import sys
+from llamactl import cli
+cli.app({asked}, standalone_mode=False)
+print(*sorted(set(sys.modules)), file=sys.stderr)
+"""
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert (tmp_path / "out.jsonl").exists()
+    loaded = set(done.stderr.split())
+    assert "llamactl.train.parallel" in loaded
+    assert not {"torch.distributed.tensor", "torch.distributed.fsdp", "sympy"} & loaded
+
+
 def test_help_lists_the_stages_in_the_recipes_order(llamactl: Command) -> None:
     shown = llamactl("--help", status=0).stdout
     listed = [line.split()[0] for line in shown.partition("Commands:")[2].splitlines() if line[2:3].strip()]

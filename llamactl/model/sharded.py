@@ -6,12 +6,15 @@ tensor is its own box.
 
 from collections.abc import Iterable
 from math import prod
-from typing import NamedTuple
+from typing import TYPE_CHECKING, NamedTuple, TypeGuard
 
 import torch
 from torch import Tensor, nn
-from torch.distributed.tensor import DTensor, Replicate
-from torch.distributed.tensor._utils import compute_local_shape_and_global_offset
+
+if TYPE_CHECKING:
+    from torch.distributed.tensor import DTensor
+
+PLAIN = (Tensor, nn.Parameter)  # of one process; that another kind is none either takes a second to load
 
 
 class Box(NamedTuple):
@@ -25,10 +28,21 @@ class Box(NamedTuple):
         return whole[tuple(slice(start, start + size) for start, size in zip(self.offset, self.shape, strict=True))]
 
 
+def spread(tensor: Tensor) -> "TypeGuard[DTensor]":
+    """Whether processes share it out."""
+    if type(tensor) in PLAIN:
+        return False
+    from torch.distributed.tensor import DTensor
+
+    return isinstance(tensor, DTensor)
+
+
 def box(tensor: Tensor) -> Box:
     """What this process holds of a tensor."""
-    if not isinstance(tensor, DTensor):
+    if not spread(tensor):
         return Box((0,) * tensor.dim(), tuple(tensor.shape))
+    from torch.distributed.tensor._utils import compute_local_shape_and_global_offset
+
     shape, offset = compute_local_shape_and_global_offset(tensor.shape, tensor.device_mesh, tensor.placements)
     return Box(tuple(offset), tuple(shape))
 
@@ -36,23 +50,20 @@ def box(tensor: Tensor) -> Box:
 def local(tensor: Tensor) -> Tensor:
     """The elements in this process's box, without autograd; shares their memory."""
     tensor = tensor.detach()
-    return tensor.to_local() if isinstance(tensor, DTensor) else tensor
-
-
-def spread(tensor: Tensor) -> bool:
-    """Whether processes share it out."""
-    return isinstance(tensor, DTensor)
+    return tensor.to_local() if spread(tensor) else tensor
 
 
 def whole(tensor: Tensor) -> Tensor:
     """The whole tensor, on every process: all have to ask for it."""
-    return tensor.full_tensor() if isinstance(tensor, DTensor) else tensor
+    return tensor.full_tensor() if spread(tensor) else tensor
 
 
 def among(tensor: Tensor, dimension: str) -> Tensor:
     """This process's part of a tensor that is cut over one dimension of its mesh alone; all have to ask for it."""
-    if not isinstance(tensor, DTensor):
+    if not spread(tensor):
         return tensor
+    from torch.distributed.tensor import Replicate
+
     names = tensor.device_mesh.mesh_dim_names or ()
     cuts = zip(names, tensor.placements, strict=True)
     kept = [placement if name == dimension else Replicate() for name, placement in cuts]
@@ -61,21 +72,19 @@ def among(tensor: Tensor, dimension: str) -> Tensor:
 
 def copies(tensor: Tensor) -> int:
     """How many processes hold the same box."""
-    if not isinstance(tensor, DTensor):
+    if not spread(tensor):
         return 1
     sizes = zip(tensor.device_mesh.shape, tensor.placements, strict=True)
-    return prod(size for size, placement in sizes if isinstance(placement, Replicate))
+    return prod(size for size, placement in sizes if placement.is_replicate())
 
 
 def first_copy(tensor: Tensor) -> bool:
     """Whether this process is the first of those that hold the same box."""
-    if not isinstance(tensor, DTensor):
+    if not spread(tensor):
         return True
     where = tensor.device_mesh.get_coordinate()
     assert where is not None
-    return all(
-        not (isinstance(placement, Replicate) and at) for at, placement in zip(where, tensor.placements, strict=True)
-    )
+    return all(not (placement.is_replicate() and at) for at, placement in zip(where, tensor.placements, strict=True))
 
 
 @torch.no_grad()

@@ -15,34 +15,25 @@ from functools import partial
 from itertools import islice
 from pathlib import Path
 from types import FrameType
-from typing import Any, NamedTuple, TypeVar, cast
+from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar, cast
 
 import orjson
 import torch
 import torch.distributed as dist
 from torch import Tensor
-from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
-from torch.distributed.fsdp import FSDPModule, MixedPrecisionPolicy, fully_shard, register_fsdp_forward_method
-from torch.distributed.tensor import DTensor, Partial, Replicate, Shard
-from torch.distributed.tensor.parallel import (
-    ColwiseParallel,
-    PrepareModuleInput,
-    RowwiseParallel,
-    SequenceParallel,
-    parallelize_module,
-)
 from torch.utils.checkpoint import CheckpointPolicy, checkpoint, create_selective_checkpoint_contexts
 
 from llamactl import ui
 from llamactl.artifacts.journal import Journal
 from llamactl.artifacts.run import Run
 from llamactl.errors import Fault
-from llamactl.model.heads import RewardModel
-from llamactl.model.llama import Llama, Transformer
+from llamactl.model.llama import Transformer
 from llamactl.model.slices import TENSOR, WHOLE, Slice
 from llamactl.signals import handled
-from llamactl.train import vocabulary
 from llamactl.train.planning import WHOLE_GRADIENTS
+
+if TYPE_CHECKING:
+    from torch.distributed.device_mesh import DeviceMesh
 
 T = TypeVar("T")
 
@@ -81,7 +72,7 @@ class Share(NamedTuple):
 class Job:
     """The processes that train one model together, as one of them sees it."""
 
-    def __init__(self, mesh: DeviceMesh | None, device: torch.device) -> None:
+    def __init__(self, mesh: "DeviceMesh | None", device: torch.device) -> None:
         self.mesh, self.device = mesh, device
         self.caught: list[int] = []  # signals that ask this process to stop, for the loop to see
         self.replicas, self.shards, self.tensor = mesh.shape if mesh else (1, 1, 1)
@@ -208,7 +199,10 @@ class Job:
     def arrange(self, model: Transformer, checkpointing: str, compiled: bool) -> None:
         """Prepare a model on the meta device: cut it over tensor neighbours, checkpoint, compile, shard."""
         if self.tensor > 1:
-            self._cut(model)
+            assert self.mesh is not None
+            from llamactl.train import sharding
+
+            sharding.cut(model, self.mesh[TENSOR])
         for block in model.layers:
             if checkpointing != "none":
                 block.forward = partial(checkpoint, block.forward, use_reentrant=False, **_context(checkpointing))
@@ -216,62 +210,20 @@ class Job:
                 block.forward = torch.compile(block.forward)
         if self.mesh:
             mesh = self.mesh["replicas", "shards"] if self.replicas > 1 else self.mesh["shards"]
-            policy = MixedPrecisionPolicy(model.dtype, torch.float32, cast_forward_inputs=False)
-            for block in model.layers:
-                fully_shard(block, mesh=mesh, mp_policy=policy)
-            if isinstance(model, RewardModel):
-                fully_shard(model.score, mesh=mesh, mp_policy=MixedPrecisionPolicy(torch.float32, torch.float32))
-            fully_shard(model, mesh=mesh, mp_policy=policy)
-            register_fsdp_forward_method(model, model.loss)
+            from llamactl.train import sharding
 
-    def _cut(self, model: Transformer) -> None:
-        assert self.mesh is not None
-        mesh = self.mesh[TENSOR]
-        between = Shard(1)  # between the matrix products, activations [B, T, D] are cut over T
-        gathered = partial(PrepareModuleInput, desired_input_layouts=(Replicate(), *[None] * 4))
-        layer = {
-            "attention_norm": SequenceParallel(),
-            "attention": gathered(input_layouts=(between, *[None] * 4)),
-            **{f"attention.{name}": ColwiseParallel() for name in ("wq", "wk", "wv")},
-            "attention.wo": RowwiseParallel(output_layouts=between),
-            "ffn_norm": SequenceParallel(),
-            "feed_forward": PrepareModuleInput(input_layouts=(between,), desired_input_layouts=(Replicate(),)),
-            **{f"feed_forward.{name}": ColwiseParallel() for name in ("w1", "w3")},
-            "feed_forward.w2": RowwiseParallel(output_layouts=between),
-        }
-        ends = {
-            "tok_embeddings": RowwiseParallel(input_layouts=Replicate(), output_layouts=between),
-            "norm": SequenceParallel(),
-            "output": ColwiseParallel(),  # of a language model
-            "score": RowwiseParallel(input_layouts=Replicate()),  # of a reward model
-        }
-        there = {name: style for name, style in ends.items() if hasattr(model, name)}
-        parallelize_module(model, mesh, {**there, **{f"layers.*.{name}": style for name, style in layer.items()}})
-        if isinstance(model, Llama):
-            model.norm.register_forward_hook(_whole_for_the_vocabulary)
-            model.output.nll = partial(vocabulary.nll, model.output, mesh)  # type: ignore[method-assign]
-        else:
-            model.norm.register_forward_hook(_whole)
+            sharding.shard(model, mesh)
 
     def accumulate(self, model: Transformer, last: bool) -> None:
         """Before a micro-batch: whether its gradients are to be exchanged, which the ``last`` one's are.
 
         Where whole gradients are large they are exchanged within a replica each time, and across replicas at the last.
         """
-        if isinstance(model, FSDPModule):
+        if self.mesh:
+            from llamactl.train import sharding
+
             small = 4 * model.config.parameters // self.tensor <= WHOLE_GRADIENTS
-            model.set_requires_gradient_sync(last or not small)
-            model.set_requires_all_reduce(last)
-
-
-def _whole(module: object, given: object, hidden: DTensor) -> Tensor:
-    """Hidden states on all tensor neighbours, for which each of them computes the whole gradient."""
-    return hidden.redistribute(placements=[Replicate()]).to_local()
-
-
-def _whole_for_the_vocabulary(module: object, given: object, hidden: DTensor) -> Tensor:
-    """Hidden states on all tensor neighbours; each one's rows of the head add their part to the gradient."""
-    return hidden.redistribute(placements=[Replicate()]).to_local(grad_placements=[Partial()])
+            sharding.exchange(model, last or not small, last)
 
 
 def _context(checkpointing: str) -> dict[str, Any]:
@@ -297,6 +249,8 @@ def joined(device: torch.device, tensor: int = 1, replicas: int = 1, stops: bool
         with handled(job.noted) if stops else nullcontext():
             yield job
         return
+    from torch.distributed.device_mesh import init_device_mesh
+
     _set_threads(device)
     logging.getLogger("torch.distributed.tensor._redistribute").setLevel(logging.ERROR)  # "suboptimal", at the export
     warnings.filterwarnings("ignore", "FSDP2-wrapped module .* returned a view")  # of scores: none is changed in place
