@@ -81,7 +81,9 @@ def test_what_is_too_long_is_refused_or_cut_so_that_no_end_is_learned(tokenizer:
     ids, loss, _ = lesson(found(record), tokenizer, Learning(1000))
     length = len(ids)
     assert lesson(found(record), tokenizer, Learning(length)) == (ids, loss, 0)
-    with pytest.raises(Fault, match=rf"d:4: messages: is {length} tokens long, the context {length - 1}; shorten it, --truncate"):
+    with pytest.raises(
+        Fault, match=rf"d:4: messages: is {length} tokens long, the context {length - 1}; shorten it, --truncate"
+    ):
         lesson(found(record), tokenizer, Learning(length - 1))
     short = lesson(found(record), tokenizer, Learning(length - 3, truncate=True))
     assert short == (ids[:-3], loss[:-3], 3)
