@@ -186,12 +186,12 @@ def rm_train(
         before = metrics.column("eval_loss")
         held_out = HeldOut(mixture.tested, loss, job, plan, eval_every, before, reward.MEASURED)
         if missed := held_out.missed(network, training.step):
-            metrics.log({"step": training.step, **missed}, due=True)
+            metrics.amend({"step": training.step, **missed})
         with ui.Working("rm-train", plan.schedule.steps, "steps", start=training.step) as bar:
             taking = loss, plan, lambda _, size: size, reward.MEASURED, held_out.due
             for step in loop.steps(training, pairs.batch, *taking):
                 measured = held_out.at(network, step.step)
-                metrics.log(step.line() | measured, due=bool(measured))
+                metrics.log(step.line() | measured, due=held_out.due(step.step))
                 if measured:
                     bar.advance(0, eval=f"{measured['eval_accuracy']:.1%}")
                 rate = step.tokens_per_second / length

@@ -156,12 +156,12 @@ def sft(
         held_out = HeldOut(evaluation, packing.answer_loss, job, plan, eval_every, before)
         at_start = held_out.missed(network, training.step) if training.step else held_out.at(network, 0)
         if at_start:
-            metrics.log({"step": training.step, **at_start}, due=True)
+            metrics.amend({"step": training.step, **at_start})
         with ui.Working("sft", plan.schedule.steps, "steps", start=training.step) as bar:
             taking = packing.answer_loss, plan, packs.targets, (), held_out.due
             for step in loop.steps(training, packs.batch, *taking):
                 measured = held_out.at(network, step.step)
-                metrics.log(step.line() | measured, due=bool(measured))
+                metrics.log(step.line() | measured, due=held_out.due(step.step))
                 if measured:
                     bar.advance(0, eval=f"{measured['eval_loss']:.3f}")
                 bar.advance(1, loss=f"{step.loss:.3f}", **{"tok/s": ui.count(step.tokens_per_second)})

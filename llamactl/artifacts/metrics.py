@@ -46,6 +46,20 @@ class Metrics:
         if ui.first_rank() and (due or step == self._last or step % self._every == 0):
             self._file.write(orjson.dumps(values, option=orjson.OPT_APPEND_NEWLINE))
 
+    def amend(self, values: Mapping[str, Any]) -> None:
+        """Add values to the newest line if it is of their step; else they have a line of their own."""
+        if not ui.first_rank():
+            return
+        *lines, newest = [b"", *self.path.read_bytes().splitlines(keepends=True)]
+        if not newest or orjson.loads(newest)["step"] != values["step"]:
+            self.log(values, due=True)
+            return
+        self._file.close()
+        with files.whole_file(self.path) as file:
+            file.writelines(lines)
+            file.write(orjson.dumps(orjson.loads(newest) | values, option=orjson.OPT_APPEND_NEWLINE))
+        self._file = self.path.open("ab", buffering=0)
+
     def close(self) -> dict[str, Any]:
         """Sync it; its entry for the manifest."""
         if not ui.first_rank():
