@@ -63,7 +63,7 @@ def score(
     totals, answers = dict.fromkeys(judges.places, 0.0), 0
     with (
         parallel.joined(target, tensor_parallel, stops=False) as job,
-        run.records() as writer,
+        run.records(read_along=True) as writer,
         ui.Working("score", None, "answers") as bar,
         job.metered(run),
     ):

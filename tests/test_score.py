@@ -212,10 +212,14 @@ def test_from_stdin_to_stdout_and_to_a_compressed_file(
     ],
 )
 def test_a_record_of_no_use_is_refused_with_its_place(
-    models: tuple[Path, Path], tmp_path: Path, command: Run, record: Any, said: str
+    models: tuple[Path, Path], tmp_path: Path, command: Run, monkeypatch: pytest.MonkeyPatch, record: Any, said: str
 ) -> None:
+    """Nothing comes out, to a file or down a pipe, of what was scored before it."""
+    monkeypatch.setattr("llamactl.align.judges.WINDOW", 1)
     path, out = written(tmp_path / "s.jsonl", [*samples()[:2], record, *samples()[2:3]]), tmp_path / "out.jsonl"
     flags = ["--reward", f"h={models[0]}", "-q", "-o", out]
+    piped = command("score", path, *flags[:-2])
+    assert (piped.status, piped.stdout) == (1, "")
     assert one_line(command("score", path, *flags)).startswith(f"{path}:3: {said}")
     assert not out.exists()
     done = command("score", path, *flags, "--skip-bad")
