@@ -15,9 +15,8 @@ if TYPE_CHECKING:
     from rich.progress import Progress, TaskID
 
 LINE_EVERY = 30.0  # seconds between lines where stderr is not a terminal
-SHOW_EVERY = (
-    0.1  # seconds between changes of a bar: to write it out anew for each record takes longer than some records
-)
+SHOW_EVERY = 0.1  # seconds between changes of a bar: to write it out anew takes longer than some records
+UNFOLDED = 10_000  # columns of what a program reads, which looks for names in whole
 LABEL = 48  # characters of a label that are shown: beside more of them there would be no room for a bar
 
 _SIGNS = {code: 0x2400 + code for code in range(32) if chr(code) not in "\n\t"}  # of C0
@@ -104,7 +103,9 @@ def table(title: str, rows: Iterable[Sequence[object]], header: Sequence[str] = 
     for row in cells:
         grid.add_row(*row)
     console = Console(stderr=not asked, soft_wrap=False, highlight=False, markup=False, emoji=False)
-    if not console.is_terminal or (asked and header):
+    if not console.is_terminal:
+        console.width = UNFOLDED
+    elif asked and header:
         console.width = 200
     with console.capture() as shown:
         console.print(harmless(title))

@@ -56,3 +56,10 @@ def test_a_bar_is_not_written_out_anew_for_each_record(monkeypatch: pytest.Monke
             bar.advance(records=number + 1)
     assert [values["completed"] for values in shown] == [5000]
     assert "5,000 records 5,000" in screen.getvalue()
+
+
+def test_what_a_program_reads_is_not_folded(capsys: pytest.CaptureFixture[str]) -> None:
+    """It looks for a path in whole, as grep does."""
+    path = "/" + "/".join(["directory"] * 60)
+    ui.table("inputs", [(path, "1")], ("path", "number"), asked=True)
+    assert path in capsys.readouterr().out
