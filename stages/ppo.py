@@ -280,7 +280,9 @@ def ppo(
         training = Training(policy, optimizer, run, directory, job, keep, {"critic": of_valuer})
         # what else is part of its state: tokens so far, the first iteration's line, alarms given, the best version
         cache = job.told(machine.free_memory(target) // placing.FREE)
-        training.facts |= {"tokens": 0, "cut": 0, "alarms": {}, "critic": (0.0, 1.0), "cache": cache}
+        training.facts |= {
+            "tokens": 0, "cut": 0, "alarms": {}, "critic": (0.0, 1.0), "cache": cache, "unmeasured": False,
+        }  # fmt: skip
         resumed = training.resume()
         learners.zero, learners.unit = training.facts["critic"]
         if cache_memory:
@@ -306,11 +308,17 @@ def ppo(
             )  # fmt: skip
 
         def measured(iteration: int) -> dict[str, float]:
-            """What is thought of answers to what is held out, where that is due; the best policy is kept."""
+            """What is thought of answers to what is held out, where that is due; the best policy is kept.
+
+            A signal is not kept waiting for it, but at the very end: it is measured when the run goes on.
+            """
             if not held_out or (iteration % every and iteration != iterations):
                 return {}
-            some = list(held_out.values())
-            answers = answered(some, lambda: False)  # in a moment the state can be saved again
+            some, last = list(held_out.values()), iteration == iterations
+            answers = answered(some, job.stopping if not last else lambda: False)
+            training.facts["unmeasured"] = not last and not job.agreed(not job.caught)
+            if training.facts["unmeasured"]:
+                return {}
             seen = Judgement.of(some, answers, list(judging)).seen(answers)
             versions.measured(iteration, seen["reward"])
             return {f"eval_{name}": value for name, value in seen.items()}
@@ -323,11 +331,12 @@ def ppo(
 
         def enough() -> bool:
             """Whether the best that was measured lies so far back that it is not worth going on."""
-            return bool(held_out) and training.step - versions.best[0] >= patience * every
+            long_ago = training.step - versions.best[0] >= patience * every
+            return bool(held_out) and long_ago and not training.facts["unmeasured"]
 
         versions = Versions(training, saved)
-        if not resumed and (at_start := measured(0)):
-            metrics.log({"step": 0, **at_start}, due=True)
+        if (not resumed or training.facts["unmeasured"]) and (at_start := measured(training.step)):
+            metrics.amend({"step": training.step, **at_start})
         with ui.Working("ppo", iterations, "iterations", start=training.step) as bar:
             while training.step < iterations and not enough():
                 iteration = training.step + 1

@@ -519,6 +519,8 @@ def test_a_stopped_run_goes_on_to_the_same_bits(
     line = stopped.stderr.splitlines()[-1]
     assert line == f"llamactl: {another.out}: stopped by SIGTERM after iteration {after}; run me again to go on"
     assert not (another.out / "run.json").exists()
+    measured = [line["step"] for line in lines(another.out / "metrics.jsonl") if "eval_reward" in line]
+    assert (0 in measured) == ((event, count) != ("token", 3))  # what is held out kept no signal waiting
     again = command(*another.arguments)
     assert again.status == 0, again.stderr
     assert f"going on after step {after}" in again.stderr
