@@ -66,7 +66,7 @@ def test_a_line_that_is_no_constraint_is_refused_with_its_place(tmp_path: Path, 
     assert f"{path}{said}" in str(fault.value)
 
 
-@pytest.mark.parametrize(("text", "said"), [("", "is empty"), ("\n \n", "holds no constraint")])
+@pytest.mark.parametrize(("text", "said"), [("", "is empty"), ("\n \n", "holds blank lines only")])
 def test_an_empty_list_is_refused(tmp_path: Path, text: str, said: str) -> None:
     with pytest.raises(Fault, match=said):
         constraints.read(written(tmp_path, text))

@@ -357,7 +357,7 @@ def test_a_bad_dialogue_is_named_with_its_line_or_skipped(
     ("content", "said"),
     [
         ("", "is empty"),
-        ("\n", "holds no constraint; write a line for each"),
+        ("\n", "holds blank lines only; leave it out"),
         (
             '{"kind": "figure", "name": "Ada"}\n{"kind": "figure", "name": "ADA"}\n',
             ":2: is the figure ADA of line 1 again",

@@ -122,8 +122,6 @@ def read(path: str | Path, allow_tags: bool = False) -> list[Constraint]:
             problem = f"is the {constraint.kind} {constraint.name} of line {first.rpartition(':')[2]} again"
             raise Fault(where, problem, "leave one of them out")
         constraints.append(constraint)
-    if not constraints:
-        raise Fault(path, "holds no constraint", 'write a line for each: {"kind": "figure", "name": "Napoleon"}')
     return constraints
 
 
