@@ -109,12 +109,16 @@ def encode_corpus(
     context = get_context("fork" if hasattr(os, "fork") else "spawn")
     start, others = (tokenizer.proto, os.getpid()), active_children()
     processes: list[BaseProcess] = []
+
+    def started() -> list[BaseProcess]:
+        return [child for child in active_children() if child not in others]
+
     with ProcessPoolExecutor(workers, context, _start_worker, start) as pool:
         under_way: deque[Future[Encoded]] = deque()
         try:
             for block in blocks:
                 under_way.append(pool.submit(_work, block, reading))
-                processes = processes or [child for child in active_children() if child not in others]
+                processes = processes or started()
                 if len(under_way) >= AHEAD * workers:
                     yield _result(under_way.popleft(), processes, pool)
             while under_way:
@@ -122,5 +126,5 @@ def encode_corpus(
         except BrokenProcessPool:
             raise Fault("tokenize", "a worker process was killed (out of memory?)", "use fewer --workers") from None
         except BaseException:  # Ctrl-C, or a record that is refused: nobody waits for the rest
-            _end((child for child in active_children() if child not in others), pool)
+            _end(started(), pool)
             raise

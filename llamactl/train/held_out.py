@@ -73,7 +73,7 @@ class HeldOut:
     def losses(self, model: Transformer, samples: Samples, to_the_end: bool) -> list[float]:
         """The loss, and what comes beside it, over all samples; they are shared out to the processes.
 
-        None, where a signal asks one of these to stop meanwhile, unless they go on ``to_the_end``.
+        There are none where a signal asks one of these to stop meanwhile, unless they go on ``to_the_end``.
         """
         job, count = self.job, len(samples)
         total = torch.zeros(len(self.names) + 1, dtype=torch.float64, device=job.device)

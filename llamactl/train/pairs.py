@@ -52,8 +52,8 @@ class Compared(NamedTuple):
 def compared(model: RewardModel, batch: Compared, objective: Objective) -> Tensor:
     """The objective's sums over the pairs of a batch."""
     forest = Forest.of([pair.tree for pair in batch.pairs], batch.device)
-    margin, safe = (torch.tensor([getattr(pair, name) for pair in batch.pairs]) for name in ("margin", "safe"))
-    margin, safe = (column.to(batch.device, non_blocking=True) for column in (margin, safe))
+    margin = torch.tensor([pair.margin for pair in batch.pairs]).to(batch.device, non_blocking=True)
+    safe = torch.tensor([pair.safe for pair in batch.pairs]).to(batch.device, non_blocking=True)
     return objective(model.scores(forest).view(-1, 2), margin, safe)
 
 
