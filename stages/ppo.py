@@ -238,8 +238,9 @@ def ppo(
     from llamactl.align.answering import Answer, Answering, Judgement, Question
     from llamactl.artifacts import checkpoint
     from llamactl.artifacts.metrics import Metrics
-    from llamactl.model import decoding
+    from llamactl.model import compiling, decoding
     from llamactl.model import device as machine
+    from llamactl.model import generate as sampler
     from llamactl.model.drawing import Sampling
     from llamactl.model.functions import weight_dtype
     from llamactl.model.heads import Critic
@@ -292,9 +293,10 @@ def ppo(
         sampling = Sampling(1.0, 0, max_new_tokens, seed)
         how = {"temperature": temperature, "top_p": 1.0, "top_k": 0, "seed": seed}
         asking = Answering(judges, tokenizer, temperature, sampling, training.facts["cache"])
-        gathered = partial(policy.gathered, weight_dtype(dtype, target), job.part)
+        stored, computing = weight_dtype(dtype, target), sampler.computing_dtype(dtype, target, job.part)
+        gathered = partial(policy.gathered, stored, job.part, computing)
         if target.type == "cpu":  # or a run would begin without what one that goes on from its state has from the start
-            decoding.kernels(decoding.ENOUGH)
+            decoding.kernels(compiling.ENOUGH)
 
         def answered(some: Sequence[Question], stopping: Callable[[], object]) -> list[Answer]:
             """Sampled and judged, on all processes alike."""

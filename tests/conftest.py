@@ -90,10 +90,13 @@ def with_pieces(proto: bytes, pieces: Iterable[str]) -> bytes:
 
 @pytest.fixture(scope="session", autouse=True)
 def _compiled() -> None:
-    """What samples are drawn by is compiled before the first test: it is said where that takes long."""
-    from llamactl.model import decoding
+    """Kernels are compiled before the first test: it is said where that takes long."""
+    import torch
+
+    from llamactl.model import decoding, flash
 
     decoding.kernels(600)
+    flash.prepare(torch.device("cpu"), 64)
 
 
 @pytest.fixture(autouse=True)

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from llamactl.model import decoding, drawing
+from llamactl.model import compiling, decoding, drawing
 from llamactl.model import generate as sampler
 from llamactl.model.cache import Cache, Size, Step
 from llamactl.model.config import Config
@@ -72,21 +72,21 @@ def furthest(model: Llama, samples: int, steps: int, threads: int, monkeypatch: 
 def test_scores_are_those_of_a_full_forward(
     shape: str, samples: int, narrow: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """To what rounding does, a tenth of what draws allow for; bf16 weights are the fp32 numbers that they are."""
+    """To what rounding does, a fifth of what draws allow for; bf16 weights are the fp32 numbers that they are."""
     model = network(SHAPES[shape], narrow)
-    assert furthest(model, samples, 7, 1 + samples % 3, monkeypatch) < drawing.NOISE / 10
+    assert furthest(model, samples, 7, 1 + samples % 3, monkeypatch) < drawing.NOISE / 5
 
 
 @torch.inference_mode()
 def test_steps_end_whoever_helps(monkeypatch: pytest.MonkeyPatch) -> None:
     """Though there are more threads than processors, or all of them are late."""
     model = network(SHAPES["small"])
-    assert furthest(model, 9, 12, 5, monkeypatch) < drawing.NOISE / 10
+    assert furthest(model, 9, 12, 5, monkeypatch) < drawing.NOISE / 5
     late = decoding.Threads(kernels())
     with monkeypatch.context() as patch:
         patch.setattr(threading.Thread, "start", lambda thread: None)
         patch.setattr(decoding, "_threads", lambda made: late)
-        assert furthest(model, 9, 12, 3, monkeypatch) < drawing.NOISE / 10
+        assert furthest(model, 9, 12, 3, monkeypatch) < drawing.NOISE / 5
 
 
 @torch.inference_mode()
@@ -160,7 +160,7 @@ def test_they_are_made_anew_where_any_source_of_theirs_has_changed(
 ) -> None:
     """numba keeps them by their name, which holds the digest of all sources."""
     made = kernels()
-    before = made.module.digest()
+    before = compiling.digest((made.module, *made.module.MODULES))
     kept = {path.name for path in Path(made.work.stats.cache_path).glob(f"*-{before}-*.nbi")}
     assert {name.partition("-")[0] for name in kept} == {"kernels.work", "chances.draw"}
     for part in made.module.MODULES:
@@ -168,7 +168,7 @@ def test_they_are_made_anew_where_any_source_of_theirs_has_changed(
         changed.write_bytes(Path(part.__file__).read_bytes() + b"#")
         with monkeypatch.context() as patch:
             patch.setattr(part, "__file__", str(changed))
-            assert made.module.digest() != before
+            assert compiling.digest((made.module, *made.module.MODULES)) != before
 
 
 def test_what_kernels_are_for() -> None:

@@ -159,10 +159,12 @@ RSS = """
 import json, sys, torch
 sys.path.insert(0, sys.argv[2])
 from test_planning import *
+from llamactl.model import flash
 from llamactl.model.device import peak_memory
 config, how = Config(**json.loads(sys.argv[1])[0]), Layout(**json.loads(sys.argv[1])[1])
 left = torch.randn(1024, 1024, requires_grad=True)
 (left @ left).softmax(-1).sum().backward()  # the libraries' own buffers
+flash.prepare(CPU, config.head_dim)
 next(used(MIXED, Layout(2, 64), CPU))
 before = peak_memory(CPU)
 steps = used(config, how, CPU)

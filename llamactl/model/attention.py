@@ -13,6 +13,7 @@ import torch
 import torch.nn.functional as F  # noqa: N812
 from torch import Tensor
 
+from llamactl.model import flash
 from llamactl.model.functions import product_dtype
 
 BLOCK = 64  # rows of attention at once, at least: a triangle of 512 is then 9/16 of its square
@@ -280,6 +281,8 @@ def causal_attention(q: Tensor, k: Tensor, v: Tensor, documents: Documents | Non
             longest, triangles, ends, key_ends = documents.longest, documents.triangles, documents.ends, documents.ends
             if documents.key_ends is not None:
                 key_ends, k, v = documents.key_ends, documents.gathered(k), documents.gathered(v)
+        if flash.suits(q):
+            return flash.attention(q, k, v, longest, ends, key_ends)
         keep = heads * triangles if q.requires_grad and longest <= KEPT else 0
         out: Tensor = torch.ops.llamactl.causal_attention(q, k, v, keep, ends, key_ends)[0]
         return out

@@ -8,7 +8,6 @@ drawn without them. In fp32 that changes no token.
 """
 
 import ctypes
-import importlib.util
 import threading
 from collections.abc import Sequence
 from functools import cache
@@ -18,22 +17,15 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from llamactl import ui
 from llamactl.model import drawing
 from llamactl.model.cache import Cache, Step
+from llamactl.model.compiling import Making, installed
 from llamactl.model.drawing import Sampling
 from llamactl.model.llama import Llama, rotary
 
 MOST = 256  # threads
-LONG = 5.0  # seconds: those who wait so long have no kernels yet
-ENOUGH = 600.0  # seconds, to make them
 FACTS = (np.float32, np.int64, np.int64)  # temperature, key and tokens said of a sample
 STORED = (torch.float32, torch.bfloat16)  # what weights may be
-
-
-def installed() -> bool:
-    """Whether there is anything to compile with."""
-    return importlib.util.find_spec("numba") is not None
 
 
 class Made(NamedTuple):
@@ -44,40 +36,21 @@ class Made(NamedTuple):
     draw: Any
 
 
-class Making(threading.Thread):
-    """The kernels in the making. A process that ends before waits for it, and the next one finds them made."""
+def _make() -> Made | None:
+    from llamactl.model import kernels
 
-    def __init__(self) -> None:
-        super().__init__(name="llamactl-compiling")
-        self.made: Made | None = None
-        self.start()
-
-    def run(self) -> None:
-        told = threading.Timer(LONG, ui.note, ["compiling what samples are drawn by, once for this machine: a minute"])
-        told.daemon = True
-        told.start()
-        try:
-            from llamactl.model import kernels
-
-            made = kernels.make()
-            self.made = Made(kernels, *made) if made else None
-        except Exception as error:  # whatever a compiler may say of a processor that it does not know
-            ui.warn(f"samples are drawn without compiled kernels: {error!r}")
-        finally:
-            told.cancel()
+    made = kernels.make()
+    return Made(kernels, *made) if made else None
 
 
-_making = cache(Making)
+@cache
+def _making() -> Making[Made]:
+    return Making("what samples are drawn by", _make)
 
 
 def kernels(patience: float = 0) -> Made | None:
     """Those that are made within so many seconds, if they are. The first call begins with it."""
-    if not installed():
-        return None
-    making = _making()
-    if patience:
-        making.join(patience)
-    return making.made
+    return _making().within(patience) if installed() else None
 
 
 def suits(model: Llama, kept: torch.dtype) -> bool:

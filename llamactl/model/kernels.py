@@ -9,8 +9,6 @@ Activations are panels of fp32 numbers, ``[n / 8, D, 8]``, so that a register ho
 
 import contextlib
 import sys
-from hashlib import sha256
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -18,6 +16,7 @@ from numba import carray, typeof, types  # type: ignore[attr-defined]
 
 from llamactl.model import chances, products, shared, vectors
 from llamactl.model.chances import SIGNATURE, draw
+from llamactl.model.compiling import digest
 from llamactl.model.products import DEPTH, OPTIONS, by_one, by_panels, compiled, jit
 from llamactl.model.shared import count, seen, take, tell
 from llamactl.model.vectors import LANES, add, as_float, blend, exponentials, largest, match, pointer, swiglu
@@ -355,20 +354,13 @@ def work(plans: Any, thread: int) -> Any:
 # -- making them
 
 
-def digest() -> str:
-    """Of the sources of all kernels."""
-    sources = (Path(module.__file__ or "").read_bytes() for module in (sys.modules[__name__], *MODULES))
-    return sha256(b"".join(sources)).hexdigest()[:16]
-
-
 def make() -> tuple[Any, Any] | None:
     """Compile all, or take what was compiled before: ``work`` and ``draw``, or None where there is no folder for them.
 
-    Without one each process would have to make them anew. numba looks at the file of what is called alone to tell
-    whether it has changed, so the name that it is kept by holds the digest of all that it calls.
+    Without one each process would have to make them anew.
     """
     wanted = {work: (typeof(np.zeros(1, PLAN)), types.int64), draw: SIGNATURE}
-    sources = digest()
+    sources = digest((sys.modules[__name__], *MODULES))
     for one in wanted:
         one.__qualname__ = f"{one.__name__}-{sources}"
     try:

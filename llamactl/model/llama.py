@@ -20,7 +20,7 @@ from torch import Tensor, nn
 
 from llamactl.artifacts import checkpoint
 from llamactl.artifacts.tensors import Later
-from llamactl.model import functions, sharded
+from llamactl.model import flash, functions, sharded
 from llamactl.model.attention import Documents, causal_attention
 from llamactl.model.cache import Attending
 from llamactl.model.config import LANGUAGE, Config
@@ -188,6 +188,7 @@ class Transformer(nn.Module):
             positions = documents.positions
         else:
             positions = torch.arange(tokens.shape[1], device=tokens.device)
+        flash.prepare(tokens.device, self.config.head_dim)
         cos, sin = rotary(positions, self.config.head_dim, self.config.rope_theta)
         beneath = self.beneath or Stem(self.tok_embeddings, ())
         x = beneath.tok_embeddings(tokens).to(self.dtype)
@@ -335,16 +336,16 @@ class Transformer(nn.Module):
         self.load_state_dict({name: weights[name] for name in self.state_dict()}, assign=True)
         return self.eval().requires_grad_(False)
 
-    def gathered(self, dtype: torch.dtype, part: Slice = WHOLE) -> Self:
+    def gathered(self, dtype: torch.dtype, part: Slice = WHOLE, computing: torch.dtype | None = None) -> Self:
         """The model for inference, on each process whole or its ``part``: all have to ask for it.
 
         It is freed with its last reference. Sampling from sharded weights gathers them anew for each token: some twenty
         times slower (paper, section 3.2.3). The weights are those that this model computes with: rounded as it does
-        first. What is whole here, and in ``dtype``, is shared.
+        first. What is whole here, and in ``dtype``, is shared. It may compute in another dtype than its weights are in.
         """
         rounded = functions.weight_dtype(self.dtype, self.norm.weight.device)
         with torch.device("meta"):
-            model = type(self)(self.config, dtype)
+            model = type(self)(self.config, computing or dtype)
 
         def used(name: str, parameter: Tensor) -> Tensor:
             return parameter.detach().to(self._kept(name, rounded)).to(self._kept(name, dtype))

@@ -46,6 +46,16 @@ def count(typing: Any, address: Any) -> Any:
 
 
 @intrinsic
+def ticket(typing: Any, address: Any) -> Any:
+    """Add 1; what the number was before."""
+
+    def generate(context: Any, builder: Any, signature: Any, given: Any) -> Any:
+        return builder.atomic_rmw("add", _shared(builder, given[0]), _WORD(1), "acq_rel")
+
+    return types.int64(types.int64), generate
+
+
+@intrinsic
 def take(typing: Any, address: Any, number: Any) -> Any:
     """Add 1 if it is ``number``; whether it was."""
 

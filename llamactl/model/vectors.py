@@ -31,13 +31,17 @@ def _store(builder: Any, value: Any, base: Any, offset: Any) -> None:
     builder.store(value, builder.inttoptr(address, value.type.as_pointer()), align=_ALIGN)
 
 
+def call(builder: Any, name: str, *given: Any) -> Any:
+    """An instruction that has forms for vectors and for a number."""
+    kind = given[0].type
+    form = f"llvm.{name}.{f'v{kind.count}' if isinstance(kind, ir.VectorType) else ''}f32"
+    function = cgutils.get_or_insert_function(builder.module, ir.FunctionType(kind, [kind] * len(given)), form)
+    return builder.call(function, given)
+
+
 def _madd(builder: Any, a: Any, b: Any, c: Any) -> Any:
     """a b + c, fused where there is an instruction for it."""
-    kind = a.type
-    name = "llvm.fmuladd.v8f32" if kind == _VECTOR else "llvm.fmuladd.f32"
-    return builder.call(
-        cgutils.get_or_insert_function(builder.module, ir.FunctionType(kind, [kind] * 3), name), (a, b, c)
-    )
+    return call(builder, "fmuladd", a, b, c)
 
 
 def _spread(builder: Any, value: Any) -> Any:
@@ -189,18 +193,10 @@ def as_float(typing: Any, bits: Any) -> Any:
 # -- numbers one after the other: eight at a time, the last ones singly
 
 
-def _call(builder: Any, name: str, *given: Any) -> Any:
-    """An instruction that has a vector's and a number's form."""
-    kind = given[0].type
-    form = f"llvm.{name}.{'v8f32' if kind == _VECTOR else 'f32'}"
-    function = cgutils.get_or_insert_function(builder.module, ir.FunctionType(kind, [kind] * len(given)), form)
-    return builder.call(function, given)
-
-
-def _number(kind: Any, value: float) -> Any:
+def number(kind: Any, value: float) -> Any:
     """An fp32 constant."""
     exact = struct.unpack("f", struct.pack("f", value))[0]
-    return ir.Constant(kind, [exact] * LANES if kind == _VECTOR else exact)
+    return ir.Constant(kind, [exact] * kind.count if isinstance(kind, ir.VectorType) else exact)
 
 
 def _filled(builder: Any, value: Any, kind: Any) -> Any:
@@ -216,26 +212,27 @@ def _each(builder: Any, length: Any, body: Callable[[Any, Any], None]) -> None:
         body(loop.index, _FLOAT)
 
 
-def _exp(builder: Any, x: Any) -> Any:
+def exp(builder: Any, x: Any) -> Any:
     """e^x to two units in the last place; 0 below -87, at most e^88 (Moshier's Cephes)."""
     kind, integer = x.type, ir.IntType(32)
-    words = ir.VectorType(integer, LANES) if kind == _VECTOR else integer
-    low, high = _number(kind, -87.0), _number(kind, 88.0)
+    lanes = kind.count if isinstance(kind, ir.VectorType) else None
+    words = ir.VectorType(integer, lanes) if lanes else integer
+    low, high = number(kind, -87.0), number(kind, 88.0)
     small = builder.fcmp_ordered("<", x, low)
     bounded = builder.select(small, low, x)
     bounded = builder.select(builder.fcmp_ordered(">", bounded, high), high, bounded)
-    n = _call(builder, "floor", _madd(builder, bounded, _number(kind, 1.44269504), _number(kind, 0.5)))
-    rest = _madd(builder, n, _number(kind, -0.693359375), bounded)
-    rest = _madd(builder, n, _number(kind, 2.12194440e-4), rest)
-    y = _number(kind, 1.9875691500e-4)
+    n = call(builder, "floor", _madd(builder, bounded, number(kind, 1.44269504), number(kind, 0.5)))
+    rest = _madd(builder, n, number(kind, -0.693359375), bounded)
+    rest = _madd(builder, n, number(kind, 2.12194440e-4), rest)
+    y = number(kind, 1.9875691500e-4)
     for factor in (1.3981999507e-3, 8.3334519073e-3, 4.1665795894e-2, 1.6666665459e-1, 5.0000001201e-1):
-        y = _madd(builder, y, rest, _number(kind, factor))
-    y = _madd(builder, builder.fmul(y, rest), rest, builder.fadd(rest, _number(kind, 1.0)))
+        y = _madd(builder, y, rest, number(kind, factor))
+    y = _madd(builder, builder.fmul(y, rest), rest, builder.fadd(rest, number(kind, 1.0)))
     of_nan = ir.Constant(words, None)  # whose integer would be anything; y has it already
     whole = builder.select(builder.fcmp_unordered("uno", x, x), of_nan, builder.fptosi(n, words))
-    bias, shift = (ir.Constant(words, [by] * LANES if kind == _VECTOR else by) for by in (127, 23))
+    bias, shift = (ir.Constant(words, [by] * lanes if lanes else by) for by in (127, 23))
     power = builder.bitcast(builder.shl(builder.add(whole, bias), shift), kind)
-    return builder.select(small, _number(kind, 0.0), builder.fmul(y, power))
+    return builder.select(small, number(kind, 0.0), builder.fmul(y, power))
 
 
 @intrinsic
@@ -247,7 +244,7 @@ def largest(typing: Any, x: Any, length: Any) -> Any:
         kinds = (_VECTOR, _FLOAT)
         most = {kind: cgutils.alloca_once(builder, kind) for kind in kinds}
         for kind in kinds:
-            builder.store(_number(kind, -3.0e38), most[kind])
+            builder.store(number(kind, -3.0e38), most[kind])
 
         def larger(a: Any, b: Any) -> Any:
             return builder.select(builder.fcmp_ordered(">", a, b), a, b)
@@ -277,7 +274,7 @@ def exponentials(typing: Any, x: Any, length: Any, shift: Any, scale: Any) -> An
 
         def replace(place: Any, kind: Any) -> None:
             moved = builder.fsub(_load(builder, x, place, kind), _filled(builder, shift, kind))
-            y = _exp(builder, builder.fmul(moved, _filled(builder, scale, kind)))
+            y = exp(builder, builder.fmul(moved, _filled(builder, scale, kind)))
             _store(builder, y, x, place)
             builder.store(builder.fadd(builder.load(sums[kind]), y), sums[kind])
 
@@ -296,7 +293,7 @@ def swiglu(typing: Any, a: Any, b: Any, length: Any) -> Any:
 
         def replace(place: Any, kind: Any) -> None:
             x = _load(builder, a, place, kind)
-            below = builder.fadd(_exp(builder, builder.fneg(x)), _number(kind, 1.0))
+            below = builder.fadd(exp(builder, builder.fneg(x)), number(kind, 1.0))
             _store(builder, builder.fmul(builder.fdiv(x, below), _load(builder, b, place, kind)), a, place)
 
         _each(builder, length, replace)

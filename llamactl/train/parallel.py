@@ -52,6 +52,7 @@ LOST = (
 _aten = torch.ops.aten
 KEPT = {
     torch.ops.llamactl.causal_attention.default,
+    torch.ops.llamactl.flash_attention.default,
     _aten.mm.default,
     _aten.bmm.default,
     _aten.addmm.default,

@@ -92,9 +92,13 @@ def saved(config: Config, layout: Layout) -> list[Saved]:
     width = WIDTHS[layout.precision]
     d, f, kv = width * config.dim, width * config.ffn, width * config.kv_heads * config.head_dim
     cut = layout.tensor_parallel > 1
-    blocks = min(8, math.ceil(layout.context / 64))  # of CPU attention, which keep the lower triangle of probabilities
+    blocks = min(8, math.ceil(layout.context / 64))  # of attention without kernels, which keep the triangle of p
     triangle = width * config.heads * layout.context * (blocks + 1) // (2 * blocks) * (layout.context <= CPU_KEPT)
-    beside = triangle if layout.on_cpu else 4 * config.heads
+    beside = 4 * config.heads
+    if layout.on_cpu:
+        from llamactl.model import flash  # torch takes a second, and plans for other machines need none
+
+        beside = 8 * config.heads if flash.serves(config.head_dim) else triangle
     return [
         Saved("the block's input", d, d, d),
         Saved("fp32 and scaled copies in the norms, if they are cut", 8 * config.dim if cut else 0, 0, 0),
@@ -103,7 +107,7 @@ def saved(config: Config, layout: Layout) -> list[Saved]:
         Saved("queries and keys, rotated", d + kv, 0, 0),
         Saved("values", kv, kv, 0),
         Saved("attention's output", d, d, 0),
-        Saved("its log-sum-exp, or probabilities", beside, beside, 0),
+        Saved("its log-sum-exp, or what is like it, or probabilities", beside, beside, 0),
         Saved("wo's output", 0, d, 0),
         Saved("the sum of that and the input", d, 0, 0),
         Saved("ffn_norm's output", d, 0, 0, gathered=True),

@@ -1,0 +1,349 @@
+"""Causal attention, forward and backward, compiled by numba: all of one head in the caches of one core.
+
+Rows of a head are computed some at a time, each with all keys that it sees, so that neither scores nor probabilities
+leave the cache; the backward pass computes them again (Dao et al., 2022; but whole rows at once: no softmax has to be
+corrected as more of it is seen). Threads take one head of one document after the other: what comes out is the same by
+any number of them.
+
+Products are those of ``tiles``. Letters as in ``llama.py``; R rows of queries, S keys, U numbers in a unit.
+"""
+
+import sys
+from typing import Any
+
+import numpy as np
+from numba import carray, cfunc, from_dtype, types  # type: ignore[attr-defined]
+
+from llamactl.model import products, shared, tiles, vectors
+from llamactl.model.compiling import digest
+from llamactl.model.products import compiled
+from llamactl.model.shared import ticket
+from llamactl.model.tiles import COLUMNS, HEIGHTS, against, halve, highest, powers, slopes, turn
+from llamactl.model.vectors import pointer
+
+ROWS = 48  # of queries at once, a multiple of all heights of tiles
+DEPTH = 128  # units that a product adds up at once, so that what it reads stays in the fastest cache
+LINE = 16  # units of a line of the cache
+MODULES = (products, shared, tiles, vectors)  # of the kernels' sources, beside this one
+
+# What a pass is told. The first are addresses.
+FIELDS = (
+    "q", "k", "v", "out",  # [N, H, E], [M, K, E], and like q
+    "softmax",  # fp32 [2, N, H]: the largest score of each row, and one over the sum of what is left of it
+    "grad", "of_q", "of_k", "of_v",  # of what came out, and what the backward pass is to find
+    "ends", "key_ends",  # int64 [documents + 1] each: 0, and where each ends
+    "scratch", "shared",  # int64 [2, 8]: how many heads are taken, and how many threads have come
+    "documents", "tokens", "heads", "kv_heads", "head_dim",
+    "narrow", "pairs", "backward",  # whether numbers are bf16, are multiplied as such, and which pass it is
+    "room",  # units of scratch for each thread
+)  # fmt: skip
+PLAN = np.dtype([*((name, np.int64) for name in FIELDS), ("scale", np.float64)])
+
+_TALL, _LOW = HEIGHTS
+_tall, _low = (tiles.tile(rows, False) for rows in HEIGHTS)
+_tall_pairs, _low_pairs = (tiles.tile(rows, True) for rows in HEIGHTS)
+_powers, _powers_as_pairs = powers(False), powers(True)
+_slopes, _slopes_as_pairs = slopes(False), slopes(True)
+_LOWER, _HIGHER, _HALF = np.uint32(0xFFFF), np.uint32(0xFFFF0000), np.uint32(16)
+_ONE = np.float32(1)
+
+
+@compiled
+def floats(address, length):
+    """Numbers at an address."""
+    return carray(pointer(address), length, np.float32)
+
+
+@compiled
+def units(address, length):
+    return carray(pointer(address), length, np.uint32)
+
+
+@compiled
+def integers(address, length):
+    return carray(pointer(address), length, np.int64)
+
+
+@compiled
+def up(number, to):
+    """The next multiple."""
+    return (number + to - 1) // to * to
+
+
+@compiled
+def stride(columns):
+    """Units from one row to the next: an odd number of lines, or rows would drive each other from the cache."""
+    lines = up(columns, COLUMNS) // LINE
+    return LINE * (lines + 1 - lines % 2)
+
+
+def room(keys: int, width: int, pairs: bool, backward: bool) -> int:
+    """Units of scratch that a thread takes for documents of at most so many keys."""
+    (by_keys, by_width), in_unit = ((-(-n // COLUMNS) * COLUMNS) + LINE for n in (keys, width)), 1 + pairs
+    gathered, by_unit = -(-keys * width // LINE) * LINE, width // in_unit * by_keys
+    stacked, rows = -(-keys // COLUMNS) * COLUMNS // in_unit * by_width, ROWS * (by_keys + LINE)
+    if not backward:
+        return gathered + by_unit + stacked + 2 * rows + ROWS * (width + by_width)
+    return gathered + 2 * by_unit + stacked + 2 * width * by_keys + 5 * rows + ROWS * (5 * width + by_width + LINE)
+
+
+@compiled
+def multiply(pairs, a, a_row, rows, b, b_row, depth, columns, out, out_row, add):
+    """``[rows, depth]`` by ``[depth, columns]``, as far as whole tiles go."""
+    for start in range(0, depth, DEPTH):
+        some, more = min(DEPTH, depth - start), add or start > 0
+        for column in range(0, columns, COLUMNS):
+            right, row = b + 4 * (start * b_row + column), 0
+            while row < rows:
+                left, target = a + 4 * (row * a_row + start), out + 4 * (row * out_row + column)
+                if row + _TALL <= rows:
+                    if pairs:
+                        _tall_pairs(left, a_row, right, b_row, some, target, out_row, more)
+                    else:
+                        _tall(left, a_row, right, b_row, some, target, out_row, more)
+                    row += _TALL
+                else:
+                    if pairs:
+                        _low_pairs(left, a_row, right, b_row, some, target, out_row, more)
+                    else:
+                        _low(left, a_row, right, b_row, some, target, out_row, more)
+                    row += _LOW
+
+
+@compiled
+def gather(plan, source, heads, head, first, rows, out):
+    """Rows of a head as units, ``[R, E / U]``."""
+    width = plan.head_dim
+    for row in range(rows):
+        at = ((first + row) * heads + head) * width
+        if plan.narrow and not plan.pairs:
+            half, wide = carray(pointer(source + 2 * at), width, np.uint16), units(out + 4 * row * width, width)
+            for i in range(width):
+                wide[i] = np.uint32(half[i]) << _HALF
+        else:
+            size = 2 if plan.pairs else 4
+            number = size * width // 4
+            some, target = units(source + size * at, number), units(out + 4 * row * number, number)
+            for i in range(number):
+                target[i] = some[i]
+
+
+@compiled
+def scatter(plan, source, target, heads, head, first, rows, row, factor):
+    """fp32 rows, so many units from each other, times a factor, as a head's of a tensor."""
+    width = plan.head_dim
+    for number in range(rows):
+        at = ((first + number) * heads + head) * width
+        some = floats(source + 4 * number * row, width)
+        if plan.narrow:
+            half = carray(pointer(target + 2 * at), width, np.uint16)
+            for i in range(width):
+                half[i] = halve(some[i] * factor)
+        else:
+            wide = floats(target + 4 * at, width)
+            for i in range(width):
+                wide[i] = some[i] * factor
+
+
+@compiled
+def clear(address, first, stop):
+    some = floats(address, stop)
+    for i in range(first, stop):
+        some[i] = np.float32(0)
+
+
+@compiled
+def transpose(source, rows, columns, out, out_row):
+    """``[rows, columns]`` to ``[columns, rows]``, with nothing behind them up to a whole tile."""
+    turn(source, columns, rows, columns, out, out_row)
+    for column in range(columns):
+        clear(out + 4 * column * out_row, rows, up(rows, COLUMNS))
+
+
+@compiled
+def stack(pairs, source, rows, width, out, out_row):
+    """``[rows, E / U]`` to ``[rows / U, E]``: units of what follows each other from row to row."""
+    if not pairs:
+        for row in range(rows):
+            some, target = units(source + 4 * row * width, width), units(out + 4 * row * out_row, width)
+            for i in range(width):
+                target[i] = some[i]
+        return
+    half = width // 2
+    for row in range(0, rows, 2):
+        first, second = units(source + 4 * row * half, half), units(source + 4 * (row + 1) * half, half)
+        target, alone = units(out + 4 * (row // 2) * out_row, width), row + 1 == rows
+        for i in range(half):
+            a, b = first[i], np.uint32(0) if alone else second[i]
+            target[2 * i] = (a & _LOWER) | (b << _HALF)
+            target[2 * i + 1] = (a >> _HALF) | (b & _HIGHER)
+
+
+@compiled
+def forward(plan, document, head, scratch):
+    """What a document's tokens attend to, by the query heads of one key head."""
+    first, rows, first_key, keys = place(plan, document)
+    stem, pairs, width = keys - rows, plan.pairs, plan.head_dim
+    in_unit = 2 if pairs else 1
+    deep, whole = width // in_unit, up(keys, COLUMNS) // in_unit
+    by_keys, by_width, by_units = stride(keys), stride(width), stride(whole)
+    gathered = scratch
+    keys_t = gathered + 4 * up(keys * width, LINE)
+    values = keys_t + 4 * deep * by_keys
+    p = values + 4 * whole * by_width
+    narrow = p + 4 * ROWS * by_keys
+    queries = narrow + 4 * ROWS * by_units
+    mixed = queries + 4 * ROWS * width
+    gather(plan, plan.k, plan.kv_heads, head, first_key, keys, gathered)
+    transpose(gathered, keys, deep, keys_t, by_keys)
+    gather(plan, plan.v, plan.kv_heads, head, first_key, keys, gathered)
+    stack(pairs, gathered, keys, width, values, by_width)
+    clear(values, (keys + in_unit - 1) // in_unit * by_width, whole * by_width)
+    if not pairs:
+        narrow, by_units = p, by_keys
+    largest = floats(plan.softmax, plan.tokens * plan.heads)
+    inverse = floats(plan.softmax + 4 * plan.tokens * plan.heads, plan.tokens * plan.heads)
+    group = plan.heads // plan.kv_heads
+    for query_head in range(head * group, (head + 1) * group):
+        for start in range(0, rows, ROWS):
+            some, token = min(ROWS, rows - start), first + start
+            tall, columns = up(some, _LOW), up(stem + start + some, COLUMNS)
+            gather(plan, plan.q, plan.heads, query_head, token, some, queries)
+            multiply(pairs, queries, deep, tall, keys_t, by_keys, deep, columns, p, by_keys, False)
+            for row in range(some):
+                at, seen, which = p + 4 * row * by_keys, stem + start + row + 1, (token + row) * plan.heads + query_head
+                top = highest(at, columns, seen)
+                if pairs:
+                    total = _powers_as_pairs(at, columns, seen, top, scale_of(plan), narrow + 4 * row * by_units)
+                else:
+                    total = _powers(at, columns, seen, top, scale_of(plan), at)
+                largest[which], inverse[which] = top, _ONE / total
+            multiply(pairs, narrow, by_units, tall, values, by_width, columns // in_unit, width, mixed, by_width, False)
+            for row in range(some):
+                factor = inverse[(token + row) * plan.heads + query_head]
+                line = mixed + 4 * row * by_width
+                scatter(plan, line, plan.out, plan.heads, query_head, token + row, 1, by_width, factor)
+
+
+@compiled
+def backward(plan, document, head, scratch):
+    """Gradients of a document's queries, keys and values, by the query heads of one key head."""
+    first, rows, first_key, keys = place(plan, document)
+    stem, pairs, width, scale = keys - rows, plan.pairs, plan.head_dim, scale_of(plan)
+    in_unit = 2 if pairs else 1
+    deep, whole, by_rows = width // in_unit, up(keys, COLUMNS) // in_unit, ROWS // in_unit
+    by_keys, by_width, by_units = stride(keys), stride(width), stride(whole)
+    gathered = scratch
+    keys_t = gathered + 4 * up(keys * width, LINE)
+    values_t = keys_t + 4 * deep * by_keys
+    stacked = values_t + 4 * deep * by_keys
+    of_k = stacked + 4 * whole * by_width
+    of_v = of_k + 4 * width * by_keys
+    p = of_v + 4 * width * by_keys
+    of_p = p + 4 * ROWS * by_keys
+    narrow = of_p + 4 * ROWS * by_keys
+    p_across = narrow + 4 * ROWS * by_units
+    slopes_across = p_across + 4 * ROWS * by_units
+    queries = slopes_across + 4 * ROWS * by_units
+    grads = queries + 4 * ROWS * width
+    turning = grads + 4 * ROWS * width
+    queries_t = turning + 4 * ROWS * width
+    grads_t = queries_t + 4 * ROWS * width
+    of_q = grads_t + 4 * ROWS * width
+    known = of_q + 4 * ROWS * by_width
+    gather(plan, plan.v, plan.kv_heads, head, first_key, keys, gathered)
+    transpose(gathered, keys, deep, values_t, by_keys)
+    gather(plan, plan.k, plan.kv_heads, head, first_key, keys, gathered)
+    transpose(gathered, keys, deep, keys_t, by_keys)
+    stack(pairs, gathered, keys, width, stacked, by_width)
+    clear(stacked, (keys + in_unit - 1) // in_unit * by_width, whole * by_width)
+    clear(of_k, 0, width * by_keys)
+    clear(of_v, 0, width * by_keys)
+    if not pairs:
+        narrow, by_units, p_across, slopes_across = of_p, by_keys, p, of_p
+    facts = floats(known, 2 * ROWS)
+    largest = floats(plan.softmax, plan.tokens * plan.heads)
+    inverse = floats(plan.softmax + 4 * plan.tokens * plan.heads, plan.tokens * plan.heads)
+    group = plan.heads // plan.kv_heads
+    for query_head in range(head * group, (head + 1) * group):
+        for start in range(0, rows, ROWS):
+            some, token = min(ROWS, rows - start), first + start
+            tall, columns = up(some, _LOW), up(stem + start + some, COLUMNS)
+            gather(plan, plan.q, plan.heads, query_head, token, some, queries)
+            gather(plan, plan.grad, plan.heads, query_head, token, some, grads)
+            multiply(pairs, queries, deep, tall, keys_t, by_keys, deep, columns, p, by_keys, False)
+            multiply(pairs, grads, deep, tall, values_t, by_keys, deep, columns, of_p, by_keys, False)
+            for row in range(some):
+                at, seen, which = 4 * row * by_keys, stem + start + row + 1, (token + row) * plan.heads + query_head
+                sum_ = against(p + at, columns, seen, largest[which], scale, of_p + at)
+                facts[2 * row], facts[2 * row + 1] = inverse[which], inverse[which] * sum_
+            if pairs and some % 2:
+                clear(p + 4 * some * by_keys, 0, columns)
+                clear(of_p + 4 * some * by_keys, 0, columns)
+                clear(known, 2 * some, 2 * some + 2)
+            for row in range(0, some, in_unit):
+                at, fact = 4 * row * by_keys, known + 8 * row
+                if pairs:
+                    across = 4 * (row // 2) * by_keys
+                    _slopes_as_pairs(
+                        p + at, of_p + at, by_keys, columns, fact,
+                        narrow + 4 * row * by_units, by_units, p_across + across, slopes_across + across,
+                    )  # fmt: skip
+                else:
+                    _slopes(p + at, of_p + at, by_keys, columns, fact, 0, 0, 0, 0)
+            multiply(pairs, narrow, by_units, tall, stacked, by_width, columns // in_unit, width, of_q, by_width, False)
+            scatter(plan, of_q, plan.of_q, plan.heads, query_head, token, some, by_width, scale)
+            lines = (some + in_unit - 1) // in_unit
+            stack(pairs, grads, some, width, turning, width)
+            turn(turning, width, lines, width, grads_t, by_rows)
+            multiply(pairs, grads_t, by_rows, width, p_across, by_keys, lines, columns, of_v, by_keys, True)
+            stack(pairs, queries, some, width, turning, width)
+            turn(turning, width, lines, width, queries_t, by_rows)
+            multiply(pairs, queries_t, by_rows, width, slopes_across, by_keys, lines, columns, of_k, by_keys, True)
+    for start in range(0, keys, ROWS):
+        some, token = min(ROWS, keys - start), first_key + start
+        turn(of_k + 4 * start, by_keys, width, some, turning, width)
+        scatter(plan, turning, plan.of_k, plan.kv_heads, head, token, some, width, scale)
+        turn(of_v + 4 * start, by_keys, width, some, turning, width)
+        scatter(plan, turning, plan.of_v, plan.kv_heads, head, token, some, width, _ONE)
+
+
+@compiled
+def place(plan, document):
+    """A document's first token, and how many; its first key, and how many, of which the last are those tokens'."""
+    ends, key_ends = integers(plan.ends, plan.documents + 1), integers(plan.key_ends, plan.documents + 1)
+    first, first_key = ends[document], key_ends[document]
+    return first, ends[document + 1] - first, first_key, key_ends[document + 1] - first_key
+
+
+@compiled
+def scale_of(plan):
+    return np.float32(plan.scale)
+
+
+def work(address: Any) -> None:
+    """What each thread does: one head after the other, until all are taken."""
+    plan = carray(address, 1)[0]
+    scratch = plan.scratch + 4 * plan.room * ticket(plan.shared + 64)
+    while True:
+        number = ticket(plan.shared)
+        if number >= plan.documents * plan.kv_heads:
+            return
+        document, head = number // plan.kv_heads, number % plan.kv_heads
+        if plan.backward:
+            backward(plan, document, head, scratch)
+        else:
+            forward(plan, document, head, scratch)
+
+
+def make() -> Any:
+    """Compile all, or take what was compiled before; None where there is no folder to keep it in."""
+    work.__qualname__ = f"{work.__name__}-{digest((sys.modules[__name__], *MODULES))}"
+    compiler: Any = {"error_model": "numpy", "boundscheck": False}
+    signature = types.void(types.CPointer(from_dtype(PLAN)))
+    try:
+        return cfunc(signature, cache=True, **compiler)(work)
+    except OSError:  # it cannot be kept for the next process
+        return cfunc(signature, **compiler)(work)
+    except RuntimeError:
+        return None
