@@ -17,7 +17,7 @@ from torch import Tensor
 
 from llamactl.model.compiling import ENOUGH, Making, installed
 
-_CAN: dict[str, object] = torch.cpu.get_capabilities()
+_CAN = torch.cpu.get_capabilities()
 LANES = 16 if _CAN.get("avx512_f") else 8  # fp32 numbers of a register
 PAIRS = bool(_CAN.get("avx512_bf16"))  # whether the processor adds up products of bf16 numbers by itself
 STORED = (torch.float32, torch.bfloat16)
@@ -148,7 +148,7 @@ def _together(plan: int, threads: int) -> None:
         team(ctypes.c_void_p(_made.address), given, ctypes.c_uint(threads), ctypes.c_uint(0))
     else:
         with ThreadPoolExecutor(threads) as pool:
-            list(pool.map(_made.work, [given] * threads))  # type: ignore[list-item]
+            list(pool.map(_made.work, [given] * threads))
 
 
 def _keep_for_backward(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor]) -> None:

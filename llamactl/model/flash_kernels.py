@@ -321,9 +321,9 @@ def scale_of(plan):
     return np.float32(plan.scale)
 
 
-def work(address: Any) -> None:
-    """What each thread does: one head after the other, until all are taken."""
-    plan = carray(address, 1)[0]
+@compiled
+def heads(plan):
+    """One after the other, until all are taken."""
     scratch = plan.scratch + 4 * plan.room * ticket(plan.shared + 64)
     while True:
         number = ticket(plan.shared)
@@ -334,6 +334,11 @@ def work(address: Any) -> None:
             backward(plan, document, head, scratch)
         else:
             forward(plan, document, head, scratch)
+
+
+def work(address: Any) -> None:
+    """What each thread does by the plan at an address."""
+    heads(carray(address, 1)[0])
 
 
 def make() -> Any:
