@@ -380,10 +380,10 @@ def test_prompts_are_divided_and_answered_as_by_one(
     many: tuple[int, list[dict[str, Any]]], one: dict[str, Any]
 ) -> None:
     """From weights that were sharded, and are whole, or cut, while they are sampled from; 70 are more than a round."""
-    wanted = one["plain"]["samples"]
-    assert len({tuple(ids) for answers in wanted for ids, _ in answers}) > 100
+    assert len({tuple(ids) for answers in one["plain"]["samples"] for ids, _ in answers}) > 100
     for name, found in of_kind(many, lambda case: not case.scored):
-        assert found["samples"] == wanted, name
+        like = "bf16" if CASES[many[0]][name].dtype == "bf16" else "plain"  # which may compute with rounded weights
+        assert found["samples"] == one[like]["samples"], name
     assert not any(other[name]["samples"] for other in many[1][1:] for name in CASES[many[0]])
 
 

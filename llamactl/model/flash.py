@@ -27,7 +27,7 @@ class Made(NamedTuple):
     """The module of kernels, what a thread does by a plan, and the address of that."""
 
     module: Any
-    work: Callable[[int], None]
+    work: Callable[[ctypes.c_void_p], None]
     address: int
 
 
@@ -112,10 +112,8 @@ def _compute(
     module, (batch, time, heads, width) = _made.module, q.shape
     if ends is None:
         ends = torch.arange(0, (batch + 1) * time, time)
-    elif key_ends is None:
-        key_ends = ends
-    ends, key_ends = ends.long(), (ends if key_ends is None else key_ends).long()
-    tensors = {"q": q, "k": k, "v": v, "ends": ends, "key_ends": key_ends, **named}
+    key_ends = ends if key_ends is None else key_ends
+    tensors = {"q": q, "k": k, "v": v, "ends": ends.long(), "key_ends": key_ends.long(), **named}
     tensors = {name: tensor.contiguous() for name, tensor in tensors.items()}
     backward, narrow = "grad" in named, q.dtype == torch.bfloat16
     documents, pairs = len(ends) - 1, narrow and PAIRS
@@ -143,7 +141,7 @@ def _together(plan: int, threads: int) -> None:
     assert _made is not None
     team, given = _team(), ctypes.c_void_p(plan)
     if threads == 1:
-        _made.work(given)  # type: ignore[arg-type]
+        _made.work(given)
     elif team:
         team(ctypes.c_void_p(_made.address), given, ctypes.c_uint(threads), ctypes.c_uint(0))
     else:
