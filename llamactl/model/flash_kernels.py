@@ -18,8 +18,8 @@ from llamactl.model import products, shared, tiles, vectors
 from llamactl.model.compiling import digest
 from llamactl.model.products import compiled
 from llamactl.model.shared import ticket
-from llamactl.model.tiles import COLUMNS, HEIGHTS, against, halve, highest, powers, slopes, turn
-from llamactl.model.vectors import pointer
+from llamactl.model.tiles import COLUMNS, HEIGHTS, against, highest, powers, slopes, turn
+from llamactl.model.vectors import narrow, pointer, widen
 
 ROWS = 48  # of queries at once, a multiple of all heights of tiles
 DEPTH = 128  # units that a product adds up at once, so that what it reads stays in the fastest cache
@@ -117,9 +117,7 @@ def gather(plan, source, heads, head, first, rows, out):
     for row in range(rows):
         at = ((first + row) * heads + head) * width
         if plan.narrow and not plan.pairs:
-            half, wide = carray(pointer(source + 2 * at), width, np.uint16), units(out + 4 * row * width, width)
-            for i in range(width):
-                wide[i] = np.uint32(half[i]) << _HALF
+            widen(source + 2 * at, width, out + 4 * row * width)
         else:
             size = 2 if plan.pairs else 4
             number = size * width // 4
@@ -130,19 +128,19 @@ def gather(plan, source, heads, head, first, rows, out):
 
 @compiled
 def scatter(plan, source, target, heads, head, first, rows, row, factor):
-    """fp32 rows, so many units from each other, times a factor, as a head's of a tensor."""
+    """fp32 rows, so many units from each other, times a factor (also where they lie), as a head's of a tensor."""
     width = plan.head_dim
     for number in range(rows):
         at = ((first + number) * heads + head) * width
         some = floats(source + 4 * number * row, width)
+        for i in range(width):
+            some[i] *= factor
         if plan.narrow:
-            half = carray(pointer(target + 2 * at), width, np.uint16)
-            for i in range(width):
-                half[i] = halve(some[i] * factor)
+            narrow(source + 4 * number * row, width, target + 2 * at)
         else:
             wide = floats(target + 4 * at, width)
             for i in range(width):
-                wide[i] = some[i] * factor
+                wide[i] = some[i]
 
 
 @compiled
@@ -191,8 +189,8 @@ def forward(plan, document, head, scratch):
     keys_t = gathered + 4 * up(keys * width, LINE)
     values = keys_t + 4 * deep * by_keys
     p = values + 4 * whole * by_width
-    narrow = p + 4 * ROWS * by_keys
-    queries = narrow + 4 * ROWS * by_units
+    halves = p + 4 * ROWS * by_keys
+    queries = halves + 4 * ROWS * by_units
     mixed = queries + 4 * ROWS * width
     gather(plan, plan.k, plan.kv_heads, head, first_key, keys, gathered)
     transpose(gathered, keys, deep, keys_t, by_keys)
@@ -200,7 +198,7 @@ def forward(plan, document, head, scratch):
     stack(pairs, gathered, keys, width, values, by_width)
     clear(values, (keys + in_unit - 1) // in_unit * by_width, whole * by_width)
     if not pairs:
-        narrow, by_units = p, by_keys
+        halves, by_units = p, by_keys
     largest = floats(plan.softmax, plan.tokens * plan.heads)
     inverse = floats(plan.softmax + 4 * plan.tokens * plan.heads, plan.tokens * plan.heads)
     group = plan.heads // plan.kv_heads
@@ -214,11 +212,11 @@ def forward(plan, document, head, scratch):
                 at, seen, which = p + 4 * row * by_keys, stem + start + row + 1, (token + row) * plan.heads + query_head
                 top = highest(at, columns, seen)
                 if pairs:
-                    total = _powers_as_pairs(at, columns, seen, top, scale_of(plan), narrow + 4 * row * by_units)
+                    total = _powers_as_pairs(at, columns, seen, top, scale_of(plan), halves + 4 * row * by_units)
                 else:
                     total = _powers(at, columns, seen, top, scale_of(plan), at)
                 largest[which], inverse[which] = top, _ONE / total
-            multiply(pairs, narrow, by_units, tall, values, by_width, columns // in_unit, width, mixed, by_width, False)
+            multiply(pairs, halves, by_units, tall, values, by_width, columns // in_unit, width, mixed, by_width, False)
             for row in range(some):
                 factor = inverse[(token + row) * plan.heads + query_head]
                 line = mixed + 4 * row * by_width
@@ -241,8 +239,8 @@ def backward(plan, document, head, scratch):
     of_v = of_k + 4 * width * by_keys
     p = of_v + 4 * width * by_keys
     of_p = p + 4 * ROWS * by_keys
-    narrow = of_p + 4 * ROWS * by_keys
-    p_across = narrow + 4 * ROWS * by_units
+    halves = of_p + 4 * ROWS * by_keys
+    p_across = halves + 4 * ROWS * by_units
     slopes_across = p_across + 4 * ROWS * by_units
     queries = slopes_across + 4 * ROWS * by_units
     grads = queries + 4 * ROWS * width
@@ -260,7 +258,7 @@ def backward(plan, document, head, scratch):
     clear(of_k, 0, width * by_keys)
     clear(of_v, 0, width * by_keys)
     if not pairs:
-        narrow, by_units, p_across, slopes_across = of_p, by_keys, p, of_p
+        halves, by_units, p_across, slopes_across = of_p, by_keys, p, of_p
     facts = floats(known, 2 * ROWS)
     largest = floats(plan.softmax, plan.tokens * plan.heads)
     inverse = floats(plan.softmax + 4 * plan.tokens * plan.heads, plan.tokens * plan.heads)
@@ -287,11 +285,11 @@ def backward(plan, document, head, scratch):
                     across = 4 * (row // 2) * by_keys
                     _slopes_as_pairs(
                         p + at, of_p + at, by_keys, columns, fact,
-                        narrow + 4 * row * by_units, by_units, p_across + across, slopes_across + across,
+                        halves + 4 * row * by_units, by_units, p_across + across, slopes_across + across,
                     )  # fmt: skip
                 else:
                     _slopes(p + at, of_p + at, by_keys, columns, fact, 0, 0, 0, 0)
-            multiply(pairs, narrow, by_units, tall, stacked, by_width, columns // in_unit, width, of_q, by_width, False)
+            multiply(pairs, halves, by_units, tall, stacked, by_width, columns // in_unit, width, of_q, by_width, False)
             scatter(plan, of_q, plan.of_q, plan.heads, query_head, token, some, by_width, scale)
             lines = (some + in_unit - 1) // in_unit
             stack(pairs, grads, some, width, turning, width)

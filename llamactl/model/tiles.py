@@ -270,21 +270,6 @@ def slopes(pairs: bool) -> Any:
 
 
 @intrinsic
-def halve(typing: Any, number: Any) -> Any:
-    """The bits of the nearest bf16 number; of NaN, those of one."""
-
-    def generate(context: Any, builder: Any, signature: Any, given: Any) -> Any:
-        (value,) = given
-        bits, half = builder.bitcast(value, _UNIT), _UNIT(16)
-        odd = builder.and_(builder.lshr(bits, half), _UNIT(1))
-        nearest = builder.lshr(builder.add(builder.add(bits, _UNIT(0x7FFF)), odd), half)
-        found = builder.select(builder.fcmp_unordered("uno", value, value), _UNIT(0x7FC0), nearest)
-        return builder.trunc(found, ir.IntType(16))
-
-    return types.uint16(types.float32), generate
-
-
-@intrinsic
 def turn(typing: Any, source: Any, source_row: Any, rows: Any, columns: Any, out: Any, out_row: Any) -> Any:
     """``[rows, columns]`` to ``[columns, rows]``, a few rows at a time."""
 

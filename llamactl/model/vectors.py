@@ -236,6 +236,61 @@ def exp(builder: Any, x: Any) -> Any:
 
 
 @intrinsic
+def widen(typing: Any, source: Any, length: Any, out: Any) -> Any:
+    """bf16 numbers as fp32 ones."""
+
+    def generate(context: Any, builder: Any, signature: Any, given: Any) -> Any:
+        source, length, out = given
+
+        def replace(place: Any, kind: Any) -> None:
+            bits, words = _words(kind, 16), _words(kind, 32)
+            value = builder.zext(_load(builder, source, place, bits, 2), words)
+            _store(builder, builder.bitcast(builder.shl(value, _same(words, 16)), kind), out, place)
+
+        _each(builder, length, replace)
+        return context.get_dummy_value()
+
+    return types.void(types.int64, types.int64, types.int64), generate
+
+
+@intrinsic
+def narrow(typing: Any, source: Any, length: Any, out: Any) -> Any:
+    """fp32 numbers as the nearest bf16 ones; what is no number stays none."""
+
+    def generate(context: Any, builder: Any, signature: Any, given: Any) -> Any:
+        source, length, out = given
+
+        def replace(place: Any, kind: Any) -> None:
+            value = _load(builder, source, place, kind)
+            half = builder.trunc(halved(builder, value), _words(kind, 16))
+            address = builder.add(out, builder.mul(place, _WORD(2)))
+            builder.store(half, builder.inttoptr(address, half.type.as_pointer()), align=2)
+
+        _each(builder, length, replace)
+        return context.get_dummy_value()
+
+    return types.void(types.int64, types.int64, types.int64), generate
+
+
+def _words(kind: Any, size: int) -> Any:
+    """Integers of so many bits, as many as a kind has numbers."""
+    return ir.VectorType(ir.IntType(size), kind.count) if isinstance(kind, ir.VectorType) else ir.IntType(size)
+
+
+def _same(words: Any, value: int) -> Any:
+    return ir.Constant(words, [value] * words.count if isinstance(words, ir.VectorType) else value)
+
+
+def halved(builder: Any, value: Any) -> Any:
+    """The upper halves of what fp32 numbers are rounded to, as 32 bits; of what is no number, those of NaN."""
+    words = _words(value.type, 32)
+    bits, half = builder.bitcast(value, words), _same(words, 16)
+    odd = builder.and_(builder.lshr(bits, half), _same(words, 1))
+    nearest = builder.lshr(builder.add(builder.add(bits, _same(words, 0x7FFF)), odd), half)
+    return builder.select(builder.fcmp_unordered("uno", value, value), _same(words, 0x7FC0), nearest)
+
+
+@intrinsic
 def largest(typing: Any, x: Any, length: Any) -> Any:
     """The largest of some numbers, of which NaN is none."""
 
