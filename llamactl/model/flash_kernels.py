@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 from numba import carray, cfunc, from_dtype, types  # type: ignore[attr-defined]
 
-from llamactl.model import products, shared, tiles, vectors
+from llamactl.model import flash, products, shared, tiles, vectors
 from llamactl.model.compiling import digest
 from llamactl.model.products import compiled
 from llamactl.model.shared import ticket
@@ -24,7 +24,7 @@ from llamactl.model.vectors import narrow, pointer, widen
 ROWS = 48  # of queries at once, a multiple of all heights of tiles
 DEPTH = 128  # units that a product adds up at once, so that what it reads stays in the fastest cache
 LINE = 16  # units of a line of the cache
-MODULES = (products, shared, tiles, vectors)  # of the kernels' sources, beside this one
+MODULES = (flash, products, shared, tiles, vectors)  # of the kernels' sources, beside this one
 
 # What a pass is told. The first are addresses.
 FIELDS = (

@@ -1,7 +1,6 @@
-"""Products of small matrices in the registers of this machine's processor, and rows of scores.
+"""Products of small matrices in the registers of this machine's processor, and rows of scores: LLVM's own instructions.
 
-Part of ``flash_kernels``, which numba has no word for, as LLVM's own instructions.
-What is multiplied lies in units of 32 bits: one fp32 number, or, where the processor adds up products of bf16 by itself
+They are part of ``flash_kernels``. What is multiplied lies in units of 32 bits: one fp32 number, or, where the processor adds up products of bf16 by itself
 (``PAIRS``), two bf16 numbers that follow each other along what is added up.
 """
 
