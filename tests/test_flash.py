@@ -19,7 +19,7 @@ pytest.importorskip("numba")
 # B, T, H, K, E: one token; fewer rows than one block has, odd, and one more; groups; wide heads; several hundred keys
 SHAPES = [
     (2, 1, 4, 2, 32), (1, 7, 2, 1, 64), (2, 48, 2, 2, 32), (1, 49, 6, 2, 64), (2, 77, 4, 1, 32), (1, 300, 2, 2, 128),
-    (3, 130, 3, 1, 96),
+    (3, 130, 3, 1, 96), (2, 65, 2, 2, 8), (1, 60, 4, 2, 16), (2, 100, 6, 6, 48), (1, 50, 1, 1, 40),
 ]  # fmt: skip
 STORED = [torch.float32, torch.bfloat16]
 
@@ -192,8 +192,8 @@ def test_a_model_has_them_made_before_its_first_layer(monkeypatch: pytest.Monkey
 
 
 def test_what_they_are_for(monkeypatch: pytest.MonkeyPatch) -> None:
-    whole = 2 * flash.LANES
-    assert [flash.serves(n) for n in (whole, 4 * whole, whole // 2, whole + 8)] == [True, True, False, False]
+    whole = flash.WIDTHS
+    assert [flash.serves(n) for n in (whole, 5 * whole, whole // 2, whole + 4)] == [True, True, False, False]
     assert not flash.suits(randn(1, 1, 1, whole, dtype=torch.float64))
     assert not flash.suits(randn(1, 1, 1, whole // 2))
     assert not flash.suits(torch.empty(1, 1, 1, whole, device="meta"))

@@ -20,6 +20,7 @@ from llamactl.model.compiling import ENOUGH, Making, installed
 _CAN = torch.cpu.get_capabilities()
 LANES = 16 if _CAN.get("avx512_f") else 8  # fp32 numbers of a register
 PAIRS = bool(_CAN.get("avx512_bf16"))  # whether the processor adds up products of bf16 numbers by itself
+WIDTHS = 8  # of heads are multiples of this: tiles of their channels are as low as that, and may be wider
 STORED = (torch.float32, torch.bfloat16)
 
 
@@ -47,8 +48,8 @@ _made: Made | None = None
 
 
 def serves(head_dim: int) -> bool:
-    """Whether there can be kernels for heads of a width: of whole tiles, where something can compile them."""
-    return head_dim % (2 * LANES) == 0 and installed()
+    """Whether there can be kernels for heads of a width, where something can compile them."""
+    return head_dim % WIDTHS == 0 and installed()
 
 
 def prepare(device: torch.device, head_dim: int) -> None:
@@ -60,7 +61,7 @@ def prepare(device: torch.device, head_dim: int) -> None:
 
 def suits(q: Tensor) -> bool:
     """Whether kernels are there for queries ``[B, T, H, E]``."""
-    return _made is not None and q.device.type == "cpu" and q.shape[-1] % (2 * LANES) == 0 and q.dtype in STORED
+    return _made is not None and q.device.type == "cpu" and q.shape[-1] % WIDTHS == 0 and q.dtype in STORED
 
 
 def attention(q: Tensor, k: Tensor, v: Tensor, longest: int, ends: Tensor | None, key_ends: Tensor | None) -> Tensor:
