@@ -1,5 +1,6 @@
 """Compiled steps of decoding against the full forward pass: odd shapes, few and many samples, threads, bf16 weights."""
 
+import copy
 import math
 import subprocess
 import sys
@@ -46,6 +47,8 @@ def furthest(model: Llama, samples: int, steps: int, threads: int, monkeypatch: 
     """How far scores are from those of the full forward pass, of samples two of which share a prompt."""
     monkeypatch.setattr(torch, "get_num_threads", lambda: threads)
     dice = torch.Generator().manual_seed(1)
+    exact = copy.deepcopy(model).double()  # or torch's own rounding, which differs between processors, would count
+    exact.dtype = torch.float64
     config, lanes = model.config, [place // 2 for place in range(samples)][::-1]
 
     def ids(count: int) -> list[int]:
@@ -61,7 +64,7 @@ def furthest(model: Llama, samples: int, steps: int, threads: int, monkeypatch: 
         scores = decoder(newest, Step(lanes, [len(prompts[lane]) for lane in lanes], [said] * samples))
         for text, token, own in zip(texts, newest, scores, strict=True):
             text.append(token)
-            far = max(far, float((own - model.logits(model(torch.tensor([text])))[0, -1]).abs().max()))
+            far = max(far, float((own - exact.output(exact(torch.tensor([text])))[0, -1]).abs().max()))
     return far
 
 
@@ -72,21 +75,21 @@ def furthest(model: Llama, samples: int, steps: int, threads: int, monkeypatch: 
 def test_scores_are_those_of_a_full_forward(
     shape: str, samples: int, narrow: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """To what rounding does, a fifth of what draws allow for; bf16 weights are the fp32 numbers that they are."""
+    """To what rounding does, a tenth of what draws allow for; bf16 weights are the fp32 numbers that they are."""
     model = network(SHAPES[shape], narrow)
-    assert furthest(model, samples, 7, 1 + samples % 3, monkeypatch) < drawing.NOISE / 5
+    assert furthest(model, samples, 7, 1 + samples % 3, monkeypatch) < drawing.NOISE / 10
 
 
 @torch.inference_mode()
 def test_steps_end_whoever_helps(monkeypatch: pytest.MonkeyPatch) -> None:
     """Though there are more threads than processors, or all of them are late."""
     model = network(SHAPES["small"])
-    assert furthest(model, 9, 12, 5, monkeypatch) < drawing.NOISE / 5
+    assert furthest(model, 9, 12, 5, monkeypatch) < drawing.NOISE / 10
     late = decoding.Threads(kernels())
     with monkeypatch.context() as patch:
         patch.setattr(threading.Thread, "start", lambda thread: None)
         patch.setattr(decoding, "_threads", lambda made: late)
-        assert furthest(model, 9, 12, 3, monkeypatch) < drawing.NOISE / 5
+        assert furthest(model, 9, 12, 3, monkeypatch) < drawing.NOISE / 10
 
 
 @torch.inference_mode()

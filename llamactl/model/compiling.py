@@ -3,6 +3,7 @@
 import importlib.util
 import threading
 from collections.abc import Callable, Sequence
+from functools import cache
 from hashlib import sha256
 from pathlib import Path
 from types import ModuleType
@@ -14,6 +15,7 @@ LONG = 5.0  # seconds: those who wait so long have no kernels yet
 ENOUGH = 600.0  # seconds, to make them
 
 
+@cache
 def installed() -> bool:
     """Whether there is anything to compile with."""
     return importlib.util.find_spec("numba") is not None

@@ -22,6 +22,7 @@ from llamactl.model.cache import Cache, Step
 from llamactl.model.compiling import Making, installed
 from llamactl.model.drawing import Sampling
 from llamactl.model.llama import Llama, rotary
+from llamactl.model.slices import WHOLE, Slice
 
 MOST = 256  # threads
 FACTS = (np.float32, np.int64, np.int64)  # temperature, key and tokens said of a sample
@@ -46,6 +47,11 @@ def _make() -> Made | None:
 @cache
 def _making() -> Making[Made]:
     return Making("what samples are drawn by", _make)
+
+
+def serves(device: torch.device, part: Slice) -> bool:
+    """Whether there can be kernels for a model, or a part of it, on a device."""
+    return device.type == "cpu" and part == WHOLE and installed()
 
 
 def kernels(patience: float = 0) -> Made | None:

@@ -16,7 +16,7 @@ from numba import carray, cfunc, from_dtype, types  # type: ignore[attr-defined]
 
 from llamactl.model import flash, products, shared, tiles, vectors
 from llamactl.model.compiling import digest
-from llamactl.model.products import compiled
+from llamactl.model.products import compiled, floats, integers
 from llamactl.model.shared import ticket
 from llamactl.model.tiles import COLUMNS, HEIGHTS, against, highest, powers, slopes, turn
 from llamactl.model.vectors import narrow, pointer, widen
@@ -49,19 +49,9 @@ _ONE = np.float32(1)
 
 
 @compiled
-def floats(address, length):
-    """Numbers at an address."""
-    return carray(pointer(address), length, np.float32)
-
-
-@compiled
 def units(address, length):
+    """Units at an address."""
     return carray(pointer(address), length, np.uint32)
-
-
-@compiled
-def integers(address, length):
-    return carray(pointer(address), length, np.int64)
 
 
 @compiled

@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 
 from llamactl.errors import Fault
-from llamactl.model import compiling, decoding, drawing
+from llamactl.model import decoding, drawing
 from llamactl.model import device as devices
 from llamactl.model.cache import Cache, Layout, Size, Step
 from llamactl.model.decoding import Decoder
@@ -100,8 +100,7 @@ def computing_dtype(dtype: torch.dtype, device: torch.device, part: Slice) -> to
     Kernels compute in fp32, whatever the processor could do: steps of bf16 products, some thirty operators a layer, are
     up to ten times slower.
     """
-    kernels = device.type == "cpu" and part == WHOLE and compiling.installed()
-    return torch.float32 if kernels else weight_dtype(dtype, device)
+    return torch.float32 if decoding.serves(device, part) else weight_dtype(dtype, device)
 
 
 def load(path: Path, device: torch.device, dtype: torch.dtype, samples: int = 2, part: Slice = WHOLE) -> Llama:
@@ -111,7 +110,7 @@ def load(path: Path, device: torch.device, dtype: torch.dtype, samples: int = 2,
     sample is drawn by multiplying in bf16, as fast as the weights can be read.
     """
     computing = computing_dtype(dtype, device, part)
-    kernels = part == WHOLE and compiling.installed()
+    kernels = decoding.serves(device, part)
     if computing == dtype or (samples == 1 and not kernels):
         return Llama.load(path, device, dtype, part=part)
     stored = dtype if kernels and decoding.kernels(PATIENCE) else computing

@@ -17,7 +17,7 @@ from numba import carray, typeof, types  # type: ignore[attr-defined]
 from llamactl.model import chances, products, shared, vectors
 from llamactl.model.chances import SIGNATURE, draw
 from llamactl.model.compiling import digest
-from llamactl.model.products import DEPTH, OPTIONS, by_one, by_panels, compiled, jit
+from llamactl.model.products import DEPTH, OPTIONS, by_one, by_panels, compiled, floats, integers, jit
 from llamactl.model.shared import count, seen, take, tell
 from llamactl.model.vectors import LANES, add, as_float, blend, exponentials, largest, match, pointer, swiglu
 
@@ -49,17 +49,6 @@ _wait = types.ExternalFunction("sem_wait", types.int32(types.intp))
 _post = types.ExternalFunction("sem_post", types.int32(types.intp))
 
 _ZERO, _ONE = np.float32(0), np.float32(1)
-
-
-@compiled
-def floats(address, length):
-    """Numbers at an address."""
-    return carray(pointer(address), length, np.float32)
-
-
-@compiled
-def integers(address, length):
-    return carray(pointer(address), length, np.int64)
 
 
 # -- phases, a part each

@@ -20,13 +20,21 @@ _dot_wide, _dot_narrow = vectors.dot(False), vectors.dot(True)
 
 
 @compiled
+def floats(address, length):
+    """Numbers at an address."""
+    return carray(pointer(address), length, np.float32)
+
+
+@compiled
+def integers(address, length):
+    return carray(pointer(address), length, np.int64)
+
+
+@compiled
 def widen(source, row, rows, start, depth, target):
     """Columns of bf16 rows as fp32 ones, laid one after the other."""
     for r in range(rows):
-        narrow = carray(pointer(source + 2 * (r * row + start)), depth, np.uint16)
-        wide = carray(pointer(target + 4 * r * depth), depth, np.int32)
-        for i in range(depth):
-            wide[i] = np.int32(narrow[i]) << np.int32(16)
+        vectors.widen(source + 2 * (r * row + start), depth, target + 4 * r * depth)
 
 
 @compiled

@@ -12,7 +12,7 @@ from numba.core import cgutils, types
 from numba.extending import intrinsic
 
 from llamactl.model.flash import LANES, PAIRS
-from llamactl.model.vectors import exp
+from llamactl.model.vectors import exp, number
 
 COLUMNS = 2 * LANES  # of a tile
 HEIGHTS = (12, 4) if LANES == 16 else (6, 2)  # of tiles: as high as there are registers, and for the rest
@@ -91,8 +91,8 @@ def tile(rows: int, pairs: bool) -> Any:
                 for row in range(rows):
                     one = builder.load(_at(builder, a, _UNIT, builder.mul(a_row, _WORD(row)), loop.index), align=4)
                     factor = _spread(builder, one)
-                    for number, values in enumerate(columns):
-                        sum_ = sums[row * len(columns) + number]
+                    for place, values in enumerate(columns):
+                        sum_ = sums[row * len(columns) + place]
                         builder.store(_add_product(builder, pairs, factor, values, builder.load(sum_)), sum_)
             for sum_, place in zip(sums, places, strict=True):
                 builder.store(builder.load(sum_), place, align=4)
@@ -119,15 +119,11 @@ def _columns(builder: Any, columns: Any, seen: Any, body: Callable[[Any, Any], N
 
 
 def _kept(builder: Any, mask: Any, value: Any, otherwise: float = 0.0) -> Any:
-    return value if mask is None else builder.select(mask, value, _numbers(otherwise))
+    return value if mask is None else builder.select(mask, value, number(_VECTOR, otherwise))
 
 
-def _numbers(value: float) -> Any:
-    return ir.Constant(_VECTOR, [value] * LANES)
-
-
-def _filled(builder: Any, number: Any) -> Any:
-    return builder.bitcast(_spread(builder, builder.bitcast(number, _UNIT)), _VECTOR)
+def _filled(builder: Any, value: Any) -> Any:
+    return builder.bitcast(_spread(builder, builder.bitcast(value, _UNIT)), _VECTOR)
 
 
 def _load(builder: Any, base: Any, place: Any) -> Any:
@@ -153,7 +149,7 @@ def highest(typing: Any, x: Any, columns: Any, seen: Any) -> Any:
     def generate(context: Any, builder: Any, signature: Any, given: Any) -> Any:
         x, columns, seen = given
         most = cgutils.alloca_once(builder, _VECTOR)
-        builder.store(_numbers(-3.0e38), most)
+        builder.store(number(_VECTOR, -3.0e38), most)
 
         def look(place: Any, mask: Any) -> None:
             value, before = _kept(builder, mask, _load(builder, x, place), -3.0e38), builder.load(most)
@@ -208,7 +204,7 @@ def _sum_of_powers(
 ) -> Any:
     """Of what is ``counted(place, exp((x - shift) scale))``."""
     total = cgutils.alloca_once(builder, _VECTOR)
-    builder.store(_numbers(0.0), total)
+    builder.store(number(_VECTOR, 0.0), total)
     by, factor = _filled(builder, shift), _filled(builder, scale)
 
     def add(place: Any, mask: Any) -> None:
@@ -237,14 +233,14 @@ def slopes(pairs: bool) -> Any:
         def generate(context: Any, builder: Any, signature: Any, given: Any) -> Any:
             p, of_p, row, columns, facts, out, out_row, p_across, across = given
             known = [
-                [_filled(builder, builder.load(_at(builder, facts, _FLOAT, _WORD(2 * number + i)))) for i in range(2)]
-                for number in range(1 + pairs)
+                [_filled(builder, builder.load(_at(builder, facts, _FLOAT, _WORD(2 * which + i)))) for i in range(2)]
+                for which in range(1 + pairs)
             ]
 
             def replace(place: Any, mask: Any) -> None:
                 made = []
-                for number, (inverse, mean) in enumerate(known):
-                    here = builder.add(builder.mul(row, _WORD(number)), place)
+                for which, (inverse, mean) in enumerate(known):
+                    here = builder.add(builder.mul(row, _WORD(which)), place)
                     share = builder.fmul(_load(builder, p, here), inverse)
                     made.append((share, builder.fmul(share, builder.fsub(_load(builder, of_p, here), mean))))
                 if not pairs:
@@ -252,8 +248,8 @@ def slopes(pairs: bool) -> Any:
                         builder.store(value, _at(builder, target, _VECTOR, place), align=4)
                     return
                 halves = [[_halves(builder, value) for value in some] for some in made]
-                for number, (_, slope) in enumerate(halves):
-                    where = builder.add(builder.mul(out_row, _WORD(number)), builder.udiv(place, _WORD(2)))
+                for which, (_, slope) in enumerate(halves):
+                    where = builder.add(builder.mul(out_row, _WORD(which)), builder.udiv(place, _WORD(2)))
                     builder.store(slope, _at(builder, out, slope.type, where), align=4)
                 for target, first, second in zip((p_across, across), *halves, strict=True):
                     high = builder.shl(builder.zext(second, _UNITS), ir.Constant(_UNITS, [16] * LANES))

@@ -31,7 +31,7 @@ def _store(builder: Any, value: Any, base: Any, offset: Any) -> None:
     builder.store(value, builder.inttoptr(address, value.type.as_pointer()), align=_ALIGN)
 
 
-def call(builder: Any, name: str, *given: Any) -> Any:
+def _call(builder: Any, name: str, *given: Any) -> Any:
     """An instruction that has forms for vectors and for a number."""
     kind = given[0].type
     form = f"llvm.{name}.{f'v{kind.count}' if isinstance(kind, ir.VectorType) else ''}f32"
@@ -41,7 +41,7 @@ def call(builder: Any, name: str, *given: Any) -> Any:
 
 def _madd(builder: Any, a: Any, b: Any, c: Any) -> Any:
     """a b + c, fused where there is an instruction for it."""
-    return call(builder, "fmuladd", a, b, c)
+    return _call(builder, "fmuladd", a, b, c)
 
 
 def _spread(builder: Any, value: Any) -> Any:
@@ -127,10 +127,7 @@ def dot(narrow: bool) -> Any:
     def weights(builder: Any, w: Any, offset: Any, kind: Any) -> Any:
         if not narrow:
             return _load(builder, w, offset, kind)
-        single = kind is _FLOAT
-        bits, words = (ir.IntType(wide) if single else ir.VectorType(ir.IntType(wide), LANES) for wide in (16, 32))
-        by = ir.Constant(words, 16 if single else [16] * LANES)
-        return builder.bitcast(builder.shl(builder.zext(_load(builder, w, offset, bits, size), words), by), kind)
+        return _widened(builder, w, offset, kind)
 
     @intrinsic
     def product(typing: Any, w: Any, row: Any, x: Any, rows: Any, out: Any) -> Any:
@@ -214,14 +211,13 @@ def _each(builder: Any, length: Any, body: Callable[[Any, Any], None]) -> None:
 
 def exp(builder: Any, x: Any) -> Any:
     """e^x to two units in the last place; 0 below -87, at most e^88 (Moshier's Cephes)."""
-    kind, integer = x.type, ir.IntType(32)
-    lanes = kind.count if isinstance(kind, ir.VectorType) else None
-    words = ir.VectorType(integer, lanes) if lanes else integer
+    kind = x.type
+    words = _words(kind, 32)
     low, high = number(kind, -87.0), number(kind, 88.0)
     small = builder.fcmp_ordered("<", x, low)
     bounded = builder.select(small, low, x)
     bounded = builder.select(builder.fcmp_ordered(">", bounded, high), high, bounded)
-    n = call(builder, "floor", _madd(builder, bounded, number(kind, 1.44269504), number(kind, 0.5)))
+    n = _call(builder, "floor", _madd(builder, bounded, number(kind, 1.44269504), number(kind, 0.5)))
     rest = _madd(builder, n, number(kind, -0.693359375), bounded)
     rest = _madd(builder, n, number(kind, 2.12194440e-4), rest)
     y = number(kind, 1.9875691500e-4)
@@ -230,8 +226,7 @@ def exp(builder: Any, x: Any) -> Any:
     y = _madd(builder, builder.fmul(y, rest), rest, builder.fadd(rest, number(kind, 1.0)))
     of_nan = ir.Constant(words, None)  # whose integer would be anything; y has it already
     whole = builder.select(builder.fcmp_unordered("uno", x, x), of_nan, builder.fptosi(n, words))
-    bias, shift = (ir.Constant(words, [by] * lanes if lanes else by) for by in (127, 23))
-    power = builder.bitcast(builder.shl(builder.add(whole, bias), shift), kind)
+    power = builder.bitcast(builder.shl(builder.add(whole, _same(words, 127)), _same(words, 23)), kind)
     return builder.select(small, number(kind, 0.0), builder.fmul(y, power))
 
 
@@ -243,9 +238,7 @@ def widen(typing: Any, source: Any, length: Any, out: Any) -> Any:
         source, length, out = given
 
         def replace(place: Any, kind: Any) -> None:
-            bits, words = _words(kind, 16), _words(kind, 32)
-            value = builder.zext(_load(builder, source, place, bits, 2), words)
-            _store(builder, builder.bitcast(builder.shl(value, _same(words, 16)), kind), out, place)
+            _store(builder, _widened(builder, source, place, kind), out, place)
 
         _each(builder, length, replace)
         return context.get_dummy_value()
@@ -262,7 +255,7 @@ def narrow(typing: Any, source: Any, length: Any, out: Any) -> Any:
 
         def replace(place: Any, kind: Any) -> None:
             value = _load(builder, source, place, kind)
-            half = builder.trunc(halved(builder, value), _words(kind, 16))
+            half = builder.trunc(_halved(builder, value), _words(kind, 16))
             address = builder.add(out, builder.mul(place, _WORD(2)))
             builder.store(half, builder.inttoptr(address, half.type.as_pointer()), align=2)
 
@@ -281,7 +274,14 @@ def _same(words: Any, value: int) -> Any:
     return ir.Constant(words, [value] * words.count if isinstance(words, ir.VectorType) else value)
 
 
-def halved(builder: Any, value: Any) -> Any:
+def _widened(builder: Any, base: Any, offset: Any, kind: Any) -> Any:
+    """bf16 numbers behind an address as a kind's fp32 ones."""
+    words = _words(kind, 32)
+    bits = builder.zext(_load(builder, base, offset, _words(kind, 16), 2), words)
+    return builder.bitcast(builder.shl(bits, _same(words, 16)), kind)
+
+
+def _halved(builder: Any, value: Any) -> Any:
     """The upper halves of what fp32 numbers are rounded to, as 32 bits; of what is no number, those of NaN."""
     words = _words(value.type, 32)
     bits, half = builder.bitcast(value, words), _same(words, 16)
