@@ -238,12 +238,13 @@ def ppo(
     from llamactl.align.answering import Answer, Answering, Judgement, Question
     from llamactl.artifacts import checkpoint
     from llamactl.artifacts.metrics import Metrics
-    from llamactl.model import compiling, decoding
+    from llamactl.model import decoding
     from llamactl.model import device as machine
     from llamactl.model import generate as sampler
     from llamactl.model.drawing import Sampling
     from llamactl.model.functions import weight_dtype
     from llamactl.model.heads import Critic
+    from llamactl.model.kernels import making
     from llamactl.text import dialogue
     from llamactl.train import actor_critic, optim, parallel, rollouts
     from llamactl.train.actor_critic import ActorCritic
@@ -296,7 +297,7 @@ def ppo(
         stored, computing = weight_dtype(dtype, target), sampler.computing_dtype(dtype, target, job.part)
         gathered = partial(policy.gathered, stored, job.part, computing)
         if target.type == "cpu":  # or a run would begin without what one that goes on from its state has from the start
-            decoding.kernels(compiling.ENOUGH)
+            decoding.kernels(making.ENOUGH)
 
         def answered(some: Sequence[Question], stopping: Callable[[], object]) -> list[Answer]:
             """Sampled and judged, on all processes alike."""

@@ -2,19 +2,17 @@
 
 import copy
 import math
-import subprocess
-import sys
 import threading
-from pathlib import Path
 
 import pytest
 import torch
 
-from llamactl.model import compiling, decoding, drawing
+from llamactl.model import decoding, drawing
 from llamactl.model import generate as sampler
 from llamactl.model.cache import Cache, Size, Step
 from llamactl.model.config import Config
 from llamactl.model.drawing import Drawing, Sampling
+from llamactl.model.kernels.making import Kernel
 from llamactl.model.llama import Llama
 
 pytest.importorskip("numba")
@@ -27,7 +25,7 @@ SHAPES = {
 }
 
 
-def kernels() -> decoding.Made:
+def kernels() -> list[Kernel]:
     made = decoding.kernels(600)
     if made is None:
         pytest.skip("no folder for what numba compiles")
@@ -85,7 +83,7 @@ def test_steps_end_whoever_helps(monkeypatch: pytest.MonkeyPatch) -> None:
     """Though there are more threads than processors, or all of them are late."""
     model = network(SHAPES["small"])
     assert furthest(model, 9, 12, 5, monkeypatch) < drawing.NOISE / 10
-    late = decoding.Threads(kernels())
+    late = decoding.Threads(kernels()[0])
     with monkeypatch.context() as patch:
         patch.setattr(threading.Thread, "start", lambda thread: None)
         patch.setattr(decoding, "_threads", lambda made: late)
@@ -158,22 +156,6 @@ def test_top_k_is_left_to_torch() -> None:
     assert decoder(61).draw(torch.zeros(1, 61), [(1.0, 5, 0)], Sampling(1.0, 5, 9, 0)) is None
 
 
-def test_they_are_made_anew_where_any_source_of_theirs_has_changed(
-    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
-) -> None:
-    """numba keeps them by their name, which holds the digest of all sources."""
-    made = kernels()
-    before = compiling.digest((made.module, *made.module.MODULES))
-    kept = {path.name for path in Path(made.work.stats.cache_path).glob(f"*-{before}-*.nbi")}
-    assert {name.partition("-")[0] for name in kept} == {"kernels.work", "chances.draw"}
-    for part in made.module.MODULES:
-        changed = tmp_path / Path(part.__file__).name
-        changed.write_bytes(Path(part.__file__).read_bytes() + b"#")
-        with monkeypatch.context() as patch:
-            patch.setattr(part, "__file__", str(changed))
-            assert compiling.digest((made.module, *made.module.MODULES)) != before
-
-
 def test_what_kernels_are_for() -> None:
     model = network(SHAPES["small"])
     assert decoding.suits(model, torch.float32)
@@ -195,9 +177,3 @@ def test_bf16_weights_give_the_tokens_of_their_fp32_copies() -> None:
     for one, wanted in zip(asked, texts[0], strict=True):
         (some,) = sampler.generate(narrow, [one], sampling)
         assert [answer.ids for answer in some] == wanted
-
-
-def test_nothing_is_compiled_where_nothing_is_sampled() -> None:
-    """numba takes most of a second to import."""
-    code = "import sys; from llamactl.model import generate; sys.exit('numba' in sys.modules)"
-    subprocess.run([sys.executable, "-c", code], check=True)

@@ -1,8 +1,5 @@
 """Compiled attention, forward and backward, against plain formulas in float64; threads; what is asked of it when."""
 
-from pathlib import Path
-
-import numpy as np
 import pytest
 import torch
 from test_attention import CPU, DOCUMENTS, TREES, written_out
@@ -10,7 +7,7 @@ from test_functions import agree, randn
 from torch import Tensor
 from torch._subclasses.fake_tensor import FakeTensorMode
 
-from llamactl.model import attention, compiling, flash
+from llamactl.model import attention, flash
 from llamactl.model.attention import Documents
 from llamactl.model.config import Config
 from llamactl.model.llama import Llama
@@ -25,13 +22,12 @@ STORED = [torch.float32, torch.bfloat16]
 
 
 @pytest.fixture(autouse=True)
-def made(monkeypatch: pytest.MonkeyPatch) -> flash.Made:
-    """The kernels, for this test."""
+def _made(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The kernels, for each test."""
     monkeypatch.setattr(flash, "_made", None)
     flash.prepare(CPU, 32)
     if flash._made is None:
         pytest.skip("no folder for what numba compiles")
-    return flash._made
 
 
 @pytest.fixture(params=[True, False], ids=["pairs", "numbers"])
@@ -201,41 +197,3 @@ def test_what_they_are_for(monkeypatch: pytest.MonkeyPatch) -> None:
     assert not flash.serves(whole)
     monkeypatch.setattr(flash, "_made", None)
     assert not flash.suits(randn(1, 1, 1, whole))
-
-
-def test_they_are_kept_by_the_digest_of_all_their_sources(
-    made: flash.Made, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
-) -> None:
-    sources = (made.module, *made.module.MODULES)
-    before = compiling.digest(sources)
-    assert made.module.work.__qualname__ == f"work-{before}"
-    for part in sources:
-        changed = tmp_path / Path(part.__file__).name
-        changed.write_bytes(Path(part.__file__).read_bytes() + b"#")
-        with monkeypatch.context() as patch:
-            patch.setattr(part, "__file__", str(changed))
-            assert compiling.digest(sources) != before
-
-
-@pytest.mark.parametrize("error", [RuntimeError, OSError])
-def test_where_they_cannot_be_kept(error: type[Exception], made: flash.Made, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Without a folder each process would have to make them anew: there are none. A full disk does no harm."""
-    asked = []
-
-    def cfunc(signature: object, cache: bool = False, **how: object) -> object:
-        asked.append(cache)
-        if cache:
-            raise error("no")
-        return lambda function: function
-
-    monkeypatch.setattr(made.module, "cfunc", cfunc)
-    found = made.module.make()
-    assert (found is None) == (error is RuntimeError)
-    assert asked == [True] + [False] * (error is OSError)
-
-
-def test_a_plan_has_a_number_for_every_word() -> None:
-    """8 bytes each: nothing lies between them that the compiler would place elsewhere."""
-    assert flash._made is not None
-    plan: np.dtype[np.void] = flash._made.module.PLAN
-    assert plan.itemsize == 8 * len(plan.names or ())

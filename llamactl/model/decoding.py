@@ -11,7 +11,7 @@ import ctypes
 import threading
 from collections.abc import Sequence
 from functools import cache
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 import torch
@@ -19,34 +19,22 @@ from torch import Tensor, nn
 
 from llamactl.model import drawing
 from llamactl.model.cache import Cache, Step
-from llamactl.model.compiling import Making, installed
 from llamactl.model.drawing import Sampling
+from llamactl.model.kernels.making import Kernel, Making, installed
+from llamactl.model.kernels.plans import DEPTH, DONE, DRAW, LANES, OF_SAMPLES, PART, SEAT, STEP, WEIGHTS
 from llamactl.model.llama import Llama, rotary
 from llamactl.model.slices import WHOLE, Slice
 
 MOST = 256  # threads
 FACTS = (np.float32, np.int64, np.int64)  # temperature, key and tokens said of a sample
+FOUND = (np.int64, np.float64, np.int64)  # token, log p, whether in doubt
+COLUMNS = ("temperatures", "keys", "said", "tokens", "log_probs", "doubtful", "bounds")
 STORED = (torch.float32, torch.bfloat16)  # what weights may be
 
 
-class Made(NamedTuple):
-    """The module of kernels, and those that are called: for a step, and to draw tokens by its scores."""
-
-    module: Any
-    work: Any
-    draw: Any
-
-
-def _make() -> Made | None:
-    from llamactl.model import kernels
-
-    made = kernels.make()
-    return Made(kernels, *made) if made else None
-
-
 @cache
-def _making() -> Making[Made]:
-    return Making("what samples are drawn by", _make)
+def _making() -> Making:
+    return Making("what samples are drawn by", ["step", "drawing"])
 
 
 def serves(device: torch.device, part: Slice) -> bool:
@@ -54,8 +42,8 @@ def serves(device: torch.device, part: Slice) -> bool:
     return device.type == "cpu" and part == WHOLE and installed()
 
 
-def kernels(patience: float = 0) -> Made | None:
-    """Those that are made within so many seconds, if they are. The first call begins with it."""
+def kernels(patience: float = 0) -> list[Kernel] | None:
+    """For a step, and to draw tokens by its scores, if made within so many seconds. The first call begins with it."""
     return _making().within(patience) if installed() else None
 
 
@@ -75,9 +63,10 @@ def suits(model: Llama, kept: torch.dtype) -> bool:
 class Threads:
     """Those that compute; the one that asks is the first of them. Steps are done one at a time."""
 
-    def __init__(self, made: Made) -> None:
-        self._made, self._lock, self._there = made, threading.Lock(), 1
-        self._plans = np.zeros(1, made.module.PLAN)
+    def __init__(self, kernel: Kernel) -> None:
+        self._work, self._lock, self._there = kernel.work, threading.Lock(), 1
+        self._plan, self._seats = np.zeros(1, STEP), np.zeros(MOST, SEAT)
+        self._seats["plan"], self._seats["thread"] = self._plan.ctypes.data, range(MOST)
         # Each in a cache line of its own: what is under way, how much of it is done, a semaphore for each thread.
         self._shared = np.zeros((2 + MOST, 8), np.int64)
         self._ticket, self._done, self._wake = (self._shared[line:].ctypes.data for line in range(3))
@@ -88,13 +77,16 @@ class Threads:
         """Compute what a plan says by so many threads."""
         with self._lock:
             plan["ticket"], plan["done"], plan["wake"] = self._ticket, self._done, self._wake
-            plan["threads"], plan["phase"] = number, self._made.module.DONE
-            self._plans[0] = plan
+            plan["threads"], plan["phase"] = number, DONE
+            self._plan[0] = plan
             for thread in range(self._there, number):
                 self._there += 1
-                given = self._plans, thread
-                threading.Thread(target=self._made.work, args=given, name="llamactl-decoding", daemon=True).start()
-            self._made.work(self._plans, 0)
+                given = (self._seat(thread),)
+                threading.Thread(target=self._work, args=given, name="llamactl-decoding", daemon=True).start()
+            self._work(self._seat(0))
+
+    def _seat(self, thread: int) -> ctypes.c_void_p:
+        return ctypes.c_void_p(self._seats[thread:].ctypes.data)
 
 
 _threads = cache(Threads)
@@ -103,23 +95,23 @@ _threads = cache(Threads)
 class Decoder:
     """Scores of what follows samples, by a model's weights and a cache, both as they are at each step."""
 
-    def __init__(self, made: Made, model: Llama, kept: Cache) -> None:
-        self._threads, self._draw, module = _threads(made), made.draw, made.module
-        self._lanes: int = module.LANES
+    def __init__(self, kernels: Sequence[Kernel], model: Llama, kept: Cache) -> None:
+        step, self._draw = kernels
+        self._threads = _threads(step)
         self._read = model, kept  # whose memory must stay where it is
         config, size, threads = model.config, kept.size, min(torch.get_num_threads(), MOST)
         blocks: list[Any] = list(model.layers)
-        rows = -(-size.places // module.LANES) * module.LANES
+        rows = -(-size.places // LANES) * LANES
         own, shared = config.heads * config.head_dim, config.kv_heads * config.head_dim
-        room = max(module.ROWS * (module.DEPTH + rows), module.PART, 3 * config.head_dim + size.prompt + size.room)
+        room = max(WEIGHTS * (DEPTH + rows), PART, 3 * config.head_dim + size.prompt + size.room)
         tables = rotary(torch.arange(config.context), config.head_dim, config.rope_theta)
         widths = {
             "x": config.dim, "normed": config.dim, "q": own, "k": shared, "v": shared, "mixed": own,
             "gate": config.ffn, "up": config.ffn,
         }  # fmt: skip
-        self._columns = np.zeros((len(module.COLUMNS), size.places), np.int64)
+        self._columns = np.zeros((len(OF_SAMPLES), size.places), np.int64)
         self._logits = torch.empty(size.places, config.vocab)
-        self._scratch = torch.empty(threads, module.ROWS * module.DEPTH + room)
+        self._scratch = torch.empty(threads, WEIGHTS * DEPTH + room)
         norms = [norm.weight for block in blocks for norm in (block.attention_norm, block.ffn_norm)]
         self._held: dict[str, Tensor] = {
             "norms": torch.stack([*norms, model.norm.weight]).float(),
@@ -130,10 +122,10 @@ class Decoder:
             "scratch": self._scratch, "logits": self._logits,
             **{name: torch.zeros(width * rows) for name, width in widths.items()},
         }  # fmt: skip
-        plan = self._plan = np.zeros((), module.PLAN)
+        plan = self._plan = np.zeros((), STEP)
         for name, tensor in self._held.items():
             plan[name] = tensor.data_ptr()
-        for name, column in zip(module.COLUMNS, self._columns, strict=True):
+        for name, column in zip(OF_SAMPLES, self._columns, strict=True):
             plan[name] = column.ctypes.data
         for name in ("dim", "layers", "heads", "kv_heads", "head_dim", "ffn", "vocab"):
             plan[name] = getattr(config, name)
@@ -146,7 +138,7 @@ class Decoder:
         number, plan = len(tokens), self._plan
         order = sorted(range(number), key=step.lanes.__getitem__)
         self._columns[:, :number] = (tokens, *step, order)
-        lanes = 1 if number == 1 else self._lanes
+        lanes = 1 if number == 1 else LANES
         plan["n"], plan["lanes"], plan["panels"] = number, lanes, -(-number // lanes)
         self._threads.step(plan, len(self._scratch))
         return self._logits[:number]
@@ -157,12 +149,18 @@ class Decoder:
         """What ``drawing.draw`` finds: tokens, log p, doubt; None where it takes top-k. Scores are overwritten."""
         if 0 < sampling.top_k < logits.shape[-1]:
             return None
-        found = tuple(np.empty(len(of_samples), kind) for kind in (np.int64, np.float64, np.bool_))
-        drawn_by = (np.array(field, kind) for field, kind in zip(zip(*of_samples, strict=True), FACTS, strict=True))
-        rows, vocab = logits.contiguous(), logits.shape[-1]
-        self._draw(rows.data_ptr(), vocab, float(sampling.top_p), drawing.NOISE, *drawn_by, *found)
-        tokens, log_probs, doubtful = (column.tolist() for column in found)
-        return tokens, log_probs, doubtful
+        logits, (number, vocab), side = logits.contiguous(), logits.shape, drawing.fan_out(logits.shape[-1])
+        drawn_by = [np.array(field, kind) for field, kind in zip(zip(*of_samples, strict=True), FACTS, strict=True)]
+        found: list[Any] = [np.empty(number, kind) for kind in FOUND]
+        bounds, plans = np.empty(side), np.zeros(1, DRAW)
+        plan = plans[0]
+        plan["logits"], plan["rows"], plan["vocab"], plan["side"] = logits.data_ptr(), number, vocab, side
+        plan["top_p"], plan["noise"] = sampling.top_p, drawing.NOISE
+        for name, column in zip(COLUMNS, (*drawn_by, *found, bounds), strict=True):
+            plan[name] = column.ctypes.data
+        self._draw.work(ctypes.c_void_p(plans.ctypes.data))
+        tokens, log_probs, doubtful = found
+        return tokens.tolist(), log_probs.tolist(), doubtful.astype(bool).tolist()
 
 
 def _projections(block: Any) -> list[Tensor]:

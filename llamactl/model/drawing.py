@@ -156,10 +156,15 @@ def _like(weights: Tensor, one: Tensor, error: Tensor) -> Tensor:
     return (weights * ((weights * band > one) & (weights < one * band) & (weights != one))).sum(-1)
 
 
+def fan_out(vocabulary: int) -> int:
+    """Among how many parts each choice is."""
+    return math.ceil(math.pow(vocabulary, 1 / CHOICES) - 1e-9)
+
+
 def _one_of_three(weights: Tensor, u: Tensor, error: Tensor) -> tuple[Tensor, Tensor]:
     """Tokens ``[B]`` by weights ``[B, V]`` and numbers ``[B, CHOICES]``, and whether each is in doubt."""
     vocabulary = weights.shape[-1]
-    side = math.ceil(vocabulary ** (1 / CHOICES) - 1e-9)
+    side = fan_out(vocabulary)
     leaves = F.pad(weights, (0, side**CHOICES - vocabulary)).view(-1, side, side, side)
     branches = leaves.sum(-1)
     rows = torch.arange(len(weights), device=weights.device)

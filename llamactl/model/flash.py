@@ -6,45 +6,26 @@ computed alike; where numba is not installed, or for widths of heads that they a
 """
 
 import ctypes
-from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from functools import cache
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from llamactl.model.compiling import ENOUGH, Making, installed
+from llamactl.model.kernels.making import ENOUGH, Kernel, Making, installed
+from llamactl.model.kernels.plans import ATTENTION, PAIRS, WIDTHS, room
 
-_CAN = torch.cpu.get_capabilities()
-LANES = 16 if _CAN.get("avx512_f") else 8  # fp32 numbers of a register
-PAIRS = bool(_CAN.get("avx512_bf16"))  # whether the processor adds up products of bf16 numbers by itself
-WIDTHS = 8  # of heads are multiples of this: tiles of their channels are as low as that, and may be wider
 STORED = (torch.float32, torch.bfloat16)
 
 
-class Made(NamedTuple):
-    """The module of kernels, what a thread does by a plan, and the address of that."""
-
-    module: Any
-    work: Callable[[ctypes.c_void_p], None]
-    address: int
-
-
-def _make() -> Made | None:
-    from llamactl.model import flash_kernels
-
-    made = flash_kernels.make()
-    return Made(flash_kernels, made.ctypes, made.address) if made else None
-
-
 @cache
-def _making() -> Making[Made]:
-    return Making("attention", _make)
+def _making() -> Making:
+    return Making("attention", ["attention"])
 
 
-_made: Made | None = None
+_made: Kernel | None = None
 
 
 def serves(head_dim: int) -> bool:
@@ -56,7 +37,7 @@ def prepare(device: torch.device, head_dim: int) -> None:
     """Have the kernels made, if there can be any."""
     global _made  # which torch.compile looks at
     if _made is None and device.type == "cpu" and serves(head_dim):
-        _made = _making().within(ENOUGH)
+        (_made,) = _making().within(ENOUGH) or (None,)
 
 
 def suits(q: Tensor) -> bool:
@@ -109,8 +90,7 @@ def _compute(
     q: Tensor, k: Tensor, v: Tensor, longest: int, ends: Tensor | None, key_ends: Tensor | None, **named: Tensor
 ) -> None:
     """A pass, by as many threads as torch's operators have."""
-    assert _made is not None
-    module, (batch, time, heads, width) = _made.module, q.shape
+    batch, time, heads, width = q.shape
     if ends is None:
         ends = torch.arange(0, (batch + 1) * time, time)
     key_ends = ends if key_ends is None else key_ends
@@ -119,13 +99,13 @@ def _compute(
     backward, narrow = "grad" in named, q.dtype == torch.bfloat16
     documents, pairs = len(ends) - 1, narrow and PAIRS
     threads = max(1, min(torch.get_num_threads(), documents * k.shape[2]))
-    room = module.room(longest, width, pairs, backward)
-    tensors["scratch"], tensors["shared"] = torch.empty(threads * room), torch.zeros(2, 8, dtype=torch.int64)
-    plans = np.zeros(1, module.PLAN)
+    size = room(longest, width, pairs, backward)
+    tensors["scratch"], tensors["shared"] = torch.empty(threads * size), torch.zeros(2, 8, dtype=torch.int64)
+    plans = np.zeros(1, ATTENTION)
     plan = plans[0]
     for name, tensor in tensors.items():
         plan[name] = tensor.data_ptr()
-    plan["documents"], plan["tokens"], plan["room"] = documents, batch * time, room
+    plan["documents"], plan["tokens"], plan["room"] = documents, batch * time, size
     plan["heads"], plan["kv_heads"], plan["head_dim"] = heads, k.shape[2], width
     plan["narrow"], plan["pairs"], plan["backward"], plan["scale"] = narrow, pairs, backward, width**-0.5
     _together(plans.ctypes.data, threads)

@@ -1,18 +1,17 @@
-"""Products of weights with the numbers of one sample, or with panels of eight. Part of ``kernels``."""
+"""Products of weights with the numbers of one sample, or with panels of eight."""
 
 from typing import Any
 
 import numpy as np
 from numba import carray, njit  # type: ignore[attr-defined]
 
-from llamactl.model import vectors
-from llamactl.model.vectors import LANES, pointer
+from llamactl.model.kernels import vectors
+from llamactl.model.kernels.plans import DEPTH, LANES
+from llamactl.model.kernels.vectors import pointer
 
-DEPTH = 128  # channels that a product adds up by themselves: fewer errors, and weights stay in the fastest cache
-# What kernels are compiled with. Only the one that all others are part of is called from Python.
-OPTIONS: Any = {"nogil": True, "error_model": "numpy", "boundscheck": False}
+OPTIONS: Any = {"error_model": "numpy", "boundscheck": False}
 jit: Any = njit  # has no types for what it is given
-compiled = jit(no_cpython_wrapper=True, no_cfunc_wrapper=True, **OPTIONS)
+compiled = jit(no_cpython_wrapper=True, no_cfunc_wrapper=True, **OPTIONS)  # a part of a kernel
 
 _tile_6_2, _tile_2_2, _tile_1_2 = vectors.tile(6, 2), vectors.tile(2, 2), vectors.tile(1, 2)
 _tile_12_1, _tile_4_1, _tile_1_1 = vectors.tile(12, 1), vectors.tile(4, 1), vectors.tile(1, 1)

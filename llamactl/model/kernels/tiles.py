@@ -11,13 +11,11 @@ from llvmlite import ir
 from numba.core import cgutils, types
 from numba.extending import intrinsic
 
-from llamactl.model.flash import LANES, PAIRS
-from llamactl.model.vectors import exp, number
+from llamactl.model.kernels.plans import COLUMNS, PAIRS, REGISTER
+from llamactl.model.kernels.vectors import exp, number
 
-COLUMNS = 2 * LANES  # of a tile
-HEIGHTS = (12, 4) if LANES == 16 else (6, 2)  # of tiles: as high as there are registers, and for the rest
 _WORD, _UNIT, _FLOAT = ir.IntType(64), ir.IntType(32), ir.FloatType()
-_VECTOR, _UNITS = ir.VectorType(_FLOAT, LANES), ir.VectorType(_UNIT, LANES)
+_VECTOR, _UNITS = ir.VectorType(_FLOAT, REGISTER), ir.VectorType(_UNIT, REGISTER)
 
 
 class _Half(ir.Type):  # type: ignore[misc]
@@ -27,7 +25,7 @@ class _Half(ir.Type):  # type: ignore[misc]
         return "bfloat"
 
 
-_HALVES = ir.VectorType(_Half(), 2 * LANES)
+_HALVES = ir.VectorType(_Half(), 2 * REGISTER)
 
 
 def _at(builder: Any, base: Any, kind: Any, *offsets: Any) -> Any:
@@ -41,7 +39,7 @@ def _spread(builder: Any, value: Any) -> Any:
     """A unit in all lanes."""
     nothing = ir.Constant(_UNITS, ir.Undefined)
     single = builder.insert_element(nothing, value, ir.Constant(_UNIT, 0))
-    return builder.shuffle_vector(single, nothing, ir.Constant(_UNITS, [0] * LANES))
+    return builder.shuffle_vector(single, nothing, ir.Constant(_UNITS, [0] * REGISTER))
 
 
 def _add_product(builder: Any, pairs: bool, a: Any, b: Any, c: Any) -> Any:
@@ -50,7 +48,7 @@ def _add_product(builder: Any, pairs: bool, a: Any, b: Any, c: Any) -> Any:
         kind, name = _HALVES, "llvm.x86.avx512bf16.dpbf16ps.512"
         given = (c, builder.bitcast(a, kind), builder.bitcast(b, kind))
     else:
-        kind, name = _VECTOR, f"llvm.fmuladd.v{LANES}f32"
+        kind, name = _VECTOR, f"llvm.fmuladd.v{REGISTER}f32"
         given = (builder.bitcast(a, kind), builder.bitcast(b, kind), c)
     function = ir.FunctionType(_VECTOR, [one.type for one in given])
     return builder.call(cgutils.get_or_insert_function(builder.module, function, name), given)
@@ -74,7 +72,7 @@ def tile(rows: int, pairs: bool) -> Any:
             places = [
                 _at(builder, out, _VECTOR, builder.mul(out_row, _WORD(row)), _WORD(first))
                 for row in range(rows)
-                for first in range(0, COLUMNS, LANES)
+                for first in range(0, COLUMNS, REGISTER)
             ]
             sums = [cgutils.alloca_once(builder, _VECTOR) for _ in places]
             for sum_ in sums:
@@ -86,7 +84,7 @@ def tile(rows: int, pairs: bool) -> Any:
                 row_of_b = builder.mul(loop.index, b_row)
                 columns = [
                     builder.load(_at(builder, b, _UNITS, row_of_b, _WORD(first)), align=4)
-                    for first in range(0, COLUMNS, LANES)
+                    for first in range(0, COLUMNS, REGISTER)
                 ]
                 for row in range(rows):
                     one = builder.load(_at(builder, a, _UNIT, builder.mul(a_row, _WORD(row)), loop.index), align=4)
@@ -108,12 +106,12 @@ def tile(rows: int, pairs: bool) -> Any:
 
 def _columns(builder: Any, columns: Any, seen: Any, body: Callable[[Any, Any], None]) -> None:
     """``body(place, mask)`` for each register of a row; the mask is None where all of it counts."""
-    order = ir.Constant(_UNITS, list(range(LANES)))
-    whole = builder.udiv(seen, _WORD(LANES))
+    order = ir.Constant(_UNITS, list(range(REGISTER)))
+    whole = builder.udiv(seen, _WORD(REGISTER))
     with cgutils.for_range(builder, whole, intp=_WORD) as loop:
-        body(builder.mul(loop.index, _WORD(LANES)), None)
-    with cgutils.for_range(builder, builder.udiv(columns, _WORD(LANES)), start=whole, intp=_WORD) as loop:
-        place = builder.mul(loop.index, _WORD(LANES))
+        body(builder.mul(loop.index, _WORD(REGISTER)), None)
+    with cgutils.for_range(builder, builder.udiv(columns, _WORD(REGISTER)), start=whole, intp=_WORD) as loop:
+        place = builder.mul(loop.index, _WORD(REGISTER))
         left = _spread(builder, builder.trunc(builder.sub(seen, place), _UNIT))
         body(place, builder.icmp_signed("<", order, left))
 
@@ -133,13 +131,15 @@ def _load(builder: Any, base: Any, place: Any) -> Any:
 def _reduced(builder: Any, name: str, vector: Any, *first: Any) -> Any:
     """One number out of those of a register."""
     function = ir.FunctionType(_FLOAT, [*(one.type for one in first), _VECTOR])
-    called = cgutils.get_or_insert_function(builder.module, function, f"llvm.vector.reduce.{name}.v{LANES}f32")
+    called = cgutils.get_or_insert_function(builder.module, function, f"llvm.vector.reduce.{name}.v{REGISTER}f32")
     return builder.call(called, (*first, vector), fastmath=("reassoc",))
 
 
 def _halves(builder: Any, vector: Any) -> Any:
     """The bits of the nearest bf16 numbers."""
-    return builder.bitcast(builder.fptrunc(vector, ir.VectorType(_Half(), LANES)), ir.VectorType(ir.IntType(16), LANES))
+    return builder.bitcast(
+        builder.fptrunc(vector, ir.VectorType(_Half(), REGISTER)), ir.VectorType(ir.IntType(16), REGISTER)
+    )
 
 
 @intrinsic
@@ -252,7 +252,7 @@ def slopes(pairs: bool) -> Any:
                     where = builder.add(builder.mul(out_row, _WORD(which)), builder.udiv(place, _WORD(2)))
                     builder.store(slope, _at(builder, out, slope.type, where), align=4)
                 for target, first, second in zip((p_across, across), *halves, strict=True):
-                    high = builder.shl(builder.zext(second, _UNITS), ir.Constant(_UNITS, [16] * LANES))
+                    high = builder.shl(builder.zext(second, _UNITS), ir.Constant(_UNITS, [16] * REGISTER))
                     both = builder.or_(builder.zext(first, _UNITS), high)
                     builder.store(both, _at(builder, target, _UNITS, place), align=4)
 

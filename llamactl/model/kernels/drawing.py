@@ -7,16 +7,23 @@ margins. There is no top-k here.
 import math
 
 import numpy as np
-from numba import carray, types  # type: ignore[attr-defined]
+from numba import carray  # type: ignore[attr-defined]
 
 from llamactl.model.drawing import CHOICES, MIX, PATIENCE, STEP, TRIES
-from llamactl.model.products import compiled
-from llamactl.model.vectors import exponentials, largest, pointer
+from llamactl.model.kernels.plans import DRAW as PLAN
+from llamactl.model.kernels.products import compiled, floats, integers
+from llamactl.model.kernels.vectors import exponentials, largest, pointer
 
+__all__ = ["PLAN", "work"]
 PIECE = 512  # weights that are added up in fp32
 _STEP, _SCALE = np.uint64(STEP), 2.0**-53
 (_SHIFT_1, _FACTOR_1), (_SHIFT_2, _FACTOR_2) = ((np.uint64(shift), np.uint64(factor)) for shift, factor in MIX)
 _LAST, _HIGH = np.uint64(31), np.uint64(11)
+
+
+@compiled
+def doubles(address, length):
+    return carray(pointer(address), length, np.float64)
 
 
 @compiled
@@ -29,9 +36,9 @@ def number(key, said, index):
 
 
 @compiled
-def among(weights, start, size, count, u, error):
+def among(weights, start, size, count, u, error, scratch):
     """One of ``count`` runs of ``size`` weights by a number in [0, 1), and whether an error could change it."""
-    bounds, total = np.empty(count), 0.0
+    bounds, total = doubles(scratch, count), 0.0
     for place in range(count):
         first = start + place * size
         for i in range(first, min(first + size, len(weights))):
@@ -46,14 +53,14 @@ def among(weights, start, size, count, u, error):
 
 
 @compiled
-def one_of_three(weights, side, key, said, attempt, error):
+def one_of_three(weights, side, key, said, attempt, error, scratch):
     """A token, and whether it is in doubt."""
     first = CHOICES * attempt + 1
     size = side * side
-    one, a = among(weights, 0, size, side, number(key, said, first), error)
-    two, b = among(weights, one * size, side, side, number(key, said, first + 1), error)
+    one, a = among(weights, 0, size, side, number(key, said, first), error, scratch)
+    two, b = among(weights, one * size, side, side, number(key, said, first + 1), error, scratch)
     start = one * size + two * side
-    three, c = among(weights, start, 1, side, number(key, said, first + 2), error)
+    three, c = among(weights, start, 1, side, number(key, said, first + 2), error, scratch)
     return start + three, a or b or c
 
 
@@ -70,9 +77,9 @@ def likeliest(weights, error):
 
 
 @compiled
-def nucleus(weights, total, top_p, side, key, said, error):
+def nucleus(weights, total, top_p, side, key, said, error, scratch):
     """A token that top-p lets in, as ``drawing`` finds it: drawn again until one is."""
-    token, doubtful = one_of_three(weights, side, key, said, 0, error)
+    token, doubtful = one_of_three(weights, side, key, said, 0, error, scratch)
     attempt = 0
     while True:
         own, before, close = weights[token], 0.0, 0.0
@@ -92,19 +99,25 @@ def nucleus(weights, total, top_p, side, key, said, error):
                 if weights[i] <= own:
                     weights[i] = 0
             doubtful |= close > 0
-        token, unsure = one_of_three(weights, side, key, said, attempt, error)
+        token, unsure = one_of_three(weights, side, key, said, attempt, error, scratch)
         doubtful |= unsure
 
 
-def draw(logits, vocab, top_p, noise, temperatures, keys, said, tokens, log_probs, doubtful):
-    """A token for each row of fp32 scores at an address, which are overwritten; what is found fills the last three.
+def work(address):
+    """A token for each row of scores; where they are no numbers, log p is none.
 
-    Where scores are no numbers, log p is none. ``noise`` is how far rounding may have moved one.
+    ``noise`` is how far rounding may have moved one.
     """
-    side = math.ceil(vocab ** (1 / CHOICES) - 1e-9)
-    for row in range(len(temperatures)):
-        at, temperature = logits + 4 * row * vocab, temperatures[row]
-        weights = carray(pointer(at), vocab, np.float32)
+    plan = carray(address, 1)[0]
+    vocab, rows = plan.vocab, plan.rows
+    side, bounds = plan.side, plan.bounds
+    temperatures, keys, said = floats(plan.temperatures, rows), integers(plan.keys, rows), integers(plan.said, rows)
+    tokens, log_probs, doubtful = (
+        integers(plan.tokens, rows), doubles(plan.log_probs, rows), integers(plan.doubtful, rows),
+    )  # fmt: skip
+    for row in range(rows):
+        at, temperature = plan.logits + 4 * row * vocab, temperatures[row]
+        weights = floats(at, vocab)
         greedy = temperature == 0
         if greedy:
             temperature = np.float32(1)
@@ -114,18 +127,12 @@ def draw(logits, vocab, top_p, noise, temperatures, keys, said, tokens, log_prob
         tokens[row], log_probs[row], doubtful[row] = 0, np.nan, False
         if np.isnan(total):
             continue
-        error = min(math.expm1(2 * noise / temperature), 1e30)
+        error = min(math.expm1(2 * plan.noise / temperature), 1e30)
         if greedy:
             tokens[row], doubtful[row] = likeliest(weights, error)
-        elif top_p == 1:
-            tokens[row], doubtful[row] = one_of_three(weights, side, keys[row], said[row], 0, error)
+        elif plan.top_p == 1:
+            tokens[row], doubtful[row] = one_of_three(weights, side, keys[row], said[row], 0, error, bounds)
         else:
-            tokens[row], doubtful[row] = nucleus(weights, total, top_p, side, keys[row], said[row], error)
+            found = nucleus(weights, total, plan.top_p, side, keys[row], said[row], error, bounds)
+            tokens[row], doubtful[row] = found
         log_probs[row] = math.log(weights[tokens[row]] / total)
-
-
-_INTEGERS = types.int64[::1]
-SIGNATURE = (
-    types.int64, types.int64, types.float64, types.float64, types.float32[::1], _INTEGERS, _INTEGERS, _INTEGERS,
-    types.float64[::1], types.boolean[::1],
-)  # fmt: skip

@@ -12,7 +12,8 @@ from llvmlite import ir
 from numba.core import cgutils, types
 from numba.extending import intrinsic
 
-LANES = 8
+from llamactl.model.kernels.plans import LANES
+
 SUMS = 8  # registers that products of one vector are added up in
 AHEAD = 1024  # bytes
 _FLOAT, _WORD, _HALF = ir.FloatType(), ir.IntType(64), ir.IntType(16)

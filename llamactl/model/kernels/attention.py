@@ -8,36 +8,21 @@ any number of them.
 Products are those of ``tiles``. Letters as in ``llama.py``; R rows of queries, S keys, U numbers in a unit.
 """
 
-import sys
 from typing import Any
 
 import numpy as np
-from numba import carray, cfunc, from_dtype, types  # type: ignore[attr-defined]
+from numba import carray  # type: ignore[attr-defined]
 
-from llamactl.model import flash, products, shared, tiles, vectors
-from llamactl.model.compiling import digest
-from llamactl.model.products import compiled, floats, integers
-from llamactl.model.shared import ticket
-from llamactl.model.tiles import COLUMNS, HEIGHTS, against, highest, powers, slopes, turn
-from llamactl.model.vectors import narrow, pointer, widen
+from llamactl.model.kernels import tiles
+from llamactl.model.kernels.plans import ATTENTION as PLAN
+from llamactl.model.kernels.plans import COLUMNS, HEIGHTS, LINE, ROWS
+from llamactl.model.kernels.products import compiled, floats, integers
+from llamactl.model.kernels.shared import ticket
+from llamactl.model.kernels.tiles import against, highest, powers, slopes, turn
+from llamactl.model.kernels.vectors import narrow, pointer, widen
 
-ROWS = 48  # of queries at once, a multiple of all heights of tiles
+__all__ = ["PLAN", "work"]
 DEPTH = 128  # units that a product adds up at once, so that what it reads stays in the fastest cache
-LINE = 16  # units of a line of the cache
-MODULES = (flash, products, shared, tiles, vectors)  # of the kernels' sources, beside this one
-
-# What a pass is told. The first are addresses.
-FIELDS = (
-    "q", "k", "v", "out",  # [N, H, E], [M, K, E], and like q
-    "softmax",  # fp32 [2, N, H]: the largest score of each row, and one over the sum of what is left of it
-    "grad", "of_q", "of_k", "of_v",  # of what came out, and what the backward pass is to find
-    "ends", "key_ends",  # int64 [documents + 1] each: 0, and where each ends
-    "scratch", "shared",  # int64 [2, 8]: how many heads are taken, and how many threads have come
-    "documents", "tokens", "heads", "kv_heads", "head_dim",
-    "narrow", "pairs", "backward",  # whether numbers are bf16, are multiplied as such, and which pass it is
-    "room",  # units of scratch for each thread
-)  # fmt: skip
-PLAN = np.dtype([*((name, np.int64) for name in FIELDS), ("scale", np.float64)])
 
 _TALL, _LOW = HEIGHTS
 _tall, _low = (tiles.tile(rows, False) for rows in HEIGHTS)
@@ -65,16 +50,6 @@ def stride(columns):
     """Units from one row to the next: an odd number of lines, or rows would drive each other from the cache."""
     lines = up(columns, COLUMNS) // LINE
     return LINE * (lines + 1 - lines % 2)
-
-
-def room(keys: int, width: int, pairs: bool, backward: bool) -> int:
-    """Units of scratch that a thread takes for documents of at most so many keys."""
-    (by_keys, by_width), in_unit = ((-(-n // COLUMNS) * COLUMNS) + LINE for n in (keys, width)), 1 + pairs
-    gathered, by_unit = -(-keys * width // LINE) * LINE, width // in_unit * by_keys
-    stacked, rows = -(-keys // COLUMNS) * COLUMNS // in_unit * by_width, ROWS * (by_keys + LINE)
-    if not backward:
-        return gathered + by_unit + stacked + 2 * rows + ROWS * (width + by_width)
-    return gathered + 2 * by_unit + stacked + 2 * width * by_keys + 5 * rows + ROWS * (5 * width + by_width + LINE)
 
 
 @compiled
@@ -327,16 +302,3 @@ def heads(plan):
 def work(address: Any) -> None:
     """What each thread does by the plan at an address."""
     heads(carray(address, 1)[0])
-
-
-def make() -> Any:
-    """Compile all, or take what was compiled before; None where there is no folder to keep it in."""
-    work.__qualname__ = f"{work.__name__}-{digest((sys.modules[__name__], *MODULES))}"
-    compiler: Any = {"error_model": "numpy", "boundscheck": False}
-    signature = types.void(types.CPointer(from_dtype(PLAN)))
-    try:
-        return cfunc(signature, cache=True, **compiler)(work)
-    except OSError:  # it cannot be kept for the next process
-        return cfunc(signature, **compiler)(work)
-    except RuntimeError:
-        return None

@@ -7,41 +7,18 @@ Activations are panels of fp32 numbers, ``[n / 8, D, 8]``, so that a register ho
 ``[1, D, 1]``. Weights are read as they are stored, bf16 as the fp32 numbers that they are. Letters as in ``llama.py``.
 """
 
-import contextlib
-import sys
-from typing import Any
-
 import numpy as np
-from numba import carray, typeof, types  # type: ignore[attr-defined]
+from numba import carray, types  # type: ignore[attr-defined]
 
-from llamactl.model import chances, products, shared, vectors
-from llamactl.model.chances import SIGNATURE, draw
-from llamactl.model.compiling import digest
-from llamactl.model.products import DEPTH, OPTIONS, by_one, by_panels, compiled, floats, integers, jit
-from llamactl.model.shared import count, seen, take, tell
-from llamactl.model.vectors import LANES, add, as_float, blend, exponentials, largest, match, pointer, swiglu
+from llamactl.model.kernels.plans import DEPTH, DONE, LANES, PART, STEP, WEIGHTS
+from llamactl.model.kernels.plans import SEAT as PLAN
+from llamactl.model.kernels.products import by_one, by_panels, compiled, floats, integers
+from llamactl.model.kernels.shared import count, seen, take, tell
+from llamactl.model.kernels.vectors import add, as_float, blend, exponentials, largest, match, pointer, swiglu
 
-ROWS = 48  # of weights in one part
+__all__ = ["PLAN", "work"]
 PATIENCE = 3000  # looks at what another thread does before the processor is offered to others
-PART = 16384  # and of one sample's, numbers
-ATTENTION_NORM, PROJECT, ATTEND, MIX, FEED_NORM, GATE, DOWN, LAST_NORM, SCORE, DONE = range(10)
-
-COLUMNS = ("tokens", "lane", "prompt", "said", "order")  # order: those of one prompt stand together
-# What a step is computed by. Addresses are of fp32 numbers where nothing else is said.
-FIELDS = (
-    "n", "lanes", "panels", "threads",  # samples, those of a panel
-    "dim", "layers", "heads", "kv_heads", "head_dim", "ffn", "vocab", "narrow",  # narrow: weights are bf16
-    "embeddings", "output", "norms", "weights",  # norms [2 layers + 1, D]; weights: int64 [layers, 7], addresses
-    "cos", "sin",  # [context, E]
-    "kept", "far", "near",  # int64 [layers, 4], addresses: keys and values of prompts and samples, with so many tokens
-    *COLUMNS,  # int64 [n] each
-    "x", "normed", "q", "k", "v", "mixed", "gate", "up",  # panels of so many channels
-    "scratch", "room",  # room: numbers for each thread
-    "logits",  # [n, V]
-    "phase", "layer", "ticket", "done", "wake",
-)  # fmt: skip
-MODULES = (chances, products, shared, vectors)  # of the kernels' sources, beside this one
-PLAN = np.dtype([(name, np.int64) for name in FIELDS] + [("eps", np.float64)])
+ATTENTION_NORM, PROJECT, ATTEND, MIX, FEED_NORM, GATE, DOWN, LAST_NORM, SCORE = range(9)  # phases
 WQ, WK, WV, WO, W1, W2, W3 = range(7)
 
 _yield = types.ExternalFunction("sched_yield", types.int32())
@@ -76,7 +53,7 @@ def embed(plan, panel):
 
 
 @compiled
-def norm(plan, number, panel):
+def norm(plan, number, panel, scratch):
     """RMSNorm of a panel."""
     size = plan.dim * plan.lanes
     x, out = floats(plan.x + 4 * panel * size, size), floats(plan.normed + 4 * panel * size, size)
@@ -89,7 +66,8 @@ def norm(plan, number, panel):
         for i in range(plan.dim):
             out[i] = x[i] * inverse * scale[i]
         return
-    totals = np.zeros(LANES, np.float32)
+    totals = floats(scratch, LANES)
+    totals[:] = _ZERO
     for i in range(plan.dim):
         for lane in range(LANES):
             totals[lane] += x[i * LANES + lane] * x[i * LANES + lane]
@@ -191,7 +169,7 @@ def part(depth):
 @compiled
 def rows_of(plan, depth):
     """Rows of weights in a part: of one sample, as many as make it worth a thread's while."""
-    return ROWS if plan.lanes > 1 else part(depth)
+    return WEIGHTS if plan.lanes > 1 else part(depth)
 
 
 @compiled
@@ -204,7 +182,7 @@ def multiply(plan, phase, layer, part, scratch):
     """Some rows of a phase's weights by what they are to read, and what is done with that at once."""
     weights, lanes = integers(plan.weights + 56 * layer, 7), plan.lanes
     own, shared = plan.heads * plan.head_dim, plan.kv_heads * plan.head_dim
-    x, depth, made, stride = plan.normed, plan.dim, scratch + 4 * ROWS * DEPTH, ROWS * lanes
+    x, depth, made, stride = plan.normed, plan.dim, scratch + 4 * WEIGHTS * DEPTH, WEIGHTS * lanes
     if phase == PROJECT:
         rows = rows_of(plan, depth)
         w, total, out = weights[WQ], own, plan.q
@@ -309,7 +287,7 @@ def help(plan, thread):
                 elif phase in (ATTENTION_NORM, FEED_NORM, LAST_NORM):
                     if phase == ATTENTION_NORM and layer == 0:
                         embed(plan, part)
-                    norm(plan, 2 * layer + (phase == FEED_NORM), part)
+                    norm(plan, 2 * layer + (phase == FEED_NORM), part, scratch)
                 else:
                     multiply(plan, phase, layer, part, scratch)
                 count(plan.done)
@@ -322,9 +300,10 @@ def help(plan, thread):
                 _yield()
 
 
-def work(plans: Any, thread: int) -> Any:
+def work(address):
     """A step, by the first thread; by the others, whatever they can help with, for as long as the process lives."""
-    plan = plans[0]
+    seat = carray(address, 1)[0]
+    plan, thread = carray(pointer(seat.plan), 1, STEP)[0], seat.thread
     while thread > 0:
         _wait(plan.wake + 64 * thread)
         help(plan, thread)
@@ -338,27 +317,3 @@ def work(plans: Any, thread: int) -> Any:
                 _post(plan.wake + 64 * other)
         help(plan, thread)
     announce(plan, np.int64(DONE), np.int64(0), np.int64(0))
-
-
-# -- making them
-
-
-def make() -> tuple[Any, Any] | None:
-    """Compile all, or take what was compiled before: ``work`` and ``draw``, or None where there is no folder for them.
-
-    Without one each process would have to make them anew.
-    """
-    wanted = {work: (typeof(np.zeros(1, PLAN)), types.int64), draw: SIGNATURE}
-    sources = digest((sys.modules[__name__], *MODULES))
-    for one in wanted:
-        one.__qualname__ = f"{one.__name__}-{sources}"
-    try:
-        made = {one: jit(cache=True, **OPTIONS)(one) for one in wanted}
-    except RuntimeError:
-        return None
-    for one, signature in wanted.items():
-        with contextlib.suppress(OSError):  # it is there, if not for the next process
-            made[one].compile(signature)
-        if not made[one].signatures:
-            return None
-    return made[work], made[draw]

@@ -1,0 +1,1 @@
+"""What a CPU computes by kernels that numba compiles: attention, steps of decoding, the choice of a token."""

@@ -1,0 +1,186 @@
+"""How kernels come to be: numba compiles them for this machine's processor, once; LLVM loads what was kept of it.
+
+A kernel is a module here with a ``PLAN`` and a function ``work`` of the address of one. It is compiled by a process of
+its own: no other has numba in its memory.
+"""
+
+import ctypes
+import importlib.util
+import os
+import subprocess
+import sys
+import tempfile
+import threading
+from collections.abc import Callable, Sequence
+from contextlib import suppress
+from dataclasses import dataclass
+from functools import cache
+from hashlib import sha256
+from importlib import import_module, metadata
+from pathlib import Path
+from typing import Any
+
+from llamactl import ui
+
+LONG = 5.0  # seconds: those who wait so long have no kernels yet
+ENOUGH = 600.0  # seconds, to make them
+ENTRY = "llamactl_{}"  # the name of a kernel's function
+FOLDERS = (Path(__file__).parent / "__pycache__", Path("~/.cache/llamactl").expanduser())  # to keep them in
+
+
+@dataclass(frozen=True, eq=False)
+class Kernel:
+    """A function of the address of its plan, which other threads can go on beside, and its own address."""
+
+    work: Callable[[ctypes.c_void_p], None]
+    address: int
+    loaded: Any  # what holds its code
+
+
+@cache
+def installed() -> bool:
+    """Whether there is anything to compile with."""
+    return importlib.util.find_spec("numba") is not None
+
+
+def sources() -> list[Path]:
+    """Of what is compiled: this folder, and the module of numbers that it shares with others."""
+    here = Path(__file__).parent
+    return [*sorted(here.glob("*.py")), here.parent / "drawing.py"]
+
+
+def processor() -> tuple[str, str]:
+    """Its name and what it can do, in LLVM's words, or in those of the variables by which numba is told otherwise."""
+    from llvmlite import binding
+
+    told = [os.environ.get(f"NUMBA_CPU_{what}") for what in ("NAME", "FEATURES")]
+    return told[0] or binding.get_host_cpu_name(), told[1] or binding.get_host_cpu_features().flatten()
+
+
+def digest() -> str:
+    """Of all that a kernel is made from, and for, by which it is kept."""
+    versions = [metadata.version(package) for package in ("numba", "llvmlite")]
+    made_of = [path.read_bytes() for path in sources()]
+    return sha256(b"\0".join([*made_of, *(word.encode() for word in (*versions, *processor()))])).hexdigest()[:16]
+
+
+def folder() -> Path | None:
+    """The first that can be written to."""
+    for path in FOLDERS:
+        with suppress(OSError):
+            path.mkdir(parents=True, exist_ok=True)
+            if os.access(path, os.W_OK | os.X_OK):
+                return path
+    return None
+
+
+def kernel(name: str) -> Kernel | None:
+    """The one of a module, compiled if that has not been done; None where there is no folder to keep it in.
+
+    Without one each process would have to make it anew.
+    """
+    where = folder()
+    if where is None:
+        return None
+    kept = where / f"{name}-{digest()}.o"
+    if kept.exists():
+        return loaded(name, kept.read_bytes())
+    asked, seen = [sys.executable, "-P", "-m", __name__, name], os.pathsep.join(sys.path)
+    code = subprocess.run(asked, stdin=subprocess.DEVNULL, capture_output=True, env=os.environ | {"PYTHONPATH": seen})
+    if code.returncode:
+        said = code.stderr.decode(errors="replace").strip().splitlines()
+        raise RuntimeError(said[-1] if said else f"the compiler ended with {code.returncode}")
+    with suppress(OSError), tempfile.NamedTemporaryFile(dir=where, delete=False) as file:  # it is there, if not kept
+        try:
+            file.write(code.stdout)
+            file.flush()
+            Path(file.name).replace(kept)
+        except OSError:
+            Path(file.name).unlink(missing_ok=True)
+            raise
+    return loaded(name, code.stdout)
+
+
+def loaded(name: str, code: bytes) -> Kernel:
+    """Machine code as a function."""
+    from llvmlite import binding
+
+    binding.initialize_native_target()
+    binding.initialize_native_asmprinter()
+    machine = binding.Target.from_default_triple().create_target_machine()
+    engine = binding.create_mcjit_compiler(binding.parse_assembly(""), machine)
+    engine.add_object_file(binding.ObjectFileRef.from_data(code))
+    engine.finalize_object()
+    address = engine.get_function_address(ENTRY.format(name))
+    return Kernel(ctypes.CFUNCTYPE(None, ctypes.c_void_p)(address), address, engine)
+
+
+def compiled(name: str) -> bytes:
+    """Machine code of a module's ``work``, with nothing of numba's own in it.
+
+    No kernel ends with an error, or owns the arrays that it sees.
+    """
+    from llvmlite import binding
+    from numba import cfunc, from_dtype, types
+
+    from llamactl.model.kernels.products import OPTIONS
+
+    module: Any = import_module(f"{__package__}.{name}")
+    pointer: Any = types.CPointer
+    made = cfunc(types.void(pointer(from_dtype(module.PLAN))), **OPTIONS)(module.work)
+    binding.initialize_native_target()
+    binding.initialize_native_asmprinter()
+    inner, entry = made.native_name.removeprefix("cfunc."), ENTRY.format(name)
+    whole = binding.parse_assembly(f"""
+        declare i32 @"{inner}"(ptr, ptr, ptr)
+        define void @NRT_incref(ptr %array) {{ ret void }}
+        define void @NRT_decref(ptr %array) {{ ret void }}
+        define void @{entry}(ptr %plan) {{
+            %result = alloca ptr
+            %error = alloca ptr
+            %status = call i32 @"{inner}"(ptr %result, ptr %error, ptr %plan)
+            ret void
+        }}""")
+    parts = binding.parse_assembly(made.inspect_llvm())
+    for function in parts.functions:
+        if not function.is_declaration:
+            function.linkage = "linkonce_odr"  # what nobody calls is left out
+    whole.link_in(parts)
+    cpu, features = processor()
+    target = binding.Target.from_default_triple()
+    return bytes(target.create_target_machine(cpu=cpu, features=features, opt=3, jit=True).emit_object(whole))
+
+
+class Making(threading.Thread):
+    """Kernels in the making. A process that ends before waits for it, and the next one finds them made.
+
+    ``what`` they do is said where it takes long, or fails.
+    """
+
+    def __init__(self, what: str, names: Sequence[str]) -> None:
+        super().__init__(name="llamactl-compiling")
+        self.what, self.names = what, names
+        self.made: list[Kernel] | None = None
+        self.start()
+
+    def run(self) -> None:
+        told = threading.Timer(LONG, ui.note, [f"compiling {self.what}, once for this machine: up to a minute"])
+        told.daemon = True
+        told.start()
+        try:
+            made = [kernel(name) for name in self.names]
+            self.made = [one for one in made if one] if all(made) else None
+        except Exception as error:  # whatever a compiler may say of a processor that it does not know
+            ui.warn(f"no kernels for {self.what} are compiled, it is done without: {error!r}")
+        finally:
+            told.cancel()
+
+    def within(self, seconds: float) -> list[Kernel] | None:
+        """The kernels in the order of their names, if they are made by then, and there is a folder for them."""
+        if seconds:
+            self.join(seconds)
+        return self.made
+
+
+if __name__ == "__main__":
+    sys.stdout.buffer.write(compiled(sys.argv[1]))

@@ -1,0 +1,89 @@
+"""What kernels are told, as words of 8 bytes at an address, and how much room they take. numba is not needed for it.
+
+Fields are int64 where nothing else is said, addresses of fp32 numbers where what lies there is named.
+"""
+
+from collections.abc import Sequence
+
+import numpy as np
+import torch
+
+
+def plan(fields: Sequence[str], numbers: Sequence[str] = ()) -> np.dtype[np.void]:
+    """Words by name, the last of them float64."""
+    return np.dtype([*((name, np.int64) for name in fields), *((name, np.float64) for name in numbers)])
+
+
+# -- attention
+
+_CAN = torch.cpu.get_capabilities()
+REGISTER = 16 if _CAN.get("avx512_f") else 8  # fp32 numbers of it
+PAIRS = bool(_CAN.get("avx512_bf16"))  # whether the processor adds up products of bf16 numbers by itself
+WIDTHS = 8  # of heads are multiples of this: tiles of their channels are as low as that, and may be wider
+COLUMNS = 2 * REGISTER  # of a tile
+HEIGHTS = (12, 4) if REGISTER == 16 else (6, 2)  # of tiles: as high as there are registers, and for the rest
+ROWS = 48  # of queries at once, a multiple of all heights of tiles
+LINE = 16  # units of a line of the cache: fp32 numbers, or pairs of bf16 ones
+
+ATTENTION = plan(
+    (
+        "q", "k", "v", "out",  # as stored, [N, H, E], [M, K, E], and like q
+        "softmax",  # [2, N, H]: the largest score of each row, and one over the sum of what is left of it
+        "grad", "of_q", "of_k", "of_v",  # as stored: of what came out, and what the backward pass is to find
+        "ends", "key_ends",  # int64 [documents + 1] each: 0, and where each ends
+        "scratch", "shared",  # int64 [2, 8]: how many heads are taken, and how many threads have come
+        "documents", "tokens", "heads", "kv_heads", "head_dim",
+        "narrow", "pairs", "backward",  # whether numbers are bf16, are multiplied as such, and which pass it is
+        "room",  # units of scratch for each thread
+    ),
+    ("scale",),
+)  # fmt: skip
+
+
+def room(keys: int, width: int, pairs: bool, backward: bool) -> int:
+    """Units of scratch that a thread takes for documents of at most so many keys."""
+    (by_keys, by_width), in_unit = ((-(-n // COLUMNS) * COLUMNS) + LINE for n in (keys, width)), 1 + pairs
+    gathered, by_unit = -(-keys * width // LINE) * LINE, width // in_unit * by_keys
+    stacked, rows = -(-keys // COLUMNS) * COLUMNS // in_unit * by_width, ROWS * (by_keys + LINE)
+    if not backward:
+        return gathered + by_unit + stacked + 2 * rows + ROWS * (width + by_width)
+    return gathered + 2 * by_unit + stacked + 2 * width * by_keys + 5 * rows + ROWS * (5 * width + by_width + LINE)
+
+
+# -- a step of decoding
+
+LANES = 8  # samples of a panel
+WEIGHTS = 48  # rows of them in one part
+DEPTH = 128  # channels that a product adds up by themselves: fewer errors, and weights stay in the fastest cache
+PART = 16384  # numbers in one part of one sample's
+DONE = -1  # the phase of a step that is over
+OF_SAMPLES = ("tokens", "lane", "prompt", "said", "order")  # order: those of one prompt stand together
+
+STEP = plan(
+    (
+        "n", "lanes", "panels", "threads",  # samples, those of a panel
+        "dim", "layers", "heads", "kv_heads", "head_dim", "ffn", "vocab", "narrow",  # narrow: weights are bf16
+        "embeddings", "output", "norms", "weights",  # norms [2 layers + 1, D]; weights: int64 [layers, 7], addresses
+        "cos", "sin",  # [context, E]
+        "kept", "far", "near",  # int64 [layers, 4], addresses: keys and values of prompts and samples, so many tokens
+        *OF_SAMPLES,  # int64 [n] each
+        "x", "normed", "q", "k", "v", "mixed", "gate", "up",  # panels of so many channels
+        "scratch", "room",  # room: numbers for each thread
+        "logits",  # [n, V]
+        "phase", "layer", "ticket", "done", "wake",
+    ),
+    ("eps",),
+)  # fmt: skip
+SEAT = plan(("plan", "thread"))  # of a thread: the address of a step's plan, and which thread it is
+
+# -- the choice of tokens
+
+DRAW = plan(
+    (
+        "logits", "rows", "vocab", "side",  # [rows, vocab], overwritten; side: how many parts a choice is among
+        "temperatures", "keys", "said",  # int64 [rows] the latter two
+        "tokens", "log_probs", "doubtful",  # what is found, [rows]: int64, float64, int64
+        "bounds",  # float64 [side]: scratch
+    ),
+    ("top_p", "noise"),
+)  # fmt: skip

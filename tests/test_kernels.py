@@ -1,0 +1,123 @@
+"""How kernels are compiled, kept and loaded: for what, where, and what becomes of it where it fails."""
+
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from llamactl import ui
+from llamactl.model.kernels import making, plans
+
+pytest.importorskip("numba")
+
+
+@pytest.fixture
+def kept(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Path:
+    """A folder of their own."""
+    monkeypatch.setattr(making, "FOLDERS", (tmp_path / "kept",))
+    return tmp_path / "kept"
+
+
+@pytest.fixture(scope="module")
+def code() -> bytes:
+    """The machine code of the smallest."""
+    return making.compiled("drawing")
+
+
+def compiler(monkeypatch: pytest.MonkeyPatch, code: bytes = b"", status: int = 0, said: bytes = b"") -> list[list[str]]:
+    """In place of one: what it comes to; what is asked of it."""
+    asked: list[list[str]] = []
+
+    def run(command: list[str], **how: object) -> subprocess.CompletedProcess[bytes]:
+        asked.append(command)
+        return subprocess.CompletedProcess(command, status, code, said)
+
+    monkeypatch.setattr(making.subprocess, "run", run)
+    return asked
+
+
+def test_one_is_compiled_once_and_then_loaded(kept: Path) -> None:
+    made = making.kernel("drawing")
+    assert made is not None and made.address
+    (file,) = kept.iterdir()
+    assert file.name == f"drawing-{making.digest()}.o"
+    with pytest.MonkeyPatch.context() as patch:
+        asked = compiler(patch)
+        assert making.kernel("drawing") is not None
+        assert not asked
+
+
+def test_what_is_kept_is_for_its_sources_versions_and_processor(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    before, sources = making.digest(), making.sources()
+    assert {path.name for path in sources} >= {"attention.py", "step.py", "drawing.py", "plans.py", "vectors.py"}
+    for number, path in enumerate(sources):
+        changed = tmp_path / path.name
+        changed.write_bytes(path.read_bytes() + b"#")
+        with monkeypatch.context() as patch:
+            others = [changed if place == number else other for place, other in enumerate(sources)]
+            patch.setattr(making, "sources", lambda others=others: others)
+            assert making.digest() != before
+    for name, value in (("NUMBA_CPU_NAME", "znver3"), ("NUMBA_CPU_FEATURES", "+avx2")):
+        with monkeypatch.context() as patch:
+            patch.setenv(name, value)
+            assert making.digest() != before
+    monkeypatch.setattr(making.metadata, "version", lambda package: "0")
+    assert making.digest() != before
+
+
+def test_without_a_folder_there_are_none(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """Each process would have to make them anew. The second folder takes the place of one that cannot be written to."""
+    (tmp_path / "file").touch()
+    asked, never = compiler(monkeypatch), tmp_path / "file" / "kept"
+    monkeypatch.setattr(making, "FOLDERS", (never,))
+    assert making.kernel("drawing") is None and not asked
+    assert making.Making("this", ["drawing"]).within(60) is None
+    monkeypatch.setattr(making, "FOLDERS", (never, tmp_path / "other"))
+    assert making.folder() == tmp_path / "other"
+
+
+def test_a_full_disk_does_no_harm(kept: Path, code: bytes, monkeypatch: pytest.MonkeyPatch) -> None:
+    def replace(self: Path, target: Path) -> Path:
+        raise OSError("no space left")
+
+    compiler(monkeypatch, code)
+    monkeypatch.setattr(Path, "replace", replace)
+    assert making.kernel("drawing") is not None
+    assert not [*kept.iterdir()]
+
+
+@pytest.mark.parametrize(
+    ("said", "expected"),
+    [(b"Traceback\nLLVM: no such cpu\n", "LLVM: no such cpu"), (b"", "the compiler ended with -11")],
+)
+def test_a_compiler_that_fails_is_told(said: bytes, expected: str, kept: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    warned: list[str] = []
+    monkeypatch.setattr(ui, "warn", warned.append)
+    compiler(monkeypatch, status=-11, said=said)
+    assert making.Making("attention", ["drawing"]).within(60) is None
+    (line,) = warned
+    assert line.startswith("no kernels for attention are compiled, it is done without") and expected in line
+    assert not [*kept.iterdir()]
+
+
+def test_numba_is_in_no_process_but_the_one_that_compiles() -> None:
+    """It takes most of a second, and 70 MiB."""
+    code = """
+import sys, torch
+from llamactl.model import decoding, flash
+assert decoding.kernels(600) and (flash.prepare(torch.device("cpu"), 64), flash._made)[1]
+q = torch.randn(1, 50, 2, 64)
+assert torch.ops.llamactl.flash_attention(q, q, q, 50, None, None)[0].isfinite().all()
+sys.exit("numba" in sys.modules)
+"""
+    subprocess.run([sys.executable, "-c", code], check=True)
+
+
+@pytest.mark.parametrize("plan", [plans.ATTENTION, plans.STEP, plans.SEAT, plans.DRAW], ids=str)
+def test_a_plan_has_a_number_for_every_word(plan: "np.dtype[np.void]") -> None:
+    """8 bytes each: nothing lies between them that the compiler would place elsewhere."""
+    assert plan.itemsize == 8 * len(plan.names or ())
