@@ -16,7 +16,7 @@ pytest.importorskip("numba")
 @pytest.fixture
 def kept(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Path:
     """A folder of their own."""
-    monkeypatch.setattr(making, "FOLDERS", (tmp_path / "kept",))
+    monkeypatch.setattr(making, "folders", lambda: [tmp_path / "kept"])
     return tmp_path / "kept"
 
 
@@ -36,6 +36,10 @@ def compiler(monkeypatch: pytest.MonkeyPatch, code: bytes = b"", status: int = 0
 
     monkeypatch.setattr(making.subprocess, "run", run)
     return asked
+
+
+def nobody(path: Path) -> Path:
+    raise RuntimeError("Could not determine home directory.")
 
 
 def test_one_is_compiled_once_and_then_loaded(kept: Path) -> None:
@@ -70,14 +74,32 @@ def test_what_is_kept_is_for_its_sources_versions_and_processor(
 
 
 def test_without_a_folder_there_are_none(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    """Each process would have to make them anew. The second folder takes the place of one that cannot be written to."""
+    """Each process would have to make them anew."""
     (tmp_path / "file").touch()
-    asked, never = compiler(monkeypatch), tmp_path / "file" / "kept"
-    monkeypatch.setattr(making, "FOLDERS", (never,))
+    asked = compiler(monkeypatch)
+    monkeypatch.setattr(making, "folders", lambda: [tmp_path / "file" / "kept"])
     assert making.kernel("drawing") is None and not asked
     assert making.Making("this", ["drawing"]).within(60) is None
-    monkeypatch.setattr(making, "FOLDERS", (never, tmp_path / "other"))
-    assert making.folder() == tmp_path / "other"
+
+
+def test_the_users_own_folder_takes_the_place_of_one_that_cannot_be_written_to(
+    code: bytes, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    """What others have kept there is taken; somebody without a home has but that one."""
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    beside, own = making.folders()
+    assert (beside.name, own) == ("__pycache__", tmp_path / "cache" / "llamactl")
+    asked, shared = compiler(monkeypatch, code), tmp_path / "shared"
+    monkeypatch.setattr(making, "folders", lambda: [shared, own])
+    monkeypatch.setattr(making, "writable", lambda folder, writable=making.writable: folder == own and writable(folder))
+    assert making.kernel("drawing") is not None
+    assert [path.name for path in own.iterdir()] == [f"drawing-{making.digest()}.o"]
+    own.rename(shared)
+    assert making.kernel("drawing") is not None and len(asked) == 1
+    monkeypatch.undo()
+    monkeypatch.delenv("XDG_CACHE_HOME", raising=False)
+    monkeypatch.setattr(Path, "expanduser", nobody)
+    assert making.folders() == [beside]
 
 
 def test_a_full_disk_does_no_harm(kept: Path, code: bytes, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -17,6 +17,7 @@ from torch.profiler import profile
 
 from llamactl import hardware
 from llamactl.errors import Fault
+from llamactl.model import attention, functions
 from llamactl.model.config import Config, size
 from llamactl.model.device import PRECISIONS
 from llamactl.model.functions import BF16_PRODUCTS
@@ -207,6 +208,11 @@ def test_memory_is_what_a_gpu_takes(precision: str, checkpointing: str) -> None:
     torch.cuda.reset_peak_memory_stats()
     next(steps)
     assert torch.cuda.max_memory_allocated() == pytest.approx(planning.memory(config, how).total, rel=0.1)
+
+
+def test_what_a_plan_knows_of_the_model_is_so() -> None:
+    """It looks at numbers of its own: a plan for other machines need not wait for torch."""
+    assert (planning.CPU_KEPT, planning.HEAD_ROWS) == (attention.KEPT, functions.ROWS)
 
 
 def test_state_is_16_bytes_a_parameter_over_the_shards() -> None:

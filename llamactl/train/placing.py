@@ -65,7 +65,9 @@ def moments(of: Iteration, layout: Layout, room: float = math.inf) -> dict[str, 
     working = {"the largest reward model": max(judges.values())} if of.offload else judges  # one after the other
     judging = LOOKED_AT * (2 * largest.ffn + 4 * largest.dim) * WIDTHS["fp32"]
     rows = layout.sequences * layout.context
-    looking = rows * (2 * of.policy.ffn + 4 * of.policy.dim) * width + planning.HEAD_ROWS * of.policy.vocab * 12
+    looking = (
+        rows * (2 * of.policy.ffn + 4 * of.policy.dim) * width + min(planning.HEAD_ROWS, rows) * of.policy.vocab * 12
+    )
     samples = min(AT_ONCE, -(-of.answers * tensor // layout.devices))
     free = (room - sum(resting.values()) - gathered) / FREE
     return {

@@ -22,7 +22,7 @@ ROOM = 0.9  # of a device's memory; the rest is the driver's, the runtime's, and
 WHOLE_GRADIENTS = 8 * GIB  # while micro-batches add up, fp32 gradients are kept whole up to here, and shared out above
 MOST_DEVICES = 2**14  # that are thought of where fewer do not do
 HOLES = 0.2  # of what is allocated on a CPU, lost between freed blocks: 0.05 to 0.45 were measured
-CPU_KEPT, HEAD_ROWS = 1024, 256  # KEPT and ROWS of model/functions.py
+CPU_KEPT, HEAD_ROWS = 1024, 512  # KEPT of model/attention.py, ROWS of model/functions.py
 PER_NODE = 8  # devices with fast links to each other: tensor parallelism stays within
 MFU = 0.40  # of a plan that is not told otherwise; the paper's are 0.35 to 0.43
 WIDTHS = {"bf16": 2, "fp32": 4}  # bytes of a number
@@ -161,7 +161,7 @@ def memory(config: Config, layout: Layout, frozen: int = 0) -> Memory:
             gradients=gradients if adding_up else 0.0,
             activations=inputs + tokens * width * config.dim * (1 + 1 / tensor),  # of the last norm
             logits=0.0 if config.scored else tokens * width * config.vocab / tensor,
-            working=max((4 + narrow) * head, HEAD_ROWS * (8 + narrow) * head / config.dim, at_start),
+            working=max((4 + narrow) * head, min(HEAD_ROWS, tokens) * (8 + narrow) * head / config.dim, at_start),
         ),
         state._replace(  # the last block's backward pass, which computes again what was not kept
             gradients=gradients if adding_up else 0.0,

@@ -25,7 +25,6 @@ from llamactl import ui
 LONG = 5.0  # seconds: those who wait so long have no kernels yet
 ENOUGH = 600.0  # seconds, to make them
 ENTRY = "llamactl_{}"  # the name of a kernel's function
-FOLDERS = (Path(__file__).parent / "__pycache__", Path("~/.cache/llamactl").expanduser())  # to keep them in
 
 
 @dataclass(frozen=True, eq=False)
@@ -64,14 +63,20 @@ def digest() -> str:
     return sha256(b"\0".join([*made_of, *(word.encode() for word in (*versions, *processor()))])).hexdigest()[:16]
 
 
-def folder() -> Path | None:
-    """The first that can be written to."""
-    for path in FOLDERS:
-        with suppress(OSError):
-            path.mkdir(parents=True, exist_ok=True)
-            if os.access(path, os.W_OK | os.X_OK):
-                return path
-    return None
+def folders() -> list[Path]:
+    """To keep them in: beside the program, for all who use it, or the user's own, who may have none."""
+    beside, own = Path(__file__).parent / "__pycache__", Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache")
+    with suppress(RuntimeError):
+        return [beside, own.expanduser() / "llamactl"]
+    return [beside]
+
+
+def writable(folder: Path) -> bool:
+    """Whether it is there, or can be made, to be written to."""
+    with suppress(OSError):
+        folder.mkdir(parents=True, exist_ok=True)
+        return os.access(folder, os.W_OK | os.X_OK)
+    return False
 
 
 def kernel(name: str) -> Kernel | None:
@@ -79,25 +84,21 @@ def kernel(name: str) -> Kernel | None:
 
     Without one each process would have to make it anew.
     """
-    where = folder()
+    file = f"{name}-{digest()}.o"
+    for place in folders():
+        if (place / file).exists():
+            return loaded(name, (place / file).read_bytes())
+    where = next(filter(writable, folders()), None)
     if where is None:
         return None
-    kept = where / f"{name}-{digest()}.o"
-    if kept.exists():
-        return loaded(name, kept.read_bytes())
     asked, seen = [sys.executable, "-P", "-m", __name__, name], os.pathsep.join(sys.path)
     code = subprocess.run(asked, stdin=subprocess.DEVNULL, capture_output=True, env=os.environ | {"PYTHONPATH": seen})
     if code.returncode:
         said = code.stderr.decode(errors="replace").strip().splitlines()
         raise RuntimeError(said[-1] if said else f"the compiler ended with {code.returncode}")
-    with suppress(OSError), tempfile.NamedTemporaryFile(dir=where, delete=False) as file:  # it is there, if not kept
-        try:
-            file.write(code.stdout)
-            file.flush()
-            Path(file.name).replace(kept)
-        except OSError:
-            Path(file.name).unlink(missing_ok=True)
-            raise
+    with suppress(OSError), tempfile.TemporaryDirectory(dir=where) as partial:  # it is there, if not kept
+        (Path(partial) / file).write_bytes(code.stdout)
+        (Path(partial) / file).replace(where / file)
     return loaded(name, code.stdout)
 
 
