@@ -3,8 +3,8 @@
 They take the place of some thirty calls a layer, each of which costs more than the numbers of a few samples do. They
 read the model's own weights, and the cache as it lies there: nothing is copied but the norms.
 
-numba compiles them, if it is installed: once, for it keeps what it has made. That takes seconds, in which samples are
-drawn without them. In fp32 that changes no token.
+numba compiles them, if it is installed: once for a machine. That takes seconds, in which samples are drawn without
+them. In fp32 that changes no token.
 """
 
 import ctypes
