@@ -170,13 +170,17 @@ class Task(NamedTuple):
 # --- the prompts and the models ---
 
 
-def make_folder(name: str, folder: Path) -> None:
-    """What a Task needs; prompts are the same for one Python and one SentencePiece."""
+def make_folder(name: str, precision: str, folder: Path) -> None:
+    """What a Task needs; prompts are the same for one Python and one SentencePiece.
+
+    Models are stored in the precision that they are trained in, as the stages before PPO store them: llamactl scores in
+    what a reward model is stored in, TRL in what it is told to load it as.
+    """
     shape, load = SHAPES[name], LOADS[name]
     tokenizer = make_tokenizer(folder, CORPUS[name], shape.vocab)[1]
     for which in ("policy", "reward"):
         (folder / which).mkdir()
-        save_sharper_weights(shape, folder / which, scored=which == "reward")
+        save_sharper_weights(shape, folder / which, scored=which == "reward", precision=precision)
         shutil.copy(tokenizer, folder / which)
     texts, ids = zip(*make_prompts(tokenizer, load.prompt), strict=True)
     records = [{"messages": [{"role": "user", "content": text}]} for text in texts]
@@ -402,7 +406,7 @@ def measured(candidates: list[str], asked: argparse.Namespace) -> Measured:
     what = f"{asked.shape} {asked.precision} {count_of_threads(asked.threads)}"
     with tempfile.TemporaryDirectory() as made:
         folder = Path(made)
-        make_folder(asked.shape, folder)
+        make_folder(asked.shape, asked.precision, folder)
 
         def worker(candidate: str, seed: int, *switches: str) -> Any:
             given = {key: getattr(asked, key) for key in ("shape", "precision", "threads", "warmup", "steps")}

@@ -429,14 +429,17 @@ def packs_of(shape: Shape, dialogues: list[tuple[list[int], list[bool]]]) -> tup
     return [example for pack in first for example in packs.packs[pack]], [packs.row(pack).lengths for pack in first]
 
 
-def save_sharper_weights(shape: Shape, folder: Path, scored: bool = False) -> None:
+def save_sharper_weights(shape: Shape, folder: Path, scored: bool = False, precision: str = "fp32") -> None:
     """What all start from; matrices are ``SHARPER`` times fresh ones."""
     from safetensors.torch import load_file, save_file
 
+    from llamactl.model.device import PRECISIONS, STORED
+
     save_weights(shape, folder, scored)
-    file = folder / "model.safetensors"
+    file, config = folder / "model.safetensors", folder / "config.json"
     state = {name: tensor * (SHARPER if tensor.dim() > 1 else 1.0) for name, tensor in load_file(file).items()}
-    save_file(state, file, {"format": "pt"})
+    save_file({name: tensor.to(PRECISIONS[precision]) for name, tensor in state.items()}, file, {"format": "pt"})
+    config.write_text(json.dumps(json.loads(config.read_text()) | {"torch_dtype": STORED[precision]}))
 
 
 def training(candidates: list[str], asked: argparse.Namespace) -> None:
