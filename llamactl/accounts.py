@@ -64,6 +64,9 @@ def read(paths: Iterable[str], run: Run) -> Iterator[Work]:
                         run.skipped["runs that are named twice"] += 1
                         continue
                     seen.add(facts["sha256"])
+                    if "version" in facts and own.parent != path and _accounted(own.parent.parent):
+                        run.skipped["versions of a run, which are counted with it"] += 1
+                        continue
                     yield made(own, facts)
                 elif source.name == metrics.FILE:
                     yield _unfinished(source)
@@ -91,6 +94,11 @@ def _sources(folder: Path) -> list[Path]:
     raise Fault(folder, "holds no run.json and no metrics.jsonl", "name a folder of artifacts")
 
 
+def _accounted(folder: Path) -> bool:
+    """Whether a run has left there what it took, or is going to."""
+    return any((folder / name).exists() for name in (manifest.FILE, metrics.FILE))
+
+
 def _manifest(path: Path) -> Path | None:
     """The manifest that a path names: itself, that of an artifact, or of the training whose metrics these are."""
     if path.suffix == ".json":
@@ -108,7 +116,7 @@ def made(path: Path, facts: Mapping[str, Any]) -> Work:
     name = path.parent if path.name == manifest.FILE else path.with_name(path.name.removesuffix(f".{manifest.FILE}"))
     how, _, more = facts["energy_method"].partition(": ")
     reason = re.search(r"\((.*)\)$", more)
-    recorded = re.match(r"([0-9.]+) W", more)
+    recorded = re.match(r"([0-9.]+) W", more) if facts["energy_kwh"] is not None else None
     return Work(
         str(name), facts["stage"], facts["device"], facts["devices"], facts["device_hours"],
         watts=float(recorded[1]) if recorded else None,

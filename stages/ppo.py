@@ -226,6 +226,7 @@ def ppo(
 
     import math
     import time
+    from collections import Counter
     from collections.abc import Callable, Sequence
     from functools import partial
     from typing import Any
@@ -304,7 +305,9 @@ def ppo(
             return [Answer(*fields) for fields in job.together(some, partial(asking.answers, gathered, stopping))]
 
         def saved(where: Path) -> list[dict[str, Any]]:
-            """The policy as a model directory."""
+            """The policy as a model directory, whose manifest has what was done until then."""
+            done, tokens = training.step, training.facts["tokens"]
+            run.done |= Counter(iterations=done, samples=done * batch_size, tokens=tokens)
             return checkpoint.save(
                 where, config.to_hf(machine.STORED[precision]), policy.hf_state(dtype), tokenizer.proto,
                 dialogue.tokenizer_config(config.context), cards.of_run(run),
@@ -416,7 +419,6 @@ def ppo(
                 f"the policy of iteration {kept} is kept: what it answered to held-out prompts was best ({best:+.3f})"
             )
             versions.take_back(policy, kept)
-        run.done.update(iterations=done, samples=done * batch_size, tokens=training.facts["tokens"])
         if cut := training.facts["cut"]:
             run.noted["tokens that a reward model did not see"] = cut
         run.facts |= {

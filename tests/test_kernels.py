@@ -1,8 +1,12 @@
 """How kernels are compiled, kept and loaded: for what, where, and what becomes of it where it fails."""
 
+import os
+import stat
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -32,7 +36,8 @@ def compiler(monkeypatch: pytest.MonkeyPatch, code: bytes = b"", status: int = 0
 
     def run(command: list[str], **how: object) -> subprocess.CompletedProcess[bytes]:
         asked.append(command)
-        return subprocess.CompletedProcess(command, status, code, said)
+        Path(command[-1]).write_bytes(code)
+        return subprocess.CompletedProcess(command, status, b"what a site prints", said)
 
     monkeypatch.setattr(making.subprocess, "run", run)
     return asked
@@ -69,8 +74,62 @@ def test_what_is_kept_is_for_its_sources_versions_and_processor(
         with monkeypatch.context() as patch:
             patch.setenv(name, value)
             assert making.digest() != before
+    for name, value in (("PAIRS", not plans.PAIRS), ("REGISTER", 0)):
+        with monkeypatch.context() as patch:
+            patch.setattr(making, name, value)
+            assert making.digest() != before
     monkeypatch.setattr(making.metadata, "version", lambda package: "0")
     assert making.digest() != before
+
+
+@pytest.mark.parametrize("damage", [lambda kept: b"", lambda kept: kept[:4000], lambda kept: kept[:-1] + b"!"])
+def test_what_is_not_whole_is_made_anew(
+    damage: Callable[[bytes], bytes], kept: Path, code: bytes, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Such code would end the process without a word."""
+    asked = compiler(monkeypatch, code)
+    assert making.kernel("drawing") is not None
+    (file,) = kept.iterdir()
+    right = file.read_bytes()
+    file.write_bytes(damage(right))
+    assert making.kernel("drawing") is not None and len(asked) == 2
+    assert file.read_bytes() == right
+
+
+def test_what_may_not_be_read_is_passed_over(code: bytes, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    read = Path.read_bytes
+
+    def forbidden(self: Path) -> bytes:
+        if self.suffix == ".o":
+            raise PermissionError(13, "Permission denied", str(self))
+        return read(self)
+
+    asked = compiler(monkeypatch, code)
+    monkeypatch.setattr(making, "folders", lambda: [tmp_path])
+    monkeypatch.setattr(Path, "read_bytes", forbidden)
+    assert making.kernel("drawing") is not None and len(asked) == 1
+    assert stat.S_IMODE(next(tmp_path.iterdir()).stat().st_mode) & 0o044  # others of a group, of all, may
+
+
+def test_the_compiler_is_told_of_a_processor_and_of_nothing_else(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    """Or code that was made to look for faults would be kept for all."""
+    monkeypatch.setenv("NUMBA_OPT", "0")
+    monkeypatch.setenv("NUMBA_CPU_NAME", "znver3")
+    monkeypatch.setattr(sys, "path", ["", *sys.path])
+    heard: list[dict[str, Any]] = []
+
+    def run(command: list[str], **how: Any) -> subprocess.CompletedProcess[bytes]:
+        heard.append(how)
+        Path(command[-1]).touch()
+        return subprocess.CompletedProcess(command, 0, b"", b"")
+
+    monkeypatch.setattr(making.subprocess, "run", run)
+    assert making.compiled_apart("drawing", tmp_path) == b""
+    (how,) = heard
+    assert {key for key in how["env"] if key.startswith("NUMBA_")} == {"NUMBA_CPU_NAME"}
+    assert how["env"]["PYTHONPATH"].split(os.pathsep)[0] == str(Path.cwd()) and how["cwd"] == tmp_path
 
 
 def test_without_a_folder_there_are_none(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:

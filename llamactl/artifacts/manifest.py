@@ -143,9 +143,16 @@ def merged(parts: Sequence[dict[str, Any]]) -> dict[str, Any]:
     whole["device_hours"] = sum(part["device_hours"] for part in parts)
     known = [part["energy_kwh"] for part in parts if part["energy_kwh"] is not None]
     whole["energy_kwh"] = sum(known) if len(known) == len(parts) else None
-    whole["energy_method"] = ", ".join(sorted({part["energy_method"] for part in parts}))
+    methods = sorted({part["energy_method"] for part in parts})
+    several = len(methods) > 1 and whole["energy_kwh"] and all(method.startswith("tdp") for method in methods)
+    whole["energy_method"] = mean_power(whole["energy_kwh"], whole["device_hours"]) if several else ", ".join(methods)
     whole["parts"] = [part["sha256"] for part in parts]
     return whole
+
+
+def mean_power(kwh: float, hours: float) -> str:
+    """How energy was found that several devices have taken by their TDP."""
+    return f"tdp: {1000 * kwh / hours:.6g} W on average"
 
 
 def plain(value: object) -> Any:

@@ -19,7 +19,7 @@ from typing import Any, BinaryIO, cast
 from llamactl import __version__, energy, hardware, ui
 from llamactl.artifacts import files, metrics
 from llamactl.artifacts.jsonl import BLOCK, Writer, compressed, reader_may_leave, stdout
-from llamactl.artifacts.manifest import FILE, FORMAT, beside, described, dumps, kind, load, plain
+from llamactl.artifacts.manifest import FILE, FORMAT, beside, described, dumps, kind, load, mean_power, plain
 from llamactl.errors import Fault
 
 # Flags that do not change what is made: another value of one of these asks for the same artifact.
@@ -64,7 +64,7 @@ class Run:
         self.noted: Counter[str] = Counter()  # what was used, but not as it was, by reason
         self.facts: dict[str, Any] = {}  # what else the stage has to say for itself
         self.devices = 1  # GPUs, or machines where it runs on their processors
-        self.earlier = 0.0  # device-seconds spent by attempts that were interrupted
+        self.earlier: Mapping[str, float] = {}  # device-seconds of attempts that were interrupted, by device
         self.earlier_joules: float | None = 0.0  # that they were measured to take; None where they were not
         self.told: dict[str, float] | None = {} if ui.machines() == 1 else None  # joules by all machines' meters
         self.overwrite, self._skip_bad = bool(settings.get("overwrite")), bool(settings.get("skip_bad"))
@@ -141,9 +141,19 @@ class Run:
         if self.skipped[reason] <= SHOWN:
             ui.warn(f"skipped {fault.subject}: {fault.problem}")
 
+    def spent(self) -> dict[str, float]:
+        """Seconds so far times devices, by device, those of interrupted attempts included."""
+        here = (time.monotonic() - self._clock) * self.devices
+        return {**self.earlier, self.device: self.earlier.get(self.device, 0.0) + here}
+
     def device_seconds(self) -> float:
-        """Seconds so far times devices, those of interrupted attempts included."""
-        return self.earlier + (time.monotonic() - self._clock) * self.devices
+        """The same of all devices together."""
+        return sum(self.spent().values())
+
+    def go_on(self, seconds: float | Mapping[str, float], joules: float | None) -> None:
+        """After attempts that have taken so much, by device where that is known; None joules were not measured."""
+        self.earlier = {self.device: seconds} if isinstance(seconds, int | float) else seconds
+        self.earlier_joules = joules
 
     def joules(self, within: float = 0.0) -> float | None:
         """Measured so far, of all machines and attempts; None where one of them has not been.
@@ -157,13 +167,15 @@ class Run:
 
     def account(self) -> dict[str, Any]:
         """What it has taken so far, where and when: energy as it was measured, else by the device's power (TDP)."""
-        hours, joules, watts = self.device_seconds() / 3600, self.joules(), hardware.watts(self.device)
+        spent, joules = self.spent(), self.joules()
+        hours, powers = sum(spent.values()) / 3600, [hardware.watts(device) for device in spent]
         why = f" ({self.meter.why})" if self.meter.why else ""
         kwh, method = None, f"unknown: no power figure for this device{why}"
         if joules is not None:
             kwh, method = joules / 3.6e6, f"measured: {self.meter.by}"
-        elif watts is not None:
-            kwh, method = hours * watts / 1000, f"tdp: {watts} W{why}"
+        elif None not in powers:
+            kwh = sum((watts or 0) * seconds for watts, seconds in zip(powers, spent.values(), strict=True)) / 3.6e6
+            method = f"tdp: {powers[0]} W{why}" if len({*powers}) == 1 else f"{mean_power(kwh, hours)}{why}"
         return {
             "start": self._start,
             "end": _now(),
@@ -195,9 +207,9 @@ class Run:
             **self.facts,
         }
 
-    def write(self, directory: Path, outputs: Sequence[Mapping[str, Any]]) -> None:
-        """Write it into a directory that is being filled."""
-        (directory / FILE).write_bytes(dumps(self.manifest(outputs)))
+    def write(self, directory: Path, outputs: Sequence[Mapping[str, Any]], **more: object) -> None:
+        """Write it into a directory that is being filled, with what there is more to say."""
+        (directory / FILE).write_bytes(dumps(self.manifest(outputs) | more))
 
     @contextmanager
     def file(self, announce: bool = True) -> Iterator[BinaryIO]:

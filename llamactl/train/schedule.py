@@ -21,10 +21,14 @@ class Cosine(NamedTuple):
     floor: float = 0.1
 
     def at(self, step: int) -> float:
-        """Learning rate of step 0, 1, ...: never 0, ``peak`` at the end of the warm-up, ``floor`` at the last step."""
-        if step < self.warmup:
-            return self.peak * (step + 1) / self.warmup
-        done = (step + 1 - self.warmup) / max(1, self.steps - self.warmup)
+        """Learning rate of step 0, 1, ...: never 0, ``peak`` at the end of the warm-up, ``floor`` at the last step.
+
+        Without a warm-up ``peak`` is that of the first step.
+        """
+        warmup = max(1, self.warmup)
+        if step < warmup:
+            return self.peak * (step + 1) / warmup
+        done = (step + 1 - warmup) / max(1, self.steps - warmup)
         return self.peak * (self.floor + (1 - self.floor) * 0.5 * (1 + math.cos(math.pi * min(1.0, done))))
 
 

@@ -21,10 +21,13 @@ from pathlib import Path
 from typing import Any
 
 from llamactl import ui
+from llamactl.model.kernels.plans import PAIRS, REGISTER
 
 LONG = 5.0  # seconds: those who wait so long have no kernels yet
 ENOUGH = 600.0  # seconds, to make them
 ENTRY = "llamactl_{}"  # the name of a kernel's function
+DIGEST = 32  # bytes of it
+PROCESSOR = ("NUMBA_CPU_NAME", "NUMBA_CPU_FEATURES")  # variables by which numba is told of another one
 
 
 @dataclass(frozen=True, eq=False)
@@ -49,18 +52,18 @@ def sources() -> list[Path]:
 
 
 def processor() -> tuple[str, str]:
-    """Its name and what it can do, in LLVM's words, or in those of the variables by which numba is told otherwise."""
+    """Its name and what it can do, in LLVM's words, or in those that numba is told."""
     from llvmlite import binding
 
-    told = [os.environ.get(f"NUMBA_CPU_{what}") for what in ("NAME", "FEATURES")]
+    told = [os.environ.get(name) for name in PROCESSOR]
     return told[0] or binding.get_host_cpu_name(), told[1] or binding.get_host_cpu_features().flatten()
 
 
 def digest() -> str:
     """Of all that a kernel is made from, and for, by which it is kept."""
     versions = [metadata.version(package) for package in ("numba", "llvmlite")]
-    made_of = [path.read_bytes() for path in sources()]
-    return sha256(b"\0".join([*made_of, *(word.encode() for word in (*versions, *processor()))])).hexdigest()[:16]
+    words = [*versions, *processor(), str(REGISTER), str(PAIRS)]
+    return sha256(b"\0".join([path.read_bytes() for path in sources()] + [*map(str.encode, words)])).hexdigest()[:16]
 
 
 def folders() -> list[Path]:
@@ -86,20 +89,39 @@ def kernel(name: str) -> Kernel | None:
     """
     file = f"{name}-{digest()}.o"
     for place in folders():
-        if (place / file).exists():
-            return loaded(name, (place / file).read_bytes())
+        with suppress(OSError):
+            if code := whole((place / file).read_bytes()):
+                return loaded(name, code)
     where = next(filter(writable, folders()), None)
     if where is None:
         return None
-    asked, seen = [sys.executable, "-P", "-m", __name__, name], os.pathsep.join(sys.path)
-    code = subprocess.run(asked, stdin=subprocess.DEVNULL, capture_output=True, env=os.environ | {"PYTHONPATH": seen})
-    if code.returncode:
-        said = code.stderr.decode(errors="replace").strip().splitlines()
-        raise RuntimeError(said[-1] if said else f"the compiler ended with {code.returncode}")
+    with tempfile.TemporaryDirectory() as made:
+        code = compiled_apart(name, Path(made))
     with suppress(OSError), tempfile.TemporaryDirectory(dir=where) as partial:  # it is there, if not kept
-        (Path(partial) / file).write_bytes(code.stdout)
+        (Path(partial) / file).write_bytes(sha256(code).digest() + code)
         (Path(partial) / file).replace(where / file)
-    return loaded(name, code.stdout)
+    return loaded(name, code)
+
+
+def whole(kept: bytes) -> bytes:
+    """The code of a file that begins with its digest; empty where it is another's: what is not whole would crash."""
+    begin, code = kept[:DIGEST], kept[DIGEST:]
+    return code if begin == sha256(code).digest() else b""
+
+
+def compiled_apart(name: str, folder: Path) -> bytes:
+    """``compiled`` by a process of its own, which works in a folder, and sees what this one sees.
+
+    Of what numba may be told it is told about the processor alone: the code is kept for those who are told nothing.
+    """
+    told = {key: value for key, value in os.environ.items() if not key.startswith("NUMBA_") or key in PROCESSOR}
+    told["PYTHONPATH"] = os.pathsep.join(map(os.path.abspath, sys.path))
+    asked = [sys.executable, "-P", "-m", __name__, name, str(folder / name)]
+    done = subprocess.run(asked, stdin=subprocess.DEVNULL, capture_output=True, env=told, cwd=folder)
+    if done.returncode:
+        said = done.stderr.decode(errors="replace").strip().splitlines()
+        raise RuntimeError(said[-1] if said else f"the compiler ended with {done.returncode}")
+    return (folder / name).read_bytes()
 
 
 def loaded(name: str, code: bytes) -> Kernel:
@@ -184,4 +206,4 @@ class Making(threading.Thread):
 
 
 if __name__ == "__main__":
-    sys.stdout.buffer.write(compiled(sys.argv[1]))
+    Path(sys.argv[2]).write_bytes(compiled(sys.argv[1]))
