@@ -21,6 +21,8 @@ from llamactl.carbon import MOST_KG, Work
 from llamactl.errors import Fault
 from llamactl.grid import Grid, grid
 
+ITERATION = "iteration"  # what the manifest has of a version of a model, which a run has left on its way
+VERSIONS = "versions of a run, which are counted with it"
 SLURM = ("JobID", "Elapsed", "AllocTRES")  # what of sacct's output is needed; more is used where it is there
 SACCT = "sacct --parsable2 --format JobID,JobName,Elapsed,AllocTRES,NNodes,NodeList,Start,End,ConsumedEnergyRaw"
 RAW = {"Elapsed": "ElapsedRaw"}  # what will do as well
@@ -64,8 +66,8 @@ def read(paths: Iterable[str], run: Run) -> Iterator[Work]:
                         run.skipped["runs that are named twice"] += 1
                         continue
                     seen.add(facts["sha256"])
-                    if "version" in facts and own.parent != path and _accounted(own.parent.parent):
-                        run.skipped["versions of a run, which are counted with it"] += 1
+                    if ITERATION in facts and own.parent != path and _accounted(own.parent.parent):
+                        run.skipped[VERSIONS] += 1
                         continue
                     yield made(own, facts)
                 elif source.name == metrics.FILE:
@@ -78,7 +80,12 @@ def read(paths: Iterable[str], run: Run) -> Iterator[Work]:
 
 def of_lineage(found: Iterable[ancestry.Made], run: Run) -> Iterator[Work]:
     """The runs that have made an artifact and its ancestors."""
-    for one in found:
+    every = list(found)
+    folders = {one.path.parent for one in every}
+    for one in every:
+        if ITERATION in one.facts and one.path.parent.parent in folders:
+            run.skipped[VERSIONS] += 1
+            continue
         try:
             yield made(*one)
         except Fault as fault:

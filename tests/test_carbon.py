@@ -12,8 +12,8 @@ from typing import Any
 import pytest
 from conftest import written
 
-from llamactl import carbon, cli, footprints
-from llamactl.artifacts import manifest
+from llamactl import accounts, carbon, cli, footprints
+from llamactl.artifacts import ancestry, manifest
 from llamactl.artifacts.run import Run
 from llamactl.carbon import Work
 from llamactl.errors import Fault
@@ -210,6 +210,37 @@ def test_a_run_that_is_named_twice_counts_once(tmp_path: Path, command: Callable
     status, stdout, stderr = command(first, tmp_path, "--format", "json")
     assert (status, json.loads(stdout)["total"]["runs"]) == (0, 1)
     assert stderr == "carbon: skipped 1 runs that are named twice\n"
+
+
+def test_versions_of_a_run_are_counted_with_it(tmp_path: Path, command: Callable[..., tuple[int, str, str]]) -> None:
+    """What they had taken so far is part of what it took; one that is alone, or named, counts."""
+    facts = manifest.load(manifest.beside(artifact(tmp_path / "aside" / "a")))
+    run = tmp_path / "runs" / "ppo"
+    version = run / "iteration-00010"
+    version.mkdir(parents=True)
+    (run / manifest.FILE).write_bytes(manifest.dumps(facts))
+    (version / manifest.FILE).write_bytes(manifest.dumps(facts | {"device_hours": 3.0, "iteration": 10}))
+    for path, hours, skipped in ((run.parent, 8, 1), (run, 8, 1), (version, 3, 0)):
+        status, stdout, stderr = command(path, "--format", "json")
+        assert (status, json.loads(stdout)["total"]["device_hours"]) == (0, hours)
+        assert stderr == "carbon: skipped 1 versions of a run, which are counted with it\n" * skipped
+    (run / manifest.FILE).unlink()
+    assert json.loads(command(run.parent, "--format", "json")[1])["total"]["device_hours"] == 3
+    (run / "metrics.jsonl").write_text('{"step": 1, "tokens": 360, "tokens_per_second": 0.1}\n')
+    assert json.loads(command(run.parent, "--watts", 9, "--format", "json")[1])["total"]["device_hours"] == 1
+
+
+def test_a_version_among_the_ancestors_of_what_its_run_has_made(tmp_path: Path) -> None:
+    facts = manifest.load(manifest.beside(artifact(tmp_path / "a")))
+    every = [
+        ancestry.Made(tmp_path / "ppo" / "iteration-00010" / manifest.FILE, facts | {"iteration": 10}),
+        ancestry.Made(tmp_path / "other" / "iteration-00010" / manifest.FILE, facts | {"iteration": 10}),
+        ancestry.Made(tmp_path / "ppo" / manifest.FILE, facts),
+    ]
+    run = Run("carbon", {}, {})
+    found = [one.name for one in accounts.of_lineage(iter(every), run)]
+    assert found == [str(tmp_path / "other" / "iteration-00010"), str(tmp_path / "ppo")]
+    assert run.skipped == {"versions of a run, which are counted with it": 1}
 
 
 def test_method_and_meter_are_as_in_the_manifest(tmp_path: Path, counted: Callable[..., dict[str, Any]]) -> None:

@@ -129,7 +129,7 @@ def test_what_may_not_be_read_is_said_and_power_is_by_tdp(monkeypatch: pytest.Mo
     run = Run("a test", {}, {})
     assert run.account()["energy_method"].endswith("(RAPL: Permission denied)")
     run.use("AMD EPYC 7763 64-Core Processor, 2 threads")
-    run.earlier = 3600.0
+    run.go_on(3600.0, 0.0)
     facts = run.account()
     assert facts["energy_method"] == "tdp: 280 W (RAPL: Permission denied)"
     assert facts["energy_kwh"] == pytest.approx(0.28, rel=1e-3)

@@ -82,6 +82,14 @@ def test_what_is_kept_is_for_its_sources_versions_and_processor(
     assert making.digest() != before
 
 
+def test_what_is_kept_is_there_at_once(kept: Path, code: bytes, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Or what the first samples are drawn by, and the last bits of log p, would be a matter of time."""
+    asked = compiler(monkeypatch, code)
+    assert making.Making("this", ["drawing"]).within(60) is not None
+    assert making.Making("this", ["drawing"]).within(0) is not None
+    assert len(asked) == 1
+
+
 @pytest.mark.parametrize("damage", [lambda kept: b"", lambda kept: kept[:4000], lambda kept: kept[:-1] + b"!"])
 def test_what_is_not_whole_is_made_anew(
     damage: Callable[[bytes], bytes], kept: Path, code: bytes, monkeypatch: pytest.MonkeyPatch

@@ -14,7 +14,7 @@ import orjson
 import pytest
 from conftest import Command
 
-from llamactl import __version__
+from llamactl import __version__, accounts
 from llamactl.artifacts import files, manifest
 from llamactl.artifacts.run import SHOWN, Run
 from llamactl.errors import Fault
@@ -156,7 +156,7 @@ def test_energy_says_how_it_was_found(device: str) -> None:
     run = Run("a test", {}, {})
     run.use(device, ["GPU-of-no-machine"])
     run.devices = 8
-    run.earlier = 8 * 3600.0
+    run.go_on(8 * 3600.0, 0.0)
     facts = run.manifest([])
     watts = 700 if "H100" in device else 400
     assert facts["device_hours"] == pytest.approx(8, rel=1e-3)
@@ -542,3 +542,27 @@ def test_the_energy_of_parts_is_added_up() -> None:
     whole = manifest.merged([part, part | {"energy_kwh": 0.5, "energy_method": "tdp: 280 W"}])
     assert (whole["energy_kwh"], whole["energy_method"]) == (2.0, "measured: RAPL, tdp: 280 W")
     assert manifest.merged([part, part | {"energy_kwh": None, "energy_method": "unknown"}])["energy_kwh"] is None
+
+
+def test_the_power_of_parts_on_several_devices_is_their_mean() -> None:
+    """Or all hours would be those of one of them."""
+    part = Run("a test", {}, {}).manifest([]) | {"sha256": "of this part", "device_hours": 10.0}
+    parts = [part | {"energy_kwh": watts / 100, "energy_method": f"tdp: {watts} W"} for watts in (250, 360)]
+    whole = manifest.merged(parts)
+    assert (whole["device_hours"], whole["energy_kwh"]) == (20, 6.1)
+    assert whole["energy_method"] == "tdp: 305 W on average"
+    assert accounts.made(Path("a/run.json"), whole).watts == 305
+
+
+def test_a_run_that_goes_on_on_another_device_has_the_power_of_both() -> None:
+    run = Run("a test", {}, {})
+    run.use("NVIDIA A100-SXM4-80GB", ["GPU-of-no-machine"])
+    run.go_on({"NVIDIA H100 80GB HBM3": 36_000.0, "NVIDIA A100-SXM4-80GB": 36_000.0}, None)
+    facts = run.account()
+    assert facts["device_hours"] == pytest.approx(20, rel=1e-3)
+    assert facts["energy_kwh"] == pytest.approx(11, rel=1e-3)
+    assert facts["energy_method"].startswith("tdp: 550 W on average (NVML: ")
+    run.go_on({"a card": 3600.0}, None)
+    assert run.account()["energy_kwh"] is None
+    run.go_on(3600.0, None)  # as it was recorded before
+    assert run.account()["energy_kwh"] == pytest.approx(0.4, rel=1e-3)

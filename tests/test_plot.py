@@ -19,6 +19,7 @@ from llamactl.artifacts import manifest
 from llamactl.artifacts import run as runs
 from llamactl.errors import Fault
 from llamactl.evals.reward import Judged, Pair, Rated
+from llamactl.evals.self_bleu import self_bleu
 from llamactl.pictures import ink, kinds, measured, terminal
 from llamactl.pictures.asked import Asked
 from llamactl.pictures.chart import Chart, Point, Series, histogram, named, rows, tick
@@ -227,6 +228,21 @@ def test_progress_of_ppo(tmp_path: Path, files: dict[str, list[Path]]) -> None:
     way = chart.series[1]
     assert [point.label for point in way.points] == ["ppo 0", "", "ppo 20"]
     assert way.points[2] == Point(2.0, 4.0, (4 - 3.92, 4 + 3.92), (2 - 1.96, 2 + 1.96), "ppo 20")
+
+
+def test_answers_to_a_prompt_that_was_asked_twice_count_once(tmp_path: Path) -> None:
+    """They are the same ones, since a sample depends on the prompt: each would have its copy as a reference."""
+
+    def drawn(index: int, response: str, **how: object) -> dict[str, object]:
+        sampling = {"temperature": 1.0, "seed": 0, "index": index} | how
+        return {"messages": [{"role": "user", "content": "q"}], "response": response, "sampling": sampling}
+
+    once = [drawn(0, "one two three four"), drawn(1, "five six seven eight"), drawn(0, "one two", seed=1)]
+    path, run = written(tmp_path / "drawn.jsonl", [*once, *once, drawn(2, "one two")]), runs.Run("plot", {}, {})
+    (chart,) = kinds.kind("self-bleu").charts(Asked([str(path)], [], run, 0))
+    said = [one["response"] for one in once] + ["one two"]
+    assert chart.series[0].points[0].y == pytest.approx(self_bleu([str(text) for text in said]))
+    assert run.skipped == {"answers that are there twice, as their prompt is": 3}
 
 
 def test_self_bleu_by_kind_and_temperature(files: dict[str, list[Path]]) -> None:

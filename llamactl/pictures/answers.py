@@ -37,6 +37,8 @@ class Drawing(msgspec.Struct):
     """How a Sample was drawn, as far as it matters here."""
 
     temperature: float
+    seed: int | None = None
+    index: int | None = None
 
 
 class DrawnSample(Sample, kw_only=True):
@@ -118,12 +120,19 @@ def likeness(asked: Asked) -> list[Chart]:
     said: dict[tuple[str, str], dict[float, dict[bytes, list[str]]]] = defaultdict(
         lambda: defaultdict(lambda: defaultdict(list))
     )
+    draws: set[tuple[object, ...]] = set()  # an index is drawn once, and the same wherever its prompt is asked
     for found in jsonl.read(asked.paths, DrawnSample, refuse=asked.refusing(SAMPLES)):
         one = found.record
         if not one.response.strip():
             asked.run.skipped["answers without a text"] += 1
             continue
-        said[one.model, _kind(found.raw)][one.sampling.temperature][prompt_key(one.messages)].append(one.response)
+        who, drawn, prompt = (one.model, _kind(found.raw)), one.sampling, prompt_key(one.messages)
+        draw = who, drawn.temperature, prompt, drawn.seed, drawn.index, one.response
+        if drawn.index is not None and draw in draws:
+            asked.run.skipped["answers that are there twice, as their prompt is"] += 1
+            continue
+        draws.add(draw)
+        said[who][drawn.temperature][prompt].append(one.response)
     names = named((model for model, _ in said), asked.labels, "models")
     series: list[Series] = []
     sizes: set[int] = set()

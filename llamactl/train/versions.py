@@ -39,7 +39,7 @@ class Versions:
             self._save(place)
             return
         with files.whole_directory(place) as filling:
-            self._training.run.write(filling, self._save(filling), version=iteration)
+            self._training.run.write(filling, self._save(filling), iteration=iteration)
 
     def take_back(self, model: Llama, iteration: int) -> None:
         """Have the model's weights be those of that version."""

@@ -74,6 +74,11 @@ def folders() -> list[Path]:
     return [beside]
 
 
+def files(name: str) -> list[Path]:
+    """Where a kernel may be kept."""
+    return [folder / f"{name}-{digest()}.o" for folder in folders()]
+
+
 def writable(folder: Path) -> bool:
     """Whether it is there, or can be made, to be written to."""
     with suppress(OSError):
@@ -87,19 +92,18 @@ def kernel(name: str) -> Kernel | None:
 
     Without one each process would have to make it anew.
     """
-    file = f"{name}-{digest()}.o"
-    for place in folders():
+    for path in files(name):
         with suppress(OSError):
-            if code := whole((place / file).read_bytes()):
+            if code := whole(path.read_bytes()):
                 return loaded(name, code)
-    where = next(filter(writable, folders()), None)
-    if where is None:
+    kept = next((path for path in files(name) if writable(path.parent)), None)
+    if kept is None:
         return None
     with tempfile.TemporaryDirectory() as made:
         code = compiled_apart(name, Path(made))
-    with suppress(OSError), tempfile.TemporaryDirectory(dir=where) as partial:  # it is there, if not kept
-        (Path(partial) / file).write_bytes(sha256(code).digest() + code)
-        (Path(partial) / file).replace(where / file)
+    with suppress(OSError), tempfile.TemporaryDirectory(dir=kept.parent) as partial:  # it is there, if not kept
+        (Path(partial) / kept.name).write_bytes(sha256(code).digest() + code)
+        (Path(partial) / kept.name).replace(kept)
     return loaded(name, code)
 
 
@@ -177,7 +181,7 @@ def compiled(name: str) -> bytes:
 class Making(threading.Thread):
     """Kernels in the making. A process that ends before waits for it, and the next one finds them made.
 
-    ``what`` they do is said where it takes long, or fails.
+    ``what`` they do is said where it takes long, or fails. What is kept is waited for: runs begin with it alike.
     """
 
     def __init__(self, what: str, names: Sequence[str]) -> None:
@@ -185,6 +189,8 @@ class Making(threading.Thread):
         self.what, self.names = what, names
         self.made: list[Kernel] | None = None
         self.start()
+        if all(any(path.exists() for path in files(name)) for name in names):
+            self.join()
 
     def run(self) -> None:
         told = threading.Timer(LONG, ui.note, [f"compiling {self.what}, once for this machine: up to a minute"])
