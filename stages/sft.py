@@ -166,7 +166,7 @@ def sft(
                     bar.advance(0, eval=f"{measured['eval_loss']:.3f}")
                 bar.advance(1, loss=f"{step.loss:.3f}", **{"tok/s": ui.count(step.tokens_per_second)})
         samples = (training.step + training.refused) * plan.batch_size
-        run.done.update(tokens=training.step * plan.targets, samples=samples, learned=packs.targets(0, samples))
+        run.done.update(tokens=packs.seen(0, samples), samples=samples, learned=packs.targets(0, samples))
         run.facts |= {
             "job": job.facts(), "save_seconds": round(training.stalled, 3),
             "epochs": round(samples / len(packs.packs), 4), "examples": len(packs.examples),

@@ -57,6 +57,12 @@ def test_best_fit_is_best_fit() -> None:
     assert best_fit([10, 10], 10) == [[0], [1]]
 
 
+def test_padding_is_not_counted_as_tokens() -> None:
+    lengths = mixed(40)
+    packs = Packs(made(lengths), CONFIG.context, 0, True)
+    assert packs.seen(0, 2 * len(packs)) == 2 * sum(lengths)
+
+
 # -- sequences
 
 

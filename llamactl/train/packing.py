@@ -166,6 +166,11 @@ class Packs:
         """How many tokens of these samples carry loss."""
         return self.weight(self.pack(index) for index in range(start, start + size))
 
+    def seen(self, start: int, size: int) -> int:
+        """How many tokens these samples have, padding not among them."""
+        packs = (self.packs[self.pack(index)] for index in range(start, start + size))
+        return sum(len(self.examples[number][0]) for pack in packs for number in pack)
+
     def __len__(self) -> int:
         return len(self.packs)
 
