@@ -1,18 +1,19 @@
 """The command: one line a stage, in the paper's order. The only module that knows the stages."""
 
 import functools
+import math
 import os
 import signal
 import sys
 import traceback
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
 
 from llamactl import __version__, ui
-from llamactl.errors import Fault, Interrupted, ReaderGone
+from llamactl.errors import Fault, Interrupted, Misuse, ReaderGone
 from stages.carbon import carbon
 from stages.chat import chat
 from stages.convert import convert
@@ -68,9 +69,10 @@ def guarded(command: Callable[..., None]) -> Callable[..., None]:
     @functools.wraps(command)
     def run(*arguments: Any, **options: Any) -> None:
         try:
+            _check_numbers(options)
             command(*arguments, **options)
         except Fault as fault:
-            _end(f"llamactl: {ui.speaker()}{fault}", Fault.status)
+            _end(f"llamactl: {ui.speaker()}{fault}", fault.status)
         except Interrupted as stop:
             _end(f"llamactl: {stop}" if ui.first_rank() else "", Interrupted.status)
         except ReaderGone:
@@ -83,6 +85,14 @@ def guarded(command: Callable[..., None]) -> Callable[..., None]:
             _end(f"llamactl: {ui.speaker()}{where}: {what}; mend that and run the same command again", 1)
 
     return run
+
+
+def _check_numbers(options: Mapping[str, Any]) -> None:
+    """Raise Misuse for a number that is none, or without end: no flag takes one, and JSON has no word for it."""
+    for name, value in options.items():
+        for one in value if isinstance(value, list | tuple) else [value]:
+            if isinstance(one, float) and not math.isfinite(one):
+                raise Misuse(f"--{name.replace('_', '-')}", f"is {one}", "give a finite number")
 
 
 def _end(line: str, status: int) -> None:

@@ -1,7 +1,8 @@
 """What ends a run, and with which exit status.
 
-0 done; 1 a ``Fault``, in one line; 2 usage; 75 (EX_TEMPFAIL) ``Interrupted`` after saving, run me again; 130 Ctrl-C;
-141 ``ReaderGone``, the reader of our stdout has left. Anything else is a bug of ours and shows its traceback.
+0 done; 1 a ``Fault``, in one line; 2 usage, a ``Misuse`` or what typer finds; 75 (EX_TEMPFAIL) ``Interrupted`` after
+saving, run me again; 130 Ctrl-C; 141 ``ReaderGone``, the reader of our stdout has left. Anything else is a bug of ours
+and shows its traceback.
 """
 
 
@@ -18,7 +19,13 @@ class Fault(Exception):
         super().__init__(f"{subject}: {problem}" + (f"; {remedy}" if remedy else ""))
 
     def __reduce__(self) -> tuple[type["Fault"], tuple[str, str, str]]:
-        return Fault, (self.subject, self.problem, self.remedy)  # a worker process can hand one back
+        return type(self), (self.subject, self.problem, self.remedy)  # a worker process can hand one back
+
+
+class Misuse(Fault):
+    """A command line that nobody can mean, whatever its files hold."""
+
+    status = 2
 
 
 class Interrupted(Exception):

@@ -793,6 +793,33 @@ def test_a_bad_input_is_one_line_and_leaves_nothing(
     assert "; " in line or name in SAYS_ENOUGH, f"it does not say what to do: {line}"
 
 
+@pytest.mark.parametrize(
+    "flags",
+    [
+        ["generate", "model", "--temperature", "inf"],
+        ["generate", "model", "--temperature", "nan"],
+        ["reject-sample", "model", "--helpfulness", "rm", "--temperature", "1", "--temperature", "inf"],
+        ["generate", "model", "--cache-memory", "inf"],
+        ["sft", "model", "d.jsonl", "--lr", "inf"],
+        ["sft", "model", "d.jsonl", "--epochs", "nan"],
+        ["ppo", "model", "d.jsonl", "--helpfulness", "rm", "--kl-stop", "nan"],
+    ],
+    ids=" ".join,
+)
+def test_a_number_without_end_is_no_number(command: Run, flags: list[str]) -> None:
+    ended = command(*flags)
+    assert ended.status == 2
+    assert flags[-2] in ended.stderr and "Traceback" not in ended.stderr
+
+
+def test_numbers_are_called_as_their_flags_are() -> None:
+    """So that one without end can be named by its parameter; the exceptions are texts and integers."""
+    for _, sub in commands():
+        for one in sub.params:
+            if one.param_type_name == "option" and one.name not in ("from_", "k", "kept", "licence"):
+                assert f"--{one.name.replace('_', '-')}" in one.opts
+
+
 def test_ids_beyond_the_model_are_found_while_training(given: Given, command: Run) -> None:
     """By a shards directory that is sound but for its ids; the training is left unfinished, and says why."""
     shards = given.shards_of(*[5] * 100, 9999, *[5] * 100)
