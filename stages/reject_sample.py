@@ -61,7 +61,7 @@ def reject_sample(
 
     from llamactl import hardware, ui
     from llamactl.align import rejection
-    from llamactl.align.choice import OWN, Choice
+    from llamactl.align.choice import Choice
     from llamactl.align.judges import Judges
     from llamactl.align.rejection import Draw
     from llamactl.artifacts import files, journal, jsonl, manifest
@@ -116,7 +116,7 @@ def reject_sample(
         try:
             one = asking.asked(found, tokenizer, config.context, allow_tags)
             judges.check(found)
-            asked.append((found, one._replace(raw={key: one.raw[key] for key in one.raw if key not in OWN})))
+            asked.append((found, one))
         except Fault as fault:
             run.refuse(fault)
     keys = {prompt_key(found.record.messages) for found, _ in asked}

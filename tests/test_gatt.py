@@ -293,6 +293,7 @@ def test_what_is_no_dialogue_is_refused(how: How, raw: dict[str, Any], said: str
 
 def test_a_sample_is_a_dialogue_without_what_was_said_of_its_response(how: How) -> None:
     sample = {"messages": turns("a?", "A.", "b?"), "response": "B.", "scores": {"helpfulness": 1.0}, "id": 3, "x": 1}
+    sample |= {"log_probs": [-1.0], "likert": 7, "pre_prompt": "Be kind.", "before": {"response": "A."}}
     play = Play(found(sample), ACT, how)
     says(play, "C")
     says(play, "D")

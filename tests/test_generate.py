@@ -721,6 +721,18 @@ def test_samples_have_the_fields_of_the_contract(generate: Run, restless: Path) 
         assert "</s>" not in sample["response"]
 
 
+def test_of_an_earlier_answer_nothing_is_left(generate: Run) -> None:
+    """A new one is described by nothing that was said of it; what no stage has written stays."""
+    said = {
+        "response": "B.", "scores": {"helpfulness": 9.0}, "reward": 9.0, "rank": 1, "k": 4, "model_sha256": "0",
+        "reward_sha256": {"helpfulness": "0"}, "pool": "p", "log_probs": [-1.0], "likert": 7, "pre_prompt": "Be kind.",
+        "before": {"response": "A."},
+    }  # fmt: skip
+    (fresh,) = lines(generate("--max-new-tokens", 5, asked=[CHAT | {"label": "x", "safety": True}]).stdout)
+    (again,) = lines(generate("--max-new-tokens", 5, asked=[CHAT | said | {"label": "x", "safety": True}]).stdout)
+    assert again == fresh
+
+
 def test_prompts_come_from_stdin_files_and_the_command_line(
     llamactl: Command, generate: Run, restless: Path, tmp_path: Path
 ) -> None:

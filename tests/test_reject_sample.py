@@ -271,7 +271,8 @@ def test_what_can_be_learned_is_what_comes_out(ask: Run, tmp_path: Path, command
 def test_a_prompt_that_was_through_a_round_is_asked_as_it_was(ask: Run, tmp_path: Path) -> None:
     """The fields of the earlier round's sample are not those of this one's."""
     first, _ = ask("-k", 2)
-    stained = [{**one, "pool": "an earlier one", "scores": {"style": 1.0}} for one in first]
+    old = {"pool": "an earlier one", "scores": {"style": 1.0}, "log_probs": [-1.0], "likert": 7, "before": {}}
+    stained = [{**one, **old} for one in first]
     again, _ = ask("-k", 2, asked=written(tmp_path / "again.jsonl", stained))
     assert again == first
 

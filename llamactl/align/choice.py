@@ -22,21 +22,6 @@ from llamactl.text.refusals import refuses
 
 HELPFULNESS, SAFETY = "helpfulness", "safety"
 
-# What a round writes into a Sample: a prompt that has been through one before is asked without it.
-OWN = {
-    "response",
-    "sampling",
-    "model",
-    "model_sha256",
-    "finish",
-    "scores",
-    "reward",
-    "rank",
-    "k",
-    "reward_sha256",
-    "pool",
-}
-
 
 class Candidate(NamedTuple):
     """An answer that may be kept, as a Sample; ``scores`` are what the same models have given it before."""

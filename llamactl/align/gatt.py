@@ -15,9 +15,8 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from itertools import islice
 from typing import Any, NamedTuple
 
-from llamactl.align.choice import OWN
 from llamactl.artifacts.jsonl import Found
-from llamactl.artifacts.records import Dialogue, Message, Sample
+from llamactl.artifacts.records import Dialogue, Message, Sample, unanswered
 from llamactl.errors import Fault
 from llamactl.text import constraints, dialogue
 from llamactl.text.constraints import Constraint, Instruction
@@ -77,7 +76,7 @@ class Play:
             raise Fault(f"{found.where}: {FIELD}", problem, "give the dialogues that it was made from")
         dialogue.check(found.record.turns, found.where, how.allow_tags)
         self.instruction, self.how, self.where = instruction, how, found.where
-        self.raw = {key: value for key, value in found.raw.items() if key not in OWN}
+        self.raw = unanswered(found.raw)
         messages = [*found.raw["messages"]]
         if isinstance(found.record, Sample):
             messages.append(_said("assistant", found.record.response))

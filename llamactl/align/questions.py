@@ -3,10 +3,9 @@
 from collections.abc import Mapping
 from typing import Any, NamedTuple
 
-from llamactl.align.choice import OWN
 from llamactl.align.preprompts import GENERIC, TAILORED, known, under
 from llamactl.artifacts.jsonl import Found
-from llamactl.artifacts.records import Prompt, Sample
+from llamactl.artifacts.records import Prompt, Sample, unanswered
 from llamactl.text import asking, dialogue
 from llamactl.text.asking import Asked
 from llamactl.text.tokenizer import Tokenizer
@@ -80,4 +79,4 @@ def unchanged(found: Found[Any], tokenizer: Tokenizer, context: int, allow_tags:
 
 def _prompt(found: Found[Any]) -> Found[Any]:
     """A record without what an earlier stage has answered."""
-    return found._replace(raw={name: value for name, value in found.raw.items() if name not in OWN})
+    return found._replace(raw=unanswered(found.raw))

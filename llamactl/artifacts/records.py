@@ -75,6 +75,19 @@ class Sample(Prompt, kw_only=True):
         return [*self.messages, Message(role="assistant", content=self.response)]
 
 
+# What stages write of an answer, and people's rating of it: a new answer in its place is described by none of it.
+OF_AN_ANSWER = {
+    "response", "sampling", "model", "model_sha256", "finish", "log_probs", "scores", "likert",  # of any
+    "reward", "rank", "k", "reward_sha256", "pool",  # of rejection sampling
+    "pre_prompt", "before",  # of safety distillation
+}  # fmt: skip
+
+
+def unanswered(raw: Mapping[str, Any]) -> dict[str, Any]:
+    """A record without an earlier answer, and without what was said of that; what no stage knows stays."""
+    return {name: value for name, value in raw.items() if name not in OF_AN_ANSWER}
+
+
 def to_last_question(turns: Sequence[Message]) -> list[Message]:
     """Up to the last turn of the user; nothing where there is none."""
     last = max((number for number, turn in enumerate(turns) if turn.role == "user"), default=-1)

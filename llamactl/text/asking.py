@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from llamactl.artifacts.jsonl import Found
-from llamactl.artifacts.records import Document, Prompt
+from llamactl.artifacts.records import Document, Prompt, unanswered
 from llamactl.errors import Fault
 from llamactl.text import dialogue
 from llamactl.text.tokenizer import BOS, EOS, Tokenizer
@@ -46,13 +46,13 @@ def document(text: str) -> Found[Prompt | Document]:
 
 
 def asked(found: Found[Any], tokenizer: Tokenizer, context: int, allow_tags: bool) -> Asked:
-    """A record ready to be answered; raises Fault, with its place, where it cannot be."""
-    record = found.record
+    """A record ready to be answered, without an earlier answer; raises Fault, with its place, where it cannot be."""
+    record, raw = found.record, unanswered(found.raw)
     if isinstance(record, Document):
-        one, field = Asked(found.raw, [BOS, *tokenizer.encode(record.text)], record.text), "text"
+        one, field = Asked(raw, [BOS, *tokenizer.encode(record.text)], record.text), "text"
     else:
         dialogue.check_prompt(record.messages, found.where, allow_tags)
-        one, field = Asked(found.raw, dialogue.encode(record.messages, tokenizer).ids, None), "messages"
+        one, field = Asked(raw, dialogue.encode(record.messages, tokenizer).ids, None), "messages"
     if len(one.ids) >= context:
         problem = f"is {len(one.ids):,} tokens long, the model's context {context:,}: no room for an answer"
         raise Fault(f"{found.where}: {field}" if ":" in found.where else found.where, problem, "shorten it")
