@@ -111,16 +111,21 @@ def reject_sample(
     most = None if kept == "all" else 1 if kept == "best" else int(kept)
     choice = Choice(judges, {name: digests[name] for name in places}, most)
 
-    asked: list[tuple[jsonl.Found[Prompt], asking.Asked]] = []
+    asked: list[tuple[jsonl.Found[Prompt], asking.Asked, bool]] = []  # and whether it is the first to ask this
+    keys: set[bytes] = set()
     for found in jsonl.read(names, Prompt, shard=shard, refuse=run.refuse):
         try:
             one = asking.asked(found, tokenizer, config.context, allow_tags)
             judges.check(found)
-            asked.append((found, one))
         except Fault as fault:
             run.refuse(fault)
-    keys = {prompt_key(found.record.messages) for found, _ in asked}
-    if not safety and (tagged := sum(found.record.safety for found, _ in asked)):
+            continue
+        key = prompt_key(found.record.messages)
+        asked.append((found, one, key not in keys))
+        keys.add(key)
+    if pool and (again := len(asked) - len(keys)):
+        run.noted["prompts asked again, whose pool samples are in the choice for the first"] = again
+    if not safety and (tagged := sum(found.record.safety for found, *_ in asked)):
         run.noted["prompts tagged safety, where helpfulness alone decides"] = tagged
     if report:
         files.make_room(report)
@@ -133,11 +138,11 @@ def reject_sample(
     sampling = Sampling(top_p, top_k, max_new_tokens, seed)
     memory = None if cache_memory is None else int(cache_memory * hardware.GIB)
 
-    def rounds(some: Sequence[tuple[jsonl.Found[Prompt], asking.Asked]]) -> Iterator[tuple[int, Any]]:
+    def rounds(some: Sequence[tuple[jsonl.Found[Prompt], asking.Asked, bool]]) -> Iterator[tuple[int, Any]]:
         """Of each prompt, as its answers are there, those that are kept, and what is to be said of all."""
-        requests = (sampler.Request(one.ids, temperatures) for _, one in some)
+        requests = (sampler.Request(one.ids, temperatures) for _, one, _ in some)
         for place, answers in sampler.finished(network, requests, sampling, memory):
-            found, one = some[place]
+            found, one, first = some[place]
             drawn = []
             for index, answer in enumerate(answers):
                 sample = one.sampled(
@@ -145,7 +150,7 @@ def reject_sample(
                     temperature=temperatures[index], top_p=top_p, top_k=top_k, seed=seed, index=index,
                 )  # fmt: skip
                 drawn.append((sample | {"k": k, "model_sha256": digests["model"]}, len(answer.ids)))
-            best, draw = choice.best(found, drawn)
+            best, draw = choice.best(found, drawn, pooled=first)
             yield place, (best, draw._asdict())
 
     with parallel.joined(target, tensor_parallel, stops=False) as job:

@@ -392,6 +392,19 @@ def test_a_pool_is_scored_anew_by_other_models_and_not_by_the_same(
     assert sum("pool" in one for one in changed) == len(earlier)
 
 
+def test_a_prompt_asked_twice_has_the_pool_in_its_choice_once(
+    ask: Run, pool: tuple[Path, list[dict[str, Any]]], tmp_path: Path
+) -> None:
+    path, earlier = pool
+    twice = written(tmp_path / "twice.jsonl", [ASKED[0], {**ASKED[0], "id": 9}, *ASKED[1:]])
+    found, said = ask("-k", 2, "--pool", path, "--keep", "all", asked=twice)
+    old = [one for one in found if "pool" in one]
+    assert len(old) == len(earlier)
+    assert len({(one["id"], one["sampling"]["index"]) for one in old}) == len(old)
+    assert {one["id"] for one in found} == {0, 1, 2, 3, 4, 9}
+    assert "1 prompts asked again, whose pool samples are in the choice for the first" in said
+
+
 @pytest.mark.parametrize("lacking", ["reward_sha256", "scores"])
 def test_a_pool_of_samples_that_nobody_has_scored(
     ask: Run, pool: tuple[Path, list[dict[str, Any]]], lacking: str

@@ -67,13 +67,13 @@ class Choice:
         return not as_scored
 
     def best(
-        self, prompt: Found[Prompt], drawn: Sequence[tuple[Mapping[str, Any], int]]
+        self, prompt: Found[Prompt], drawn: Sequence[tuple[Mapping[str, Any], int]], pooled: bool = True
     ) -> tuple[list[dict[str, Any]], Draw]:
         """The answers to a prompt that are kept, the best first, and what is to be said of the new ones.
 
         ``drawn`` are the new ones, as Samples, with their lengths in tokens. One that cannot be judged, or cannot be
         learned from for the chat format's tags in it, is not kept. Of equal ones the new one is first, then the lower
-        index.
+        index. Samples of earlier rounds are in the choice where ``pooled``, which is to be so once a prompt.
         """
         key, tagged = prompt_key(prompt.record.messages), prompt.record.safety
         candidates: dict[int, Candidate] = {}  # new ones, by index; then those of earlier rounds
@@ -86,7 +86,7 @@ class Choice:
             except Fault as fault:
                 refused.append((fault.subject, fault.problem))
         new = len(drawn)
-        candidates |= dict(enumerate(self._pool.get(key, ()), start=new))
+        candidates |= dict(enumerate(self._pool.get(key, ()) if pooled else (), start=new))
         rewarded = dict(zip(candidates, self._rewarded(list(candidates.values()), tagged), strict=True))
         texts = [raw["response"].strip() for raw, _ in drawn]
         said = [index for index, one in candidates.items() if one.raw["response"].strip()]
