@@ -111,7 +111,7 @@ held="$demo/questions-held-out.jsonl"
     awk 'NR % 12 == 1 && NR <= 2880' >"$demo/questions-asked.jsonl"
 [ -e "$demo/chat-v2/run.json" ] || llamactl reject-sample "$demo/chat" "$demo/questions-asked.jsonl" -k 8 \
     --temperature 0.7 --temperature 1 --max-new-tokens 40 --helpfulness "$demo/helpful-rm" --safety "$demo/safe-rm" \
-    --report "$demo/round.json" |
+    --report "$demo/round.json" --overwrite |
     llamactl sft "$demo/chat" --batch-size 16 --epochs 2 --lr 3e-4 --precision fp32 -o "$demo/chat-v2" >&2
 
 say "12/12 PPO on top of it: 8 iterations of 64 answers, the best of them kept"

@@ -91,7 +91,7 @@ def distill_safety(
     from llamactl.align.judges import Judges
     from llamactl.align.preprompts import Templates
     from llamactl.align.questions import Question, RiskyPrompt, RiskySample
-    from llamactl.artifacts import files, journal, jsonl, manifest
+    from llamactl.artifacts import journal, jsonl
     from llamactl.artifacts.run import Run
     from llamactl.errors import Fault
     from llamactl.model import device as devices
@@ -121,10 +121,9 @@ def distill_safety(
     run = Run(
         "distill-safety", settings,
         {"model": [model], "safety": [safety], "templates": wordings, "prompts": names}, out,
+        aside={"--report": report},
     )  # fmt: skip
-    if out and run.already_made(announce=False):
-        if report:
-            files.write_json(report, manifest.load(manifest.beside(out))["report"])
+    if run.already_made(announce=False):
         return
     target = devices.chosen(device)
     run.use(devices.title(target), devices.gpus(target))
@@ -144,8 +143,6 @@ def distill_safety(
             continue
         run.noted.update(one.notes)
         asked.append(one)
-    if report:
-        files.make_room(report)
     if problem := dialogue.stranger(model):
         ui.warn(f"{model}: {problem}")
     sampling = Sampling(top_p, top_k, max_new_tokens, seed)
@@ -189,8 +186,7 @@ def distill_safety(
             return
         trials = [Trial(**facts) for facts in through.facts if facts]
         run.facts["report"] = made = distillation.report(trials, seed)
-    if report:
-        files.write_json(report, made)
+    run.write_report()
     for title, rows, header in distillation.tables(made):
         ui.note("")
         ui.table(title, rows, header)

@@ -60,7 +60,7 @@ def gatt(
 
     from llamactl import bootstrap, hardware, ui
     from llamactl.align.gatt import FIELD
-    from llamactl.artifacts import files, jsonl
+    from llamactl.artifacts import jsonl
     from llamactl.artifacts.records import Dialogue, Score
     from llamactl.artifacts.run import Run
     from llamactl.errors import Fault
@@ -80,7 +80,6 @@ def gatt(
     from llamactl.text.tokenizer import Tokenizer
 
     names, beside = data or [jsonl.STDIN], {"--samples": samples, "--attention": attention, "--plot": plot}
-    wanted = {flag: path for flag, path in beside.items() if path}
     form = picture.form(plot) if plot else ""
     shapes = {model: Llama.described(model) for model in models}
     if len({model.resolve() for model in models}) < len(models):
@@ -94,14 +93,12 @@ def gatt(
     }
     settings = {name: value for name, value in settings.items() if name not in ("samples", "plot")}
     lists = {"constraints": [constraints] if constraints else [], "unseen": [unseen] if unseen else []}
-    run = Run("eval gatt", settings, {"models": models, "data": names, **lists}, out)
+    run = Run("eval gatt", settings, {"models": models, "data": names, **lists}, out, aside=beside)
     if run.already_made(announce=False):
-        for flag, path in wanted.items():
+        for flag, path in run.aside.items():
             if not path.exists():
                 raise Fault(path, f"is not there, and {out} was made without it", f"--overwrite to measure with {flag}")
         return
-    for path in wanted.values():
-        files.make_room(path)
     target = devices.chosen(device)
     run.use(devices.title(target), devices.gpus(target))
     sampling = Sampling(top_p, top_k, max_new_tokens, seed)
@@ -174,30 +171,33 @@ def gatt(
         measurements[str(model)] = [*measuring.measured(conversations, seed)]
         if looked:
             measurements[str(model)] += attending.measured(looked[model].curve, seed)
-    if samples:
-        with files.whole_file(samples) as stream, jsonl.compressed(stream, samples.name) as packed:
-            for model, conversations in talks.items():
-                for one in conversations:
-                    jsonl.Writer(packed).write(one.record(str(model)))
-    if looked:
-        names_of = named([str(model) for model in models], [], "models")
-        told = {names_of[str(model)]: (looked[model], talks[model]) for model in models}
-        drawing = attending.data(told, shown[0], seed)
-        if attention:
-            with files.whole_file(attention) as stream:
-                stream.write(orjson.dumps(drawing, default=to_builtins, option=orjson.OPT_APPEND_NEWLINE))
-        if plot:
-            with files.whole_file(plot) as stream:
-                stream.write(picture.drawn(drawing, form))
     how = f"a turn is a message of the user and its answer; instruction in the {place} message of turn 1, half terse; "
     how += "greedy" if temperature == 0 else f"temperature {temperature:g}, top-p {top_p:g}, top-k {top_k}"
     how += f", at most {max_new_tokens} new tokens, until turn {turns} or the context is full; "
     how += f"bootstrap of {bootstrap.RESAMPLES:,} resamples by dialogue, seed {seed}"
-    with run.records() as writer:
-        for name, several in measurements.items():
-            for measured in several:
-                facts = {"model": name, "shots": 0, "prompt_sha256": digest, "scoring": how, **measured._asdict()}
-                writer.write(Score(task="gatt", **facts))
+    with (  # which have their names when the Scores have theirs: a run that is killed finds nothing in its way
+        run.side("--samples") as said,
+        run.side("--attention") as numbers,
+        run.side("--plot") as figure,
+    ):
+        if said and samples:
+            with jsonl.compressed(said, samples.name) as packed:
+                for model, conversations in talks.items():
+                    for one in conversations:
+                        jsonl.Writer(packed).write(one.record(str(model)))
+        if looked:
+            names_of = named([str(model) for model in models], [], "models")
+            told = {names_of[str(model)]: (looked[model], talks[model]) for model in models}
+            drawing = attending.data(told, shown[0], seed)
+            if numbers:
+                numbers.write(orjson.dumps(drawing, default=to_builtins, option=orjson.OPT_APPEND_NEWLINE))
+            if figure:
+                figure.write(picture.drawn(drawing, form))
+        with run.records() as writer:
+            for name, several in measurements.items():
+                for measured in several:
+                    facts = {"model": name, "shots": 0, "prompt_sha256": digest, "scoring": how, **measured._asdict()}
+                    writer.write(Score(task="gatt", **facts))
     for title, rows, header in tables(measurements):
         ui.note("")
         ui.table(title, rows, header)

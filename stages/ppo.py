@@ -167,7 +167,7 @@ def ppo(
     }  # fmt: skip
     planned = {"device", "devices", "mfu", "micro_batch", "activation_checkpointing", "tensor_parallel", "replicas"}
     settings = {name: value for name, value in settings.items() if name not in planned | {"compile", "offload"}}
-    run = Run("ppo", settings | {"kl": beta}, inputs, out, verify and not dry_run)
+    run = Run("ppo", settings | {"kl": beta}, inputs, out, verify and not dry_run, directory=True)
     if not dry_run and run.already_made():
         return
     same = all(one["sha256"] == run.inputs[0]["sha256"] for one in run.inputs if one["as"] == "reference")

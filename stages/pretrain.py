@@ -126,7 +126,7 @@ def pretrain(
     from llamactl.train.training import Training
     from llamactl.train.verify import resume_is_exact
 
-    run = Run("pretrain", settings, {"data": [path for path, _ in places]}, out, verify)
+    run = Run("pretrain", settings, {"data": [path for path, _ in places]}, out, verify, directory=True)
     if not verify_resume and run.already_made():
         return
     target = machine.chosen(device)

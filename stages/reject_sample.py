@@ -64,7 +64,7 @@ def reject_sample(
     from llamactl.align.choice import Choice
     from llamactl.align.judges import Judges
     from llamactl.align.rejection import Draw
-    from llamactl.artifacts import files, journal, jsonl, manifest
+    from llamactl.artifacts import journal, jsonl
     from llamactl.artifacts.records import Prompt, Sample
     from llamactl.artifacts.run import Run
     from llamactl.errors import Fault
@@ -99,10 +99,9 @@ def reject_sample(
     run = Run(
         "reject-sample", settings,
         {"model": [model], **{name: [place] for name, place in places.items()}, "pool": pool, "prompts": names}, out,
+        aside={"--report": report},
     )  # fmt: skip
-    if out and run.already_made(announce=False):
-        if report:
-            files.write_json(report, manifest.load(manifest.beside(out))["report"])
+    if run.already_made(announce=False):
         return
     target = devices.chosen(device)
     run.use(devices.title(target), devices.gpus(target))
@@ -127,8 +126,6 @@ def reject_sample(
         run.noted["prompts asked again, whose pool samples are in the choice for the first"] = again
     if not safety and (tagged := sum(found.record.safety for found, *_ in asked)):
         run.noted["prompts tagged safety, where helpfulness alone decides"] = tagged
-    if report:
-        files.make_room(report)
     if problem := dialogue.stranger(model):
         ui.warn(f"{model}: {problem}")
     temperatures = tuple(temperature[index % len(temperature)] for index in range(k))
@@ -179,8 +176,7 @@ def reject_sample(
                 return
             draws = [Draw(**facts) for facts in through.facts]
             run.facts["report"] = made = rejection.report(draws, temperatures, seed)
-    if report:
-        files.write_json(report, made)
+    run.write_report()
     for title, rows, header in rejection.tables(made):
         ui.note("")
         ui.table(title, rows, header)

@@ -123,7 +123,7 @@ def rm_train(
     inputs: dict[str, list[str | Path]] = {
         "model": [model], "comparisons": [*names], "mix": [*others], "eval": [eval] if eval else [],
     }  # fmt: skip
-    run = Run("rm-train", settings, inputs, out, verify and not dry_run)
+    run = Run("rm-train", settings, inputs, out, verify and not dry_run, directory=True)
 
     how = Judging(shape.context, truncate, allow_tags)
     everything = data.Comparisons(tokenizer, how, reward.MARGINS[margin], SAFE, run, max_line)

@@ -108,7 +108,7 @@ def sft(
         return packing.Packs(examples, shape.context, seed, document_mask)
 
     inputs: dict[str, list[str | Path]] = {"model": [model], "dialogues": [*names], "eval": [eval] if eval else []}
-    run = Run("sft", settings, inputs, out, verify and not dry_run)
+    run = Run("sft", settings, inputs, out, verify and not dry_run, directory=True)
     packs, evaluation = packed(names, run), packed([str(eval)], run) if eval else None
     plan = schedule.planned(
         shape.context, Size(shape, 0.0, 2e-5, 64), lr=lr, warmup=warmup, steps=steps, tokens=tokens,

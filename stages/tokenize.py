@@ -42,7 +42,7 @@ def tokenize(
     from llamactl.text.tokenizer import Tokenizer
 
     names, passed_over = texts.files(corpus)
-    run = Run("tokenize", settings, {"corpus": names, "tokenizer": [tokenizer]}, out)
+    run = Run("tokenize", settings, {"corpus": names, "tokenizer": [tokenizer]}, out, directory=True)
     run.skipped.update(passed_over)
     mark = shards.part_name(shard) if shard.count > 1 else None
     if run.already_made(mark):

@@ -763,6 +763,14 @@ BAD: dict[str, tuple[Callable[..., list[object]], str, *tuple[str, ...]]] = {
         lambda g: ["train-tokenizer", g.corpus, "-o", g.file("mine", "precious")],
         "mine: exists, and not by llamactl",
     ),
+    "a file where shards are to be": (
+        lambda g: [*g.tokenize(g.corpus), "-o", g.file("mine", "precious")],
+        "mine: is a file, and a directory is to be made; name another -o",
+    ),
+    "a file where a model is to be": (
+        lambda g: [*g.pretrain(g.shards), "-o", g.file("mine", "precious"), "--overwrite"],
+        "mine: is a file, and a directory is to be made; name another -o",
+    ),
     "place where no file can be": (
         lambda g: ["train-tokenizer", g.corpus, "-o", "/proc/out", "--vocab-size", 450],
         "/proc/",
@@ -791,6 +799,43 @@ def test_a_bad_input_is_one_line_and_leaves_nothing(
         assert word in line
     assert tree(given.tmp) == before
     assert "; " in line or name in SAYS_ENOUGH, f"it does not say what to do: {line}"
+
+
+def documents(given: Given) -> Path:
+    return given.file("d.jsonl", '{"text": "a b"}\n')
+
+
+def dialogues(given: Given) -> Path:
+    return given.file("d.jsonl", '{"messages":[{"role":"user","content":"a"},{"role":"assistant","content":"b"}]}\n')
+
+
+READ_AND_WRITTEN: dict[str, Callable[[Given], list[object]]] = {
+    "a file": lambda g: ["convert", documents(g), "--to", "documents", "-o", g.tmp / "d.jsonl"],
+    "by another spelling": lambda g: ["generate", g.model, documents(g), "-o", g.tmp / ".." / g.tmp.name / "d.jsonl"],
+    "by a link": lambda g: ["generate", g.model, linked(documents(g)), "-o", g.tmp / "d.jsonl"],
+    "a file for a directory": lambda g: ["sft", g.model, dialogues(g), "-o", g.tmp / "d.jsonl"],
+    "a directory": lambda g: ["sft", g.copy(g.model), dialogues(g), "-o", g.tmp / "copy"],
+    "a file in a directory": lambda g: ["tokenize", documents(g), "--tokenizer", g.tokenizer, "-o", g.tmp],
+    "a manifest": lambda g: ["convert", documents(g).rename(g.tmp / "d.run.json"), "-o", g.tmp / "d"],
+}
+
+
+def linked(path: Path) -> Path:
+    link = path.with_name("link.jsonl")
+    link.symlink_to(path)
+    return link
+
+
+@pytest.mark.parametrize("overwrite", [True, False])
+@pytest.mark.parametrize("name", READ_AND_WRITTEN)
+def test_what_is_read_is_not_written(given: Given, command: Run, name: str, overwrite: bool) -> None:
+    arguments = READ_AND_WRITTEN[name](given)
+    before = tree(given.tmp)
+    ended = command(*arguments, *["--overwrite"] * overwrite)
+    assert (ended.status, ended.stdout) == (2, "")
+    (line,) = ended.stderr.splitlines()
+    assert "read" in line and "replace" in line and line.endswith("; name another -o")
+    assert tree(given.tmp) == before
 
 
 @pytest.mark.parametrize(

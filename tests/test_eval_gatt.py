@@ -13,6 +13,7 @@ from typer.testing import CliRunner
 from llamactl.align import gatt as synthesis
 from llamactl.artifacts import jsonl, manifest
 from llamactl.artifacts.records import Dialogue, Message
+from llamactl.artifacts.run import Run
 from llamactl.cli import app
 from llamactl.evals import gatt
 from llamactl.evals.gatt import FULL, SEEN, TURNS, UNSEEN, Conversation, Wish, cases, continued, measured
@@ -342,9 +343,9 @@ def test_attention_and_its_figure(base_model: Path, other_model: Path, given: li
         assert {len(row) for row in rows} == {one["map"]["own"] + len(rows)}
         assert all(not any(row[one["map"]["own"] + at + 1 :]) for at, row in enumerate(rows))  # nothing of the future
         assert one["mapped"]["messages"][0]["content"].endswith(one["mapped"]["gatt"]["instruction"])
-    evaluate(base_model, other_model, *flags)
+    evaluate(base_model, other_model, *flags, "--overwrite")
     assert figure.read_bytes() == first
-    short = evaluate(base_model, *given, "--turns", 1, "--max-new-tokens", 1, "--attention", data).stderr
+    short = evaluate(base_model, *given, "--turns", 1, "--max-new-tokens", 1, "--attention", data, "--overwrite").stderr
     assert "user's messages of the next ones" not in short and "beyond the context" not in short
     evaluate(base_model, *given, "--plot", tmp_path / "gatt.svg")
     assert (tmp_path / "gatt.svg").read_text().startswith("<?xml")
@@ -361,6 +362,45 @@ def test_a_file_of_scores_is_made_once(base_model: Path, given: list[object], tm
     refused = evaluate(base_model, *given, "-o", out, "--samples", samples, status=1).stderr
     assert f"{samples}: is not there, and {out} was made without it; --overwrite" in refused
     assert "with turns 3, not 2" in evaluate(base_model, *given, "-o", out, "--turns", 2, status=1).stderr
+
+
+def test_conversations_replace_nothing_unasked(base_model: Path, given: list[object], tmp_path: Path) -> None:
+    out, samples, data = tmp_path / "scores.jsonl", tmp_path / "s.jsonl", Path(str(given[1]))
+    read = data.read_bytes()
+    for flags, said in (
+        (["--samples", data], "d.jsonl: is read by this command, which would replace it; name another --samples"),
+        (["--samples", out, "-o", out], "--samples: {} is what -o writes"),
+        (["--samples", samples, "--attention", samples], "--attention: {} is what --samples writes"),
+        (["--samples", "-"], "--samples: - is stdout, where the result goes"),
+    ):
+        refused = evaluate(base_model, *given, *flags, "--overwrite", status=2).stderr
+        assert said.format(flags[1]) in refused
+    assert data.read_bytes() == read
+    assert not out.exists() and not samples.exists()
+    samples.write_text("precious")
+    flags = [*given, "-o", out, "--samples", samples]
+    assert "s.jsonl: exists; --overwrite" in evaluate(base_model, *flags, status=1).stderr
+    assert samples.read_text() == "precious"
+    evaluate(base_model, *flags, "--overwrite")
+    assert lines(samples.read_text())
+    before = samples.stat()
+    assert "already made" in evaluate(base_model, *flags).stderr
+    assert samples.stat() == before
+
+
+def test_a_run_that_ended_early_has_left_nothing_in_its_way(
+    base_model: Path, given: list[object], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    flags = [*given, "-o", tmp_path / "scores.jsonl", "--samples", tmp_path / "s.jsonl"]
+    with monkeypatch.context() as broken:
+        broken.setattr(Run, "records", struck)
+        with pytest.raises(KeyError):
+            evaluate(base_model, *flags)
+    evaluate(base_model, *flags)
+
+
+def struck(_: Run) -> None:
+    raise KeyError
 
 
 # -- what cannot be used

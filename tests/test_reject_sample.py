@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 import torch
 from conftest import Command, run, turns, with_pieces, written
-from test_cli import Run, command, ended_without_a_reader, one_line
+from test_cli import Run, command, ended_without_a_reader, one_line, tree
 from test_journal import struck, together
 from test_model import fresh
 from test_model import written as model_written
@@ -285,7 +285,7 @@ def test_the_report_is_what_all_answers_come_to(ask: Run, tmp_path: Path) -> Non
     out, temperatures = tmp_path / "report.json", (0.6, 1.1)
     flags = [word for one in temperatures for word in ("--temperature", one)]
     for seed in range(99):
-        every, _ = ask("-k", 6, "--keep", "all", "--seed", seed, *flags, "--report", out)
+        every, _ = ask("-k", 6, "--keep", "all", "--seed", seed, *flags, "--report", out, "--overwrite")
         if len(every) == 30:  # none without a text, which would be in the report, but not kept
             break
     found = json.loads(out.read_text())
@@ -332,6 +332,49 @@ def test_the_report_is_written_for_what_was_made_before(ask: Run, tmp_path: Path
     _, said = ask(*flags, "--report", tmp_path / "second.json")
     assert "already made" in said
     assert (tmp_path / "second.json").read_bytes() == (tmp_path / "first.json").read_bytes()
+
+
+def test_a_report_replaces_nothing_unasked(
+    ask: Run, models: Models, prompts: Path, tmp_path: Path, command: Run
+) -> None:
+    out, report = tmp_path / "out.jsonl", tmp_path / "report.json"
+    flags = ["reject-sample", models.chat, prompts, "--helpfulness", models.helpful, *SHORT, "-k", 2, "-q"]
+    for more, said in (
+        (["--report", prompts], "prompts.jsonl: is read by this command, which would replace it"),
+        (["-o", out, "--report", tmp_path / "." / "deep" / ".." / "out.jsonl"], "out.jsonl is what -o writes"),
+        (["-o", out, "--report", manifest.beside(out)], "is what -o writes"),
+        (["--report", "-"], "--report: - is stdout, where the result goes"),
+    ):
+        before = tree(tmp_path)
+        ended = command(*flags, *more, "--overwrite")
+        assert (ended.status, ended.stdout) == (2, "")
+        assert said in ended.stderr and ended.stderr.count("\n") == 1
+        assert tree(tmp_path) == before
+    report.write_text("round 1")
+    for more in ([], ["-o", out]):
+        assert "report.json: exists; --overwrite" in one_line(command(*flags, *more, "--report", report))
+    assert (report.read_text(), out.exists()) == ("round 1", False)
+    ask("-k", 2, "-o", out)
+    assert f"is not what {out} came to" in one_line(command(*flags, "-o", out, "--report", report))
+    assert report.read_text() == "round 1"
+    ask("-k", 2, "-o", out, "--report", report, "--overwrite")
+    made = tree(tmp_path)
+    _, said = ask("-k", 2, "-o", out, "--report", report)
+    assert "nothing to do" in said
+    assert tree(tmp_path) == made
+
+
+def test_a_report_goes_to_stdout_where_nothing_else_does(
+    ask: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, models: Models, prompts: Path, command: Run
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    flags = ["reject-sample", models.chat, prompts, "--helpfulness", models.helpful, *SHORT, "-k", 2, "-o", "out.jsonl"]
+    first = command(*flags, "--report", "-")
+    again = command(*flags, "--report", "-")
+    assert (first.status, again.status) == (0, 0)
+    assert json.loads(first.stdout) == manifest.load(tmp_path / "out.jsonl.run.json")["report"]
+    assert again.stdout == first.stdout
+    assert not (tmp_path / "-").exists()
 
 
 # -- earlier rounds

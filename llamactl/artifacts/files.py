@@ -16,8 +16,6 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, BinaryIO, NamedTuple
 
-import orjson
-
 from llamactl.errors import Fault
 
 CHUNK = 4 << 20  # bytes read at once while hashing
@@ -136,12 +134,6 @@ def whole_file(path: Path) -> Iterator[BinaryIO]:
             partial(path).unlink(missing_ok=True)
             raise
         sync(path.parent)
-
-
-def write_json(path: Path, value: object) -> None:
-    """A value as a file of JSON that a person can read."""
-    with whole_file(path) as stream:
-        stream.write(orjson.dumps(value, option=orjson.OPT_INDENT_2 | orjson.OPT_APPEND_NEWLINE))
 
 
 @contextmanager

@@ -16,11 +16,13 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, BinaryIO, cast
 
+import orjson
+
 from llamactl import __version__, energy, hardware, ui
 from llamactl.artifacts import files, metrics
-from llamactl.artifacts.jsonl import BLOCK, Writer, compressed, reader_may_leave, stdout
+from llamactl.artifacts.jsonl import BLOCK, STDIN, Writer, compressed, reader_may_leave, stdout
 from llamactl.artifacts.manifest import FILE, FORMAT, beside, described, dumps, kind, load, mean_power, plain
-from llamactl.errors import Fault
+from llamactl.errors import Fault, Misuse
 
 # Flags that do not change what is made: another value of one of these asks for the same artifact.
 NEUTRAL = {
@@ -28,6 +30,8 @@ NEUTRAL = {
     "cache_memory", "tensor_parallel", "samples_every", "model_every", "kl_stop", "length_stop",
 }  # fmt: skip
 
+STDOUT = Path("-")
+REPORT = "--report"
 WAITING = 1 << 23  # bytes that wait in memory; more do on the disk
 SHOWN = 5  # bad records named one by one before they are only counted
 
@@ -44,7 +48,8 @@ class Run:
     """One run of a stage, from its command line to its manifest.
 
     ``settings`` are the stage's own parameters, resolved (``locals()`` will do: inputs and what does not change the
-    result are left out). ``inputs`` names the files and directories it reads, by the parameter that named them.
+    result are left out). ``inputs`` names the files and directories it reads, by the parameter that named them, and
+    ``aside`` the files that it writes beside ``out``, by their flags; ``out`` is a ``directory``, or a file or stdout.
     """
 
     def __init__(
@@ -54,11 +59,16 @@ class Run:
         inputs: Mapping[str, Iterable[str | Path]],
         out: Path | None = None,
         verify: bool = True,
+        directory: bool = False,
+        aside: Mapping[str, Path | None] | None = None,
     ) -> None:
         self.stage, self.out = stage, out.resolve() if out and out.name in ("", "..") else out
         self.settings = {k: plain(v) for k, v in sorted(settings.items()) if k not in NEUTRAL and k not in inputs}
+        self.aside = {flag: path for flag, path in (aside or {}).items() if path}
+        read = [(name, str(path)) for name, paths in inputs.items() for path in paths]
+        self._check_places([path for _, path in read], directory)
         verify = verify and ui.first_rank()
-        self.inputs = [described(name, str(path), verify) for name, paths in inputs.items() for path in paths]
+        self.inputs = [described(name, path, verify) for name, path in read]
         self.done: Counter[str] = Counter()  # documents, tokens, bytes, samples: what was worked through
         self.skipped: Counter[str] = Counter()  # what was not, by reason
         self.noted: Counter[str] = Counter()  # what was used, but not as it was, by reason
@@ -84,12 +94,49 @@ class Run:
 
     # -- before
 
+    def _check_places(self, read: Sequence[str], directory: bool) -> None:
+        """Raise Fault where what is written would replace what is read, or something else that is written.
+
+        Also under another spelling of its name, or in a directory that is replaced; whatever ``--overwrite`` says.
+        """
+        outputs = [("-o", self.out), ("-o", beside(self.out))] if self.out else [("-o", STDOUT)]
+        inputs = {os.path.realpath(path): path for path in read if path != STDIN}
+        taken: dict[str, str] = {}
+        for flag, path in [*outputs, *self.aside.items()]:
+            place = str(path) if path == STDOUT else os.path.realpath(path)
+            if place in inputs:
+                raise Misuse(path, "is read by this command, which would replace it", f"name another {flag}")
+            if place in taken:
+                what = "stdout, where the result goes" if path == STDOUT else f"what {taken[place]} writes"
+                raise Misuse(flag, f"{path} is {what}", "name another file")
+            taken[place] = flag
+        if self.out and directory:
+            if inside := [
+                path for real, path in inputs.items() if Path(real).is_relative_to(os.path.realpath(self.out))
+            ]:
+                raise Misuse(self.out, f"holds {inside[0]}, which is read, and would be replaced", "name another -o")
+            if self.out.is_file():
+                raise Fault(self.out, "is a file, and a directory is to be made", "name another -o")
+
     def already_made(self, mark: str | None = None, announce: bool = True) -> bool:
         """Whether ``out`` is there, complete, and what this run would make; says so.
 
         ``mark`` names the manifest of a part, where ``out`` is a directory of parts. Raises Fault where something else
-        has the name.
+        has the name, or that of a file beside it.
         """
+        if self._made(mark):
+            if announce:
+                self._announce()
+            return True
+        for flag, path in self.aside.items():
+            if path != STDOUT:
+                files.make_room(path)
+                if path.exists() and not self.overwrite:
+                    raise Fault(path, "exists", f"--overwrite to replace it, or another {flag}")
+        return False
+
+    def _made(self, mark: str | None) -> bool:
+        """Whether ``out`` is what this run would make; its report is written where it is asked for and not there."""
         if self.out is None or not self.out.exists():
             return False
         own = self.out / mark if mark else beside(self.out)
@@ -108,8 +155,12 @@ class Run:
             )
         files.journal(self.out).unlink(missing_ok=True)  # of a run that was killed as it finished
         ui.note(f"{self.out}: already made on {made['end'][:10]}; nothing to do (--overwrite to redo)")
-        if announce:
-            self._announce()
+        if report := self.aside.get(REPORT):
+            self.facts["report"] = made["report"]
+            if report == STDOUT or not report.exists():
+                self.write_report()
+            elif report.read_bytes() != self._told():
+                raise Fault(report, f"exists, and is not what {self.out} came to", f"name another {REPORT}")
         return True
 
     def difference(self, made: Mapping[str, Any], but: Sequence[str] = ()) -> str:
@@ -206,6 +257,29 @@ class Run:
             "noted": dict(self.noted),
             **self.facts,
         }
+
+    @contextmanager
+    def side(self, flag: str) -> Iterator[BinaryIO | None]:
+        """The file beside ``out`` that a flag of ``aside`` names, which appears whole; None where it names none."""
+        path = self.aside.get(flag) if ui.first_rank() else None
+        if path is None:
+            yield None
+        elif path == STDOUT:
+            with reader_may_leave():
+                yield stdout()
+                stdout().flush()
+        else:
+            with files.whole_file(path) as stream:
+                yield stream
+
+    def _told(self) -> bytes:
+        return orjson.dumps(self.facts["report"], option=orjson.OPT_INDENT_2 | orjson.OPT_APPEND_NEWLINE)
+
+    def write_report(self) -> None:
+        """Write the ``report`` of ``facts``, as JSON that a person can read, where that is asked for."""
+        with self.side(REPORT) as stream:
+            if stream:
+                stream.write(self._told())
 
     def write(self, directory: Path, outputs: Sequence[Mapping[str, Any]], **more: object) -> None:
         """Write it into a directory that is being filled, with what there is more to say."""
