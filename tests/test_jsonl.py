@@ -18,7 +18,7 @@ import zstandard
 from conftest import DATA
 
 from llamactl.artifacts import jsonl
-from llamactl.artifacts.records import Dialogue, Document, Prompt, Shard
+from llamactl.artifacts.records import Dialogue, Document, Message, Prompt, Shard
 from llamactl.artifacts.run import Run
 from llamactl.errors import Fault
 
@@ -481,6 +481,19 @@ def test_stdin_that_comes_byte_by_byte(pack: Callable[[bytes], bytes]) -> None:
         time.sleep(0.02)
     out, _ = process.communicate(pack(data)[6:])
     assert out == lines("one", "two")
+
+
+def test_ctrl_c_while_a_record_is_written_is_ctrl_c(monkeypatch: pytest.MonkeyPatch) -> None:
+    """orjson has what is raised in its callback be a TypeError."""
+    interrupted = KeyboardInterrupt()
+
+    def plain(value: object) -> object:
+        raise interrupted
+
+    monkeypatch.setattr(jsonl, "_plain", plain)
+    with pytest.raises(KeyboardInterrupt) as raised:
+        jsonl.Writer(io.BytesIO()).write({"messages": [Message(role="user", content="q")]})
+    assert raised.value is interrupted
 
 
 def test_each_record_is_handed_on_at_once() -> None:

@@ -342,7 +342,10 @@ class Writer:
 
     def write(self, record: Any) -> None:
         """Write one record; raises ReaderGone where the next program has left."""
-        line = orjson.dumps(record, default=_plain, option=orjson.OPT_APPEND_NEWLINE)
+        try:
+            line = orjson.dumps(record, default=_plain, option=orjson.OPT_APPEND_NEWLINE)
+        except orjson.JSONEncodeError as error:  # also in the place of what `default` has raised, as Ctrl-C does
+            raise error.__cause__ or error from None
         if self._eager:
             with reader_may_leave():
                 self._stream.write(line)
