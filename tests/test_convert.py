@@ -293,7 +293,7 @@ def test_a_file_in_no_known_format(tmp_path: Path) -> None:
     good, path = written(tmp_path / "a.json", ALPACA), written(tmp_path / "b.csv", "x,y\n1,2\n")
     assert refused(tmp_path, good, path) == (
         "b.csv:2: is in no format that is known: an object of x, y; "
-        "see the list in llamactl convert --help; --from NAME says what it lacks"
+        "llamactl convert --formats lists them; --from NAME says what it lacks"
     )
 
 

@@ -1195,6 +1195,16 @@ def test_fields_of_messages_are_not_lost_in_silence() -> None:
     named = {"messages": [{**u("q"), "name": "Ann"}, a("r")]}
     wanted = Out([talk(u("q"), a("r"))], noted={"names of speakers, left off": 1})
     assert converted("messages", "dialogues", [named]) == wanted
+    other = "fields of messages that are not of the format, left off"
+    beside = [{**u("q"), "foo": 1, "bar": None}, {**a("r"), "tool_calls": [], "name": None}]
+    wanted = Out([talk(u("q"), a("r"))], noted={other: 2})
+    assert converted("messages", "dialogues", [{"messages": beside}]) == wanted
+    parts = [{"type": "text", "text": "q", "cache": {}}]
+    wanted = Out([pair("q", "r", "s")], noted={other: 2})
+    sides = {"chosen": [{**a("r"), "foo": 0}], "rejected": [a("s")]}
+    assert (
+        converted("comparisons", "comparisons", [{"prompt": [{"role": "user", "content": parts}], **sides}]) == wanted
+    )
     called = {"messages": [u("q"), {**a(""), "tool_calls": [{"id": 1}]}]}
     assert "messages.tool_calls: is not part of the chat format" in refused("messages", called)
 

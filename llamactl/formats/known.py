@@ -40,7 +40,7 @@ def recognised(item: Item) -> type[Format]:
         raise Fault(item.where, f"fits {' and '.join(found)}", f"say which: --from {found[0]}, or --from {found[1]}")
     if not found:
         problem = f"is in no format that is known: {_described(item.value)}"
-        raise Fault(item.where, problem, "see the list in llamactl convert --help; --from NAME says what it lacks")
+        raise Fault(item.where, problem, "llamactl convert --formats lists them; --from NAME says what it lacks")
     return FORMATS[found[0]]
 
 

@@ -14,6 +14,10 @@ from llamactl.formats.rules import Format, Pair, Talk, Tally, assistant, compare
 _REST: Any = msgspec.field(default_factory=dict, name="(what passes through)")
 
 
+_SAYING = {"role", "content", "weight", "name"}  # of a message: what is kept, or counted by itself
+_WRITTEN = {"type", "text"}  # of a piece of its content
+
+
 class Part(msgspec.Struct):
     """A piece of a message's content, as OpenAI's interface takes it."""
 
@@ -29,12 +33,24 @@ class Spoken(msgspec.Struct):
     weight: Literal[0, 1] = 1
     name: str | None = None
     tool_calls: list[Any] | None = None
+    beside: int = msgspec.field(default=0, name="(fields that are not of the format)")
+
+    @staticmethod
+    def count_beside(turns: "list[Spoken]", raw: list[Any]) -> None:
+        """Have each of some turns know how many fields it was given beside its own; a null says nothing."""
+        for turn, given in zip(turns, raw, strict=True):
+            parts = given["content"] if isinstance(given["content"], list) else ()
+            pieces = [(given, _SAYING), *((part, _WRITTEN) for part in parts)]
+            turn.beside = sum(
+                value is not None and name not in own for piece, own in pieces for name, value in piece.items()
+            )
 
     def ours(self, tally: Tally) -> Message:
         """As a turn of ours: ``developer`` is another word for ``system``; who speaks is not kept."""
         if self.tool_calls:
             raise Fault("messages.tool_calls", "is not part of the chat format", "leave the record out")
         tally.noted["names of speakers, left off"] += self.name is not None
+        tally.noted["fields of messages that are not of the format, left off"] += self.beside
         parts = self.content if isinstance(self.content, list) else [Part("text", self.content)]
         text = "\n\n".join(part.text for part in parts)
         return Message(role="system" if self.role == "developer" else self.role, content=text, weight=self.weight)
@@ -43,7 +59,7 @@ class Spoken(msgspec.Struct):
 class Messages(Format, kw_only=True):
     """Dialogues or Prompts of ours; OpenAI's messages; TRL's conversational form.
 
-    Fields beside ``messages`` pass through.
+    Fields beside ``messages`` pass through; those of a message beside its role, content and weight are left off.
     """
 
     name = "messages"
@@ -53,6 +69,7 @@ class Messages(Format, kw_only=True):
     @classmethod
     def of(cls, item: Item) -> Self:
         one = msgspec.convert(item.value, cls)
+        Spoken.count_beside(one.messages, item.value["messages"])
         one.rest = {name: value for name, value in item.value.items() if name not in ("messages", "response")}
         return one
 
@@ -88,18 +105,23 @@ class Comparisons(Format):
     @classmethod
     def of(cls, item: Item) -> Self:
         one = msgspec.convert(item.value, cls)
+        for name in ("chosen", "rejected", "prompt"):
+            if isinstance(raw := item.value.get(name), list):
+                Spoken.count_beside(getattr(one, name), raw)
         one.rest = {name: value for name, value in item.value.items() if name not in cls.__struct_encode_fields__}
         return one
 
     def pairs(self, tally: Tally) -> Iterator[Pair]:
-        chosen, rejected = self._whole(self.chosen, tally), self._whole(self.rejected, tally)
+        prompt = self.prompt
+        before = [user(prompt)] if isinstance(prompt, str) else [turn.ours(tally) for turn in prompt]
+        chosen, rejected = (self._whole(before, side, tally) for side in (self.chosen, self.rejected))
         for pair in compared(chosen, rejected, tally):
             yield pair._replace(rating=self.rating, safety_label=self.safety_label, rest=self.rest)
 
-    def _whole(self, side: list[Spoken], tally: Tally) -> list[Message]:
+    @staticmethod
+    def _whole(before: list[Message], side: list[Spoken], tally: Tally) -> list[Message]:
         """The prompt and a side; a side that begins with a question is a whole dialogue already."""
-        turns, prompt = [turn.ours(tally) for turn in side], self.prompt
-        before = [user(prompt)] if isinstance(prompt, str) else [turn.ours(tally) for turn in prompt]
+        turns = [turn.ours(tally) for turn in side]
         if turns and turns[0].role != "assistant":
             begun = [turn.content.strip() for turn in turns[: len(before)]]
             tally.noted["prompts with which a side does not begin, left off"] += begun != [
