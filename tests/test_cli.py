@@ -676,7 +676,7 @@ BAD: dict[str, tuple[Callable[..., list[object]], str, *tuple[str, ...]]] = {
     "config: another type": (lambda g: g.generate(g.foreign(model_type="mistral")), "config.json: ", "'mistral'"),
     "config: another architecture": (
         lambda g: g.generate(g.foreign(architectures=["MistralForCausalLM"])),
-        "copy: is a MistralForCausalLM",
+        "copy: is a MistralForCausalLM, where a LlamaForCausalLM is wanted",
     ),
     "config: scaled positions": (lambda g: g.generate(g.foreign(rope_scaling=LINEAR)), "config.json: rope_scaling is "),
     "config: nothing": (lambda g: g.generate(g.replaced("config.json", b"{}")), "copy/config.json: model_type"),

@@ -70,7 +70,8 @@ def read_config(path: Path, architecture: str) -> dict[str, Any]:
         raise Fault(path / CONFIG, "is no JSON object", _AGAIN)
     named = config.get("architectures") or [architecture]
     if named != [architecture]:
-        is_, wanted = (KINDS.get(str(name), f"a {name}") for name in (named[0], architecture))
+        kinds = KINDS if str(named[0]) in KINDS else {}  # another architecture may be of the same kind
+        is_, wanted = (kinds.get(str(name), f"a {name}") for name in (named[0], architecture))
         raise Fault(path, f"is {is_}, where {wanted} is wanted", "name another model")
     return config
 
