@@ -249,6 +249,8 @@ def test_checkpointing_and_tensor_parallelism_save_memory() -> None:
         ("7b", {"devices": 1}, "--devices 2"),
         ("70b", {"devices": 64, "replicas": 8}, "--replicas 1 --activation-checkpointing full"),
         ("70b", {"devices": 1}, "--activation-checkpointing full --tensor-parallel 2 --devices 16"),
+        ("70b", {"devices": 2000}, "--tensor-parallel 2 --devices 2048"),  # nor to any part of 2,000
+        ("7b", {"devices": 100}, "--devices 128"),
     ],
 )
 def test_the_smallest_change_that_fits(name: str, how: dict[str, int], change: str) -> None:

@@ -223,7 +223,7 @@ def change(config: Config, layout: Layout, room: float, need: Callable[[Layout],
     What it needs is ``need`` of it, or the memory of a training of ``config`` alone.
 
     Tried in the order of what they cost: fewer sequences at once, fewer replicas, more checkpointing, tensor
-    parallelism within a node, more devices.
+    parallelism within a node, more devices; where these cannot share out the batch evenly, the nearest number that can.
     """
     doubled = [1 << n for n in range(32)]
     sequences = [layout.sequences >> n for n in range(layout.sequences.bit_length())]
@@ -231,6 +231,10 @@ def change(config: Config, layout: Layout, room: float, need: Callable[[Layout],
     deeper = CHECKPOINTING[CHECKPOINTING.index(layout.checkpointing) :]
     tensors = [layout.tensor_parallel * n for n in doubled if n == 1 or layout.tensor_parallel * n <= PER_NODE]
     devices = [layout.devices * n for n in doubled if n == 1 or layout.devices * n <= MOST_DEVICES]
+    if layout.batch_size % layout.ranks:
+        ranks = [n for n in range(1, layout.batch_size + 1) if layout.batch_size % n == 0]
+        even = {n * tensor for n, tensor in product(ranks, tensors) if n * tensor <= MOST_DEVICES}
+        devices = [layout.devices, *sorted(even, key=lambda count: (abs(count - layout.devices), count))]
     for count, tensor, level, copies, size in product(devices, tensors, deeper, replicas, sequences):
         new = layout._replace(
             devices=count, tensor_parallel=tensor, checkpointing=level, replicas=copies, micro_batch=size
