@@ -243,6 +243,7 @@ def _evaluation(facts: Mapping[str, Any], scores: Sequence[Score]) -> str:
             rows.append(("held out in training", "loss", f"{loss:.4g}", "", f"after step {step:,}"))
     if facts.get("held_out_reward") is not None:
         after = f"by the reward models it was trained with; after iteration {facts['kept']:,}, which was kept"
+        after += f"; ended early: {facts['ended']}" if "ended" in facts else ""
         rows.append(("held out in training", "reward", f"{facts['held_out_reward']:.4g}", "", after))
     curves = 0
     for one in scores:

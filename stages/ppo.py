@@ -52,7 +52,7 @@ def ppo(
             min=0,
         ),
     ] = 0,
-    lr: options.LearningRate = 1e-6,
+    lr: Annotated[float, typer.Option(help="Learning rate.", min=0.0)] = 1e-6,
     clip: Annotated[float, typer.Option(help="Ratios count to 1 - and + so much.", min=0.0)] = 0.2,
     critic_lr: Annotated[
         float, typer.Option(help="The critic's learning rate. Ours: InstructGPT's; the paper says nothing.", min=0.0)
@@ -81,7 +81,9 @@ def ppo(
     ] = 10,
     model_every: Annotated[
         int | None,
-        typer.Option(help="Iterations between models saved as OUT/iteration-N.", show_default="never", min=1),
+        typer.Option(
+            help="Iterations between models saved as OUT/iteration-00010 and so on.", show_default="never", min=1
+        ),
     ] = None,
     truncate: options.Truncate = False,
     weight_decay: Annotated[float, typer.Option(help="Of matrices; norms are not decayed.", min=0.0)] = 0.1,
@@ -405,13 +407,15 @@ def ppo(
                     training.save()
                 if stop:
                     training.finish_saving()
-                    remedy = f"the versions saved are {directory}/iteration-*; see metrics.jsonl, and --kl"
+                    remedy = f"{versions.said()}; without that limit, or with a higher one, the same command goes on"
                     raise Fault(directory, f"stopped after iteration {iteration}: {stop}", remedy)
                 if stopping and not last:
                     training.stop("iteration")
         training.finish_saving()
         done = training.step
         kept, best = versions.best
+        if done < iterations:
+            run.facts["ended"] = f"no better version in {patience} measurements"
         if best == -math.inf:  # nothing is held out, or no answer to it could be judged
             kept = done
         if kept != done:

@@ -25,7 +25,7 @@ GIVEN: list[tuple[str, dict[str, float], dict[str, float], str, str]] = [
     ("kl", {"kl": 31.04, "kl_token": 0.31}, {"kl": 29.9}, "31.0 nats an answer (0.310 a token)", "a larger --kl"),
     ("negative_kl", {"kl": -0.7}, {"kl": -0.59}, "-0.700 nats an answer", "--precision fp32"),
     ("length", {"length": 201.0}, {"length": 199.0}, "201 tokens long, 100 at first", "--length-stop"),
-    ("length", {"length": 49.0}, {"length": 51.0}, "49 tokens long, 100 at first", "--length-stop"),
+    ("length", {"length": 49.0}, {"length": 51.0}, "49 tokens long, 100 at first", "--truncated judged"),
     ("truncated", {"truncated": 0.53}, {"truncated": 0.5}, "53% of the answers", "more --max-new-tokens"),
     ("repetition", {"repetition": 0.26}, {"repetition": 0.24}, "26% of an answer repeats itself, 5%", "a larger --kl"),
     ("refusals", {"refusals": 0.31}, {"refusals": 0.29}, "31% of the answers begin as a refusal, 10%", "fewer prompts"),

@@ -778,6 +778,8 @@ def test_the_best_policy_is_kept_and_patience_ends_the_run(
     assert [line["step"] for line in found] == [0, 1, 2, 3]
     made = facts(tmp_path / "out")
     assert (made["kept"], made["done"]["iterations"], made["done"]["samples"]) == (1, 3, 24)
+    assert made["ended"] == "no better version in 2 measurements"
+    assert f"ended early: {made['ended']}" in (tmp_path / "out" / "README.md").read_text()
     weights = [(tmp_path / "out" / f"iteration-0000{n}" / "model.safetensors").read_bytes() for n in (1, 2, 3)]
     assert (tmp_path / "out" / "model.safetensors").read_bytes() == weights[0]
     assert len(set(weights)) == 3
@@ -846,10 +848,14 @@ def test_a_limit_stops_the_run_and_a_higher_one_goes_on(
     train: Training, tmp_path: Path, flag: str, limit: float, said: str
 ) -> None:
     train("whole")
-    with pytest.raises(Fault, match=rf"stopped after iteration 1: {said} .*, above --{flag.replace('_', '-')}"):
+    with pytest.raises(
+        Fault, match=rf"stopped after iteration 1: {said} .*, above --{flag.replace('_', '-')}.*no version"
+    ):
         train("parts", **{flag: limit}, save_every=3)
     assert [path.name for path in (tmp_path / "parts" / "state").iterdir()] == ["step-00000001"]
     assert not (tmp_path / "parts" / "run.json").exists()
+    with pytest.raises(Fault, match=r"it holds iteration-00002; without that limit, .* the same command goes on$"):
+        train("parts", **{flag: limit}, model_every=2)
     train("parts", **{flag: 1e9})
     assert outcome(tmp_path / "parts") == outcome(tmp_path / "whole")
 

@@ -35,7 +35,12 @@ class Alarm(NamedTuple):
     name: str
     given: Callable[[Line, Line], bool]
     says: str  # with fields of the line, and of the first one as first_NAME
-    remedy: str
+    remedy: str | Callable[[Line, Line], str]
+
+
+def _of_length(now: Line, first: Line) -> str:
+    longer = now["length"] > first["length"]
+    return f"a larger --kl, or {'--length-stop' if longer else '--truncated judged where long answers are cut off'}"
 
 
 def _hacked(now: Line, first: Line) -> bool:
@@ -57,8 +62,8 @@ ALARMS = (
     ),
     Alarm(
         "length", lambda now, first: not 1 / LONGER < now["length"] / first["length"] < LONGER,
-        "answers are {length:.0f} tokens long, {first_length:.0f} at first",
-        "look at samples.jsonl: does the reward model like length? --length-stop, a larger --kl",
+        "answers are {length:.0f} tokens long, {first_length:.0f} at first: does the reward model like that? See "
+        "samples.jsonl", _of_length,
     ),
     Alarm(
         "truncated", lambda now, first: now["truncated"] > TRUNCATED,
@@ -67,8 +72,8 @@ ALARMS = (
     ),
     Alarm(
         "repetition", lambda now, first: now["repetition"] > first["repetition"] + MORE,
-        "{repetition:.0%} of an answer repeats itself, {first_repetition:.0%} at first",
-        "look at samples.jsonl; a larger --kl",
+        "{repetition:.0%} of an answer repeats itself, {first_repetition:.0%} at first: see samples.jsonl",
+        "a larger --kl",
     ),
     Alarm(
         "refusals", lambda now, first: now["refusals"] > first["refusals"] + MORE,
@@ -101,7 +106,7 @@ ALARMS = (
         "general", _hacked,
         "the general reward model's score has fallen to {general:+.3f} from {first_general:+.3f} while the reward rose "
         "to {reward:+.3f} from {first_reward:+.3f}: the reward is being played (Goodhart)",
-        "stop here, or a larger --kl",
+        "to stop here, or a larger --kl",
     ),
 )  # fmt: skip
 
@@ -139,8 +144,11 @@ def raised(now: Line, first: Mapping[str, float | None]) -> dict[str, str]:
     """The alarms that an iteration gives: what each says, by name. What is nan in ``first`` may have become None."""
     began = {name: math.nan if value is None else value for name, value in first.items()}
     fields = {**now, **{f"first_{name}": value for name, value in began.items()}}
+    remedies = {one.name: one.remedy if isinstance(one.remedy, str) else one.remedy(now, began) for one in ALARMS}
     return {
-        alarm.name: f"{alarm.says.format(**fields)}; try {alarm.remedy}" for alarm in ALARMS if alarm.given(now, began)
+        alarm.name: f"{alarm.says.format(**fields)}; try {remedies[alarm.name]}"
+        for alarm in ALARMS
+        if alarm.given(now, began)
     }
 
 

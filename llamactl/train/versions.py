@@ -41,6 +41,11 @@ class Versions:
         with files.whole_directory(place) as filling:
             self._training.run.write(filling, self._save(filling), iteration=iteration)
 
+    def said(self) -> str:
+        """Which are there, in words."""
+        names = ", ".join(place.name for place in sorted(self._training.directory.glob("iteration-*")))
+        return f"of its versions it holds {names}" if names else "it holds the state, and no version as a model"
+
     def take_back(self, model: Llama, iteration: int) -> None:
         """Have the model's weights be those of that version."""
         model.fill(self._place(iteration))
