@@ -2,6 +2,7 @@
 
 import json
 import random
+import tracemalloc
 from collections import Counter
 from pathlib import Path
 from typing import Any
@@ -45,8 +46,10 @@ def test_a_prompt_is_held_out_whole_or_not_at_all(share: float, seed: int) -> No
     chosen = {held.number for held in offered(share, prompts, seed)[1]}
     groups = [{n for n, prompt in enumerate(prompts) if prompt == one} for one in set(prompts)]
     assert all(group <= chosen or not group & chosen for group in groups)
-    if share >= 1:
-        assert share - 6 < len(chosen) <= share
+    wanted = share if share >= 1 else share * len(prompts)
+    left = [len(group) for group in groups if not group & chosen]
+    assert wanted - 6 < len(chosen) <= wanted
+    assert all(len(chosen) + count > wanted for count in left)
 
 
 @pytest.mark.parametrize("share", [1, 7, 60, 0.2])
@@ -63,7 +66,22 @@ def test_where_prompts_have_one_each_as_many_are_held_out_as_are_wanted() -> Non
     assert len(offered(100, list(range(100)))[1]) == len(offered(10**6, list(range(100)))[1]) == 100
 
 
-def test_a_share_is_of_the_prompts() -> None:
+def test_a_prompt_that_is_too_large_makes_room_for_later_ones() -> None:
+    prompts = [*range(10), *(prompt for prompt in range(10, 28) for _ in range(5))]  # ten have one, the others five
+    for count in (1, 2, 4, 10, 20, 80):
+        for seed in range(8):
+            assert len(offered(count, prompts, seed)[1]) == count
+    assert len(offered(7, [0] * 5 + [1] * 5)[1]) == 5
+    assert offered(4, [0] * 5 + [1] * 5)[1] == []
+
+
+def test_a_share_comes_to_what_the_count_would() -> None:
+    prompts = many(100)
+    assert offered(0.2, prompts)[1] == offered(20, prompts)[1]
+    assert len(offered(0.29, list(range(100)))[1]) == 29
+
+
+def test_a_share_is_of_the_comparisons() -> None:
     found = offered(0.1, list(range(5000)))[1]
     assert 400 < len(found) < 600
     more = offered(0.2, list(range(5000)))[1]
@@ -76,9 +94,15 @@ def test_the_seed_decides_which() -> None:
 
 
 def test_memory_is_that_of_what_is_held_out() -> None:
-    """Not that of all that was offered."""
-    aside, _ = offered(10, list(range(2000)))
-    assert sum(map(len, aside._groups.values())) <= 10
+    """Not that of all that was offered, but for two numbers of each."""
+    aside, line = HoldOut(10, 0), b"x" * 10_000
+    tracemalloc.start()
+    for number in range(2000):
+        aside.offer(b"%d" % number, Held(number, str(number), bytes(line)))
+    held, (_, most) = aside.held(), tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    assert [one.line for one in held] == [line] * 10
+    assert most < 1 << 20
 
 
 def test_they_come_in_the_order_in_which_they_were_read() -> None:
@@ -178,6 +202,13 @@ def test_what_is_held_out_is_the_same_however_files_are_given(tokenizer_path: Pa
         lines.append(sorted(one.line for one in aside.held()))
     assert lines[0] == lines[1]
     assert len(lines[0]) == 8
+
+
+@pytest.mark.parametrize(("wanted", "said"), [(7, "5 of 7 (each other prompt has too many), no"), (10, "10, no")])
+def test_where_fewer_are_held_out_it_is_said(tokenizer_path: Path, tmp_path: Path, wanted: int, said: str) -> None:
+    path = written(tmp_path / "c.jsonl", [record(f"question {n // 5}", f"yes {n}") for n in range(20)])
+    mixture = Reading(tokenizer_path).all.mixture([str(path)], [], 0.0, wanted, [])
+    assert dict(mixture.rows())["held out"].startswith(said)
 
 
 def test_without_an_id_a_comparison_is_called_by_its_place(tokenizer_path: Path, tmp_path: Path) -> None:

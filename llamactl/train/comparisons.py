@@ -1,10 +1,11 @@
 """Comparisons as a reward model's data (paper, sections 3.2.1 and 3.2.2): read, held out by prompt, mixed."""
 
-import heapq
 from array import array
+from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from hashlib import sha256
 from pathlib import Path
+from tempfile import TemporaryFile
 from typing import Any, NamedTuple
 
 import orjson
@@ -33,39 +34,43 @@ class Held(NamedTuple):
 
 
 class HoldOut:
-    """Comparisons set aside for testing, all of a prompt or none: those of the prompts whose digests come first.
+    """Comparisons set aside for testing, all of a prompt or none: so many, or below 1 a share of all.
 
-    A ``share`` below 1 is that part of the prompts, one above it the most comparisons that are set aside.
+    Prompts are taken in the order of their digests, but for those that have more comparisons than are still wanted.
+    Which these are is known at the end alone: until then the comparisons lie in a file.
     """
 
     def __init__(self, share: float, seed: int) -> None:
         self.share, self._seed = share, seed
-        self._limit = int(min(share, 1.0) * 2**64)  # a digest from here on is not held out
-        self._groups: dict[int, list[Held]] = {}
-        self._largest: list[int] = []  # a heap of -digest
-        self._count = 0
+        self._prompts: Counter[int] = Counter()  # how many comparisons each has, by digest
+        self._offered = array("Q")  # the digest of each one's prompt
+        self._file = TemporaryFile()  # noqa: SIM115
+
+    @property
+    def wanted(self) -> int:
+        """How many are to be set aside."""
+        return int(self.share) if self.share >= 1 else round(self.share * len(self._offered))
 
     def offer(self, prompt: bytes, held: Held) -> None:
         """One more comparison that may be set aside."""
         digest = int.from_bytes(sha256(b"%d held out " % self._seed + prompt).digest()[:8], "big")
-        if digest >= self._limit:
-            return
-        if digest not in self._groups:
-            self._groups[digest] = []
-            heapq.heappush(self._largest, -digest)
-        self._groups[digest].append(held)
-        self._count += 1
-        while self.share >= 1 and self._count - len(self._groups[-self._largest[0]]) >= self.share:
-            self._limit = -heapq.heappop(self._largest)
-            self._count -= len(self._groups.pop(self._limit))
+        self._prompts[digest] += 1
+        self._offered.append(digest)
+        self._file.write(b"%b\n%b\n" % (orjson.dumps([held.number, held.name]), held.line))
 
     def held(self) -> list[Held]:
         """Those that are set aside, in the order in which they were read."""
-        chosen: list[Held] = []
-        for _, group in sorted(self._groups.items()):
-            if self.share < 1 or len(chosen) + len(group) <= self.share:
-                chosen += group
-        return sorted(chosen)
+        chosen, room = set(), self.wanted
+        for digest, count in sorted(self._prompts.items()):
+            if count <= room:
+                chosen.add(digest)
+                room -= count
+        with self._file as file:
+            file.seek(0)
+            entries = zip(self._offered, file, file, strict=True)
+            return sorted(
+                Held._make([*orjson.loads(of), line[:-1]]) for digest, of, line in entries if digest in chosen
+            )
 
 
 class Comparisons:
@@ -107,7 +112,8 @@ class Comparisons:
                 run.noted.update({"comparisons cut": 1, "tokens cut off": cut} if cut else {})
                 if hold_out:
                     name = found.where if record.id is None else str(record.id)
-                    hold_out.offer(key, Held(len(self.pairs), name, orjson.dumps(found.raw)))
+                    line = orjson.dumps(found.raw) if ui.first_rank() else b""  # which alone writes it
+                    hold_out.offer(key, Held(len(self.pairs), name, line))
                 self.prompts.append(short)
                 self.pairs.add(chosen.ids, rejected.ids, margin, safe)
                 length += len(chosen.ids) + len(rejected.ids)
@@ -140,8 +146,9 @@ class Comparisons:
         wanted = round(len(first) * share / (1 - share)) if others else 0
         some = drawn(rest, wanted, self.pairs.seed)
         return Mixture(
-            self.pairs.only([*first, *some]), self.pairs.only(tested), held, len(first), len(some), len(rest), wanted
-        )
+            self.pairs.only([*first, *some]), self.pairs.only(tested), held, len(first), len(some), len(rest), wanted,
+            aside.wanted,
+        )  # fmt: skip
 
     def _without(self, numbers: Iterable[int], held: Iterable[int]) -> list[int]:
         """Those of ``numbers`` whose prompt is none of the held ones'."""
@@ -165,16 +172,18 @@ class Mixture(NamedTuple):
     drawn: int  # of the rest, uniformly, each at most once
     rest: int
     wanted: int
+    asked: int  # to be set aside
 
     def rows(self) -> list[tuple[str, str]]:
         """It in words, for a person."""
         mixed = f"{self.drawn:,} drawn from {self.rest:,}"
         if self.drawn < self.wanted:
             mixed += f", where {self.wanted:,} were wanted: {self.drawn / len(self.pairs):.1%} of all"
+        of = f" of {self.asked:,} (each other prompt has too many)" if len(self.held) < self.asked else ""
         return [
             ("comparisons", f"{self.first:,}"),
             ("mixed in", mixed if self.wanted else "none"),
-            ("held out", f"{len(self.tested):,}, no prompt of which is trained on"),
+            ("held out", f"{len(self.tested):,}{of}, no prompt of which is trained on"),
         ]
 
     def facts(self) -> dict[str, Any]:
