@@ -84,6 +84,38 @@ def test_epochs_are_passes_over_all_samples() -> None:
     assert planned(100, size("7b"), **asked, epoch=1001, keep=2).schedule.steps == 188  # 1501.5 / 8, rounded up
 
 
+@pytest.mark.parametrize(
+    ("epochs", "epoch", "batch_size", "said"),
+    [
+        (2, 7, 64, "--epochs 2: whole steps of 64 sequences make 9.14; a smaller --batch-size, as 14, comes nearer"),
+        (
+            1,
+            187,
+            512,
+            "--epochs 1: whole steps of 512 sequences make 2.74; a smaller --batch-size, as 187, comes nearer",
+        ),
+        (0.5, 1, 1, "--epochs 0.5: whole steps of 1 sequences make 1.00"),
+        (1, 1000, 110, ""),  # 1.1 of 1
+        (2, 640, 64, ""),
+    ],
+)
+def test_more_epochs_than_were_asked_for_are_said(
+    epochs: float, epoch: int, batch_size: int, said: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    asked = {**NOTHING_ASKED, "epochs": epochs, "batch_size": batch_size}
+    planned(100, size("7b"), **asked, epoch=epoch, keep=2)
+    assert capsys.readouterr().err == said + "\n" * bool(said)
+
+
+def test_a_smaller_batch_is_named_that_all_processes_can_share(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("WORLD_SIZE", "8")
+    asked = {**NOTHING_ASKED, "epochs": 1, "batch_size": 512}
+    planned(100, size("7b"), **asked, epoch=187, keep=2)
+    assert "--batch-size, as 96, comes nearer" in capsys.readouterr().err
+
+
 def test_a_short_run_warms_up_over_a_tenth() -> None:
     assert planned(64, size("tiny"), **{**NOTHING_ASKED, "steps": 50}, epoch=1000, keep=2).schedule.warmup == 5
 

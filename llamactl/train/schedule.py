@@ -10,6 +10,7 @@ from llamactl.model.config import Size
 
 WARMUP = 2000  # steps; a shorter run warms up over a tenth of its own
 MICRO_TOKENS = 4096  # tokens computed at once unless told otherwise
+MORE = 1.1  # times the passes over the data that were asked for: so many are said
 
 
 class Cosine(NamedTuple):
@@ -59,6 +60,13 @@ class Plan(NamedTuple):
         ]
 
 
+def _smaller(batch_size: int, samples: float) -> int:
+    """The largest smaller batch that all processes can share, whose full steps come to little more than ``samples``."""
+    world, most = ui.world_size(), min(batch_size - 1, int(samples))
+    sizes = range(most - most % world, 0, -world)
+    return next((size for size in sizes if math.ceil(samples / size) * size <= MORE * samples), world)
+
+
 def planned(
     context: int,
     row: Size,
@@ -86,10 +94,15 @@ def planned(
         raise Fault("--epochs", "there is no data here whose passes could be counted", "give --tokens or --steps")
     for flag, value in {"--lr": lr, **lengths}.items():
         if value is not None and not (math.isfinite(value) and value > 0):
-            raise Fault(flag, f"{value} is no number above 0", "leave it out for the size's own")
+            raise Fault(flag, f"{value} is no number above 0", "leave it out for the default")
     batch_size, lr = batch_size or row.batch, lr or row.lr
     samples = epochs * epoch if epochs else (tokens or row.tokens) / context
     steps = steps or math.ceil(samples / batch_size)
+    if epochs and steps * batch_size > MORE * samples:
+        fewer = _smaller(batch_size, samples)
+        remedy = f"; a smaller --batch-size, as {fewer:,}, comes nearer" if fewer < batch_size else ""
+        made = steps * batch_size / epoch
+        ui.warn(f"--epochs {epochs:g}: whole steps of {batch_size:,} {unit} make {made:.2f}{remedy}")
     warmup = min(WARMUP, steps // 10) if warmup is None else warmup(steps) if callable(warmup) else warmup
     return Plan(
         schedule=Cosine(lr, warmup, steps),
