@@ -65,7 +65,7 @@ Records = Annotated[
     Path | None,
     _option("--out", "-o", text="A file instead of stdout (.zst and .gz are compressed).", callback=_file),
 ]
-Seed = Annotated[int, _option("--seed", text="Same seed, same result.", min=0, max=2**32 - 1)]
+Seed = Annotated[int, _option("--seed", text="Same seed, same result, to rounding.", min=0, max=2**32 - 1)]
 Quiet = Annotated[bool, _option("--quiet", "-q", text="No progress and no notes.", callback=_hush, is_eager=True)]
 Overwrite = Annotated[bool, _option("--overwrite", text="Redo it where it is there already.")]
 Report = Annotated[Path | None, _option("--report", text="A JSON file for what is also shown as tables.")]
@@ -109,7 +109,8 @@ CacheMemory = Annotated[
     float | None,
     _option(
         "--cache-memory",
-        text="Memory for keys and values, in GiB. Less is slower; what is sampled stays the same.",
+        text="Memory for keys and values, in GiB. Less is slower; in fp32 what is sampled stays the same, and its "
+        "log-probabilities to rounding.",
         show_default="half of what is free",
         min=0.0,
     ),
@@ -143,15 +144,22 @@ AllowTags = Annotated[bool, _option("--allow-tags", text="Accept [INST] and <<SY
 
 # -- training
 Size = Annotated[str, _option("--size", text="A row of the size table; every number of it can be overridden.")]
-_LR, _BATCH = "Peak learning rate.", "Sequences, or pairs, a step, over all processes."
-LearningRate = Annotated[float, _option("--lr", text=_LR, min=0.0)]
-LearningRateBySize = Annotated[float | None, _option("--lr", text=_LR, show_default="by size", min=0.0)]
+LR, ABOVE_0, _BATCH = "Peak learning rate.", "NUMBER>0", "Sequences, or pairs, a step, over all processes."
+LearningRate = Annotated[float, _option("--lr", text=LR, metavar=ABOVE_0)]
+LearningRateBySize = Annotated[float | None, _option("--lr", text=LR, metavar=ABOVE_0, show_default="by size")]
 BatchSize = Annotated[int, _option("--batch-size", text=_BATCH, min=1)]
 BatchSizeBySize = Annotated[int | None, _option("--batch-size", text=_BATCH, show_default="by size", min=1)]
 MicroBatch = Annotated[
     int | None, _option("--micro-batch", text="Of them at once.", show_default="4,096 tokens' worth", min=1)
 ]
-Truncate = Annotated[bool, _option("--truncate", text="Cut what is longer than the context.")]
+Truncate = Annotated[
+    bool,
+    _option(
+        "--truncate",
+        text="Cut what is longer than the context. To be learned from, a dialogue loses its end; to be scored, its "
+        "oldest turns, but for a system message, then the answer its end, but for its EOS.",
+    ),
+]
 Evaluation = Annotated[Path | None, _option("--eval", text="Records that are held out: measured as training goes on.")]
 EvalEvery = Annotated[
     int | None,
@@ -160,11 +168,12 @@ EvalEvery = Annotated[
     ),
 ]
 Context = Annotated[int | None, _option("--context", text="Tokens a sequence.", show_default="by size", min=2)]
-Steps = Annotated[int | None, _option("--steps", text="Optimizer steps, instead of --tokens.", min=1)]
-Tokens = Annotated[
-    float | None, _option("--tokens", text="Tokens to train on, for example 2e12.", show_default="by size")
-]
-Epochs = Annotated[float | None, _option("--epochs", text="Passes over the data, instead of --tokens.")]
+Steps = Annotated[int | None, _option("--steps", text="Optimizer steps, instead of --tokens or --epochs.", min=1)]
+_TOKENS = "Tokens to train on, for example 2e12."
+Tokens = Annotated[float | None, _option("--tokens", text=_TOKENS)]
+TokensBySize = Annotated[float | None, _option("--tokens", text=_TOKENS, show_default="by size")]
+EPOCHS = "Passes over the data, instead of --tokens or --steps; the last step is made full."
+Epochs = Annotated[float | None, _option("--epochs", text=EPOCHS)]
 Precision = Annotated[
     Literal["bf16", "fp32"],
     _option(

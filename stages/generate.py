@@ -24,7 +24,10 @@ def generate(
     top_k: options.TopK = 0,
     max_new_tokens: options.MaxNewTokens = 256,
     log_probs: Annotated[
-        bool, typer.Option("--log-probs", help="Add log p of each token, at the temperature, whatever top-p and top-k.")
+        bool,
+        typer.Option(
+            "--log-probs", help="Add log p of each token, at the temperature, whatever top-p and top-k; to rounding."
+        ),
     ] = False,
     precision: options.StoredPrecision = None,
     device: options.Device = None,

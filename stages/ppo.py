@@ -52,7 +52,7 @@ def ppo(
             min=0,
         ),
     ] = 0,
-    lr: Annotated[float, typer.Option(help="Learning rate.", min=0.0)] = 1e-6,
+    lr: Annotated[float, typer.Option(help=options.LR, min=0.0)] = 1e-6,
     clip: Annotated[float, typer.Option(help="Ratios count to 1 - and + so much.", min=0.0)] = 0.2,
     critic_lr: Annotated[
         float, typer.Option(help="The critic's learning rate. Ours: InstructGPT's; the paper says nothing.", min=0.0)

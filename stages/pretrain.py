@@ -25,7 +25,7 @@ def pretrain(
     micro_batch: options.MicroBatch = None,
     context: options.Context = None,
     steps: options.Steps = None,
-    tokens: options.Tokens = None,
+    tokens: options.TokensBySize = None,
     epochs: options.Epochs = None,
     warmup: Annotated[
         int | None, typer.Option(help="Warm-up steps.", show_default="2,000, at most a tenth of the run", min=0)

@@ -46,14 +46,14 @@ def rm_train(
     eval_every: options.EvalEvery = None,
     truncate: options.Truncate = False,
     lr: Annotated[
-        float | None, typer.Option(help="Peak learning rate.", show_default="5e-6 for 70b, else 1e-5", min=0.0)
+        float | None, typer.Option(help=options.LR, metavar=options.ABOVE_0, show_default="5e-6 for 70b, else 1e-5")
     ] = None,
     batch_size: options.BatchSize = 512,
     micro_batch: options.MicroBatch = None,
     context: options.Context = None,
     steps: options.Steps = None,
     tokens: options.Tokens = None,
-    epochs: options.Epochs = None,
+    epochs: Annotated[float | None, typer.Option(help=options.EPOCHS, show_default="1")] = None,
     warmup: Annotated[
         int | None, typer.Option(help="Warm-up steps.", show_default="3 % of the steps, at least 5", min=0)
     ] = None,

@@ -33,7 +33,7 @@ def score(
     """Score answers by one reward model or several.
 
     A Sample's or a Dialogue's scores are {"helpfulness": 1.2, ...}, a Comparison's {"chosen": {...}, "rejected":
-    {...}}. A score does not depend on what else is scored, nor on its order.
+    {...}}. But for rounding, a score does not depend on what else is scored, nor on its order.
 
     Example: llamactl score samples.jsonl --reward helpfulness=helpful-rm --reward safety=safe-rm > scored.jsonl
     """

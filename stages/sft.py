@@ -31,7 +31,7 @@ def sft(
     context: options.Context = None,
     steps: options.Steps = None,
     tokens: options.Tokens = None,
-    epochs: options.Epochs = None,
+    epochs: Annotated[float | None, typer.Option(help=options.EPOCHS, show_default="2")] = None,
     warmup: Annotated[int, typer.Option(help="Warm-up steps.", min=0)] = 0,
     weight_decay: Annotated[float, typer.Option(help="Of matrices; norms are not decayed.", min=0.0)] = 0.1,
     precision: options.Precision = "bf16",
