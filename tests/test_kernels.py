@@ -17,6 +17,13 @@ from llamactl.model.kernels import making, plans
 pytest.importorskip("numba")
 
 
+@pytest.fixture(autouse=True)
+def _untold(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of another processor than there is."""
+    for name in making.PROCESSOR:
+        monkeypatch.delenv(name, raising=False)
+
+
 @pytest.fixture
 def kept(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Path:
     """A folder of their own."""
