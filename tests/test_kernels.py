@@ -217,3 +217,10 @@ sys.exit("numba" in sys.modules)
 def test_a_plan_has_a_number_for_every_word(plan: "np.dtype[np.void]") -> None:
     """8 bytes each: nothing lies between them that the compiler would place elsewhere."""
     assert plan.itemsize == 8 * len(plan.names or ())
+
+
+def test_nothing_is_loaded_where_nothing_is_computed() -> None:
+    code = (
+        "import sys; from llamactl.model import flash, generate; sys.exit(bool({'numba', 'llvmlite'} & {*sys.modules}))"
+    )
+    subprocess.run([sys.executable, "-c", code], check=True)
