@@ -89,6 +89,19 @@ def test_what_is_kept_is_for_its_sources_versions_and_processor(
     assert making.digest() != before
 
 
+def test_what_a_lookup_fails_by_is_told_as_well(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Wherever it fails: a run goes on without kernels."""
+
+    def version(package: str) -> str:
+        raise making.metadata.PackageNotFoundError(package)
+
+    warned: list[str] = []
+    monkeypatch.setattr(ui, "warn", warned.append)
+    monkeypatch.setattr(making.metadata, "version", version)
+    assert making.Making("attention", ["drawing"]).within(60) is None
+    assert len(warned) == 1
+
+
 def test_what_is_kept_is_there_at_once(kept: Path, code: bytes, monkeypatch: pytest.MonkeyPatch) -> None:
     """Or what the first samples are drawn by, and the last bits of log p, would be a matter of time."""
     asked = compiler(monkeypatch, code)

@@ -61,6 +61,7 @@ MAY_IMPORT = {
         "llamactl.errors",
         "llamactl.hardware",
         "llamactl.artifacts.checkpoint",
+        "llamactl.artifacts.files",  # kernels are kept whole or not at all
         "llamactl.artifacts.tensors",  # Later: a tensor that is gathered when it is written
         "llamactl.ui",  # that kernels are being compiled, in the background of whoever samples
         "llamactl.text.tokenizer",

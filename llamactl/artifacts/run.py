@@ -111,10 +111,9 @@ class Run:
                 raise Misuse(flag, f"{path} is {what}", "name another file")
             taken[place] = flag
         if self.out and directory:
-            if inside := [
-                path for real, path in inputs.items() if Path(real).is_relative_to(os.path.realpath(self.out))
-            ]:
-                raise Misuse(self.out, f"holds {inside[0]}, which is read, and would be replaced", "name another -o")
+            own = os.path.realpath(self.out)
+            if inside := next((path for real, path in inputs.items() if Path(real).is_relative_to(own)), None):
+                raise Misuse(self.out, f"holds {inside}, which is read, and would be replaced", "name another -o")
             if self.out.is_file():
                 raise Fault(self.out, "is a file, and a directory is to be made", "name another -o")
 

@@ -67,6 +67,7 @@ class Threads:
         self._work, self._lock, self._there = kernel.work, threading.Lock(), 1
         self._plan, self._seats = np.zeros(1, STEP), np.zeros(MOST, SEAT)
         self._seats["plan"], self._seats["thread"] = self._plan.ctypes.data, range(MOST)
+        self._first = self._seats.ctypes.data
         # Each in a cache line of its own: what is under way, how much of it is done, a semaphore for each thread.
         self._shared = np.zeros((2 + MOST, 8), np.int64)
         self._ticket, self._done, self._wake = (self._shared[line:].ctypes.data for line in range(3))
@@ -86,7 +87,7 @@ class Threads:
             self._work(self._seat(0))
 
     def _seat(self, thread: int) -> ctypes.c_void_p:
-        return ctypes.c_void_p(self._seats[thread:].ctypes.data)
+        return ctypes.c_void_p(self._first + thread * SEAT.itemsize)
 
 
 _threads = cache(Threads)

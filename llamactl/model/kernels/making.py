@@ -21,6 +21,8 @@ from pathlib import Path
 from typing import Any
 
 from llamactl import ui
+from llamactl.artifacts import files
+from llamactl.errors import Fault
 from llamactl.model.kernels.plans import PAIRS, REGISTER
 
 LONG = 5.0  # seconds: those who wait so long have no kernels yet
@@ -74,9 +76,10 @@ def folders() -> list[Path]:
     return [beside]
 
 
-def files(name: str) -> list[Path]:
+def places(name: str) -> list[Path]:
     """Where a kernel may be kept."""
-    return [folder / f"{name}-{digest()}.o" for folder in folders()]
+    file = f"{name}-{digest()}.o"
+    return [folder / file for folder in folders()]
 
 
 def writable(folder: Path) -> bool:
@@ -92,18 +95,18 @@ def kernel(name: str) -> Kernel | None:
 
     Without one each process would have to make it anew.
     """
-    for path in files(name):
+    paths = places(name)
+    for path in paths:
         with suppress(OSError):
             if code := whole(path.read_bytes()):
                 return loaded(name, code)
-    kept = next((path for path in files(name) if writable(path.parent)), None)
+    kept = next((path for path in paths if writable(path.parent)), None)
     if kept is None:
         return None
     with tempfile.TemporaryDirectory() as made:
         code = compiled_apart(name, Path(made))
-    with suppress(OSError), tempfile.TemporaryDirectory(dir=kept.parent) as partial:  # it is there, if not kept
-        (Path(partial) / kept.name).write_bytes(sha256(code).digest() + code)
-        (Path(partial) / kept.name).replace(kept)
+    with suppress(OSError, Fault), files.whole_file(kept) as file:  # it is there, if not kept, or kept by another
+        file.write(sha256(code).digest() + code)
     return loaded(name, code)
 
 
@@ -188,21 +191,24 @@ class Making(threading.Thread):
         super().__init__(name="llamactl-compiling")
         self.what, self.names = what, names
         self.made: list[Kernel] | None = None
+        self._looked = threading.Event()
         self.start()
-        if all(any(path.exists() for path in files(name)) for name in names):
-            self.join()
+        self._looked.wait()
 
     def run(self) -> None:
         told = threading.Timer(LONG, ui.note, [f"compiling {self.what}, once for this machine: up to a minute"])
         told.daemon = True
         told.start()
         try:
+            if not all(any(path.exists() for path in places(name)) for name in self.names):
+                self._looked.set()  # it takes long
             made = [kernel(name) for name in self.names]
             self.made = [one for one in made if one] if all(made) else None
         except Exception as error:  # whatever a compiler may say of a processor that it does not know
             ui.warn(f"no kernels for {self.what} are compiled, it is done without: {error!r}")
         finally:
             told.cancel()
+            self._looked.set()
 
     def within(self, seconds: float) -> list[Kernel] | None:
         """The kernels in the order of their names, if they are made by then, and there is a folder for them."""
