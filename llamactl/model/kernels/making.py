@@ -1,12 +1,15 @@
-"""How kernels come to be: numba compiles them for this machine's processor, once; LLVM loads what was kept of it.
+"""How kernels come to be: numba compiles them for this machine's processor, once, and what comes of it is kept.
 
 A kernel is a module here with a ``PLAN`` and a function ``work`` of the address of one. It is compiled by a process of
-its own: no other has numba in its memory.
+its own: no other has numba in its memory. Where the machine has a linker it is kept as a library, which the system
+loads; where it has none, as an object, which LLVM loads, for 50 MiB of memory.
 """
 
 import ctypes
 import importlib.util
 import os
+import platform
+import shutil
 import subprocess
 import sys
 import tempfile
@@ -29,7 +32,10 @@ LONG = 5.0  # seconds: those who wait so long have no kernels yet
 ENOUGH = 600.0  # seconds, to make them
 ENTRY = "llamactl_{}"  # the name of a kernel's function
 DIGEST = 32  # bytes of it
+LIBRARY, OBJECT = ".so", ".o"  # what code is kept as
 PROCESSOR = ("NUMBA_CPU_NAME", "NUMBA_CPU_FEATURES")  # variables by which numba is told of another one
+CAN = ("flags", "Features")  # lines of /proc/cpuinfo that list what a processor can do, by architecture
+SAYS = (*CAN, "vendor_id", "cpu family", "model", "CPU implementer", "CPU part", "CPU variant")
 
 
 @dataclass(frozen=True, eq=False)
@@ -61,10 +67,21 @@ def processor() -> tuple[str, str]:
     return told[0] or binding.get_host_cpu_name(), told[1] or binding.get_host_cpu_features().flatten()
 
 
+def described() -> list[str]:
+    """The processor, and what numba is told of it, without asking LLVM where the system says it."""
+    told = [os.environ.get(name, "") for name in PROCESSOR]
+    with suppress(OSError):
+        first, *_ = Path("/proc/cpuinfo").read_text().split("\n\n")
+        lines = [line for line in first.splitlines() if line.startswith(SAYS)]
+        if any(line.startswith(CAN) for line in lines):
+            return [platform.machine(), *lines, *told]
+    return [*processor(), *told]
+
+
 def digest() -> str:
     """Of all that a kernel is made from, and for, by which it is kept."""
     versions = [metadata.version(package) for package in ("numba", "llvmlite")]
-    words = [*versions, *processor(), str(REGISTER), str(PAIRS)]
+    words = [*versions, *described(), str(REGISTER), str(PAIRS)]
     return sha256(b"\0".join([path.read_bytes() for path in sources()] + [*map(str.encode, words)])).hexdigest()[:16]
 
 
@@ -78,8 +95,8 @@ def folders() -> list[Path]:
 
 def places(name: str) -> list[Path]:
     """Where a kernel may be kept."""
-    file = f"{name}-{digest()}.o"
-    return [folder / file for folder in folders()]
+    file = f"{name}-{digest()}"
+    return [folder / f"{file}{kind}" for folder in folders() for kind in (LIBRARY, OBJECT)]
 
 
 def writable(folder: Path) -> bool:
@@ -98,51 +115,70 @@ def kernel(name: str) -> Kernel | None:
     paths = places(name)
     for path in paths:
         with suppress(OSError):
-            if code := whole(path.read_bytes()):
-                return loaded(name, code)
-    kept = next((path for path in paths if writable(path.parent)), None)
-    if kept is None:
+            if whole(path.read_bytes()):
+                return loaded(name, path)
+    folder = next((path.parent for path in paths if writable(path.parent)), None)
+    if folder is None:
         return None
-    with tempfile.TemporaryDirectory() as made:
-        code = compiled_apart(name, Path(made))
-    with suppress(OSError, Fault), files.whole_file(kept) as file:  # it is there, if not kept, or kept by another
-        file.write(sha256(code).digest() + code)
-    return loaded(name, code)
+    with tempfile.TemporaryDirectory(prefix=".compiling-", dir=folder) as aside:
+        made = compiled_apart(name, Path(aside))
+        (kept,) = (path for path in paths if path.parent == folder and path.suffix == made.suffix)
+        with suppress(OSError, Fault), files.whole_file(kept) as file:  # it is there, if not kept, or kept by another
+            file.write(made.read_bytes())
+        return loaded(name, made)
 
 
 def whole(kept: bytes) -> bytes:
-    """The code of a file that begins with its digest; empty where it is another's: what is not whole would crash."""
-    begin, code = kept[:DIGEST], kept[DIGEST:]
-    return code if begin == sha256(code).digest() else b""
+    """The code of a file that ends with its digest; empty where it is another's: what is not whole would crash."""
+    code, end = kept[:-DIGEST], kept[-DIGEST:]
+    return code if end == sha256(code).digest() else b""
 
 
-def compiled_apart(name: str, folder: Path) -> bytes:
-    """``compiled`` by a process of its own, which works in a folder, and sees what this one sees.
+def compiled_apart(name: str, folder: Path) -> Path:
+    """A file to keep, by ``make`` in a process of its own, which works in a folder, and sees what this one sees.
 
     Of what numba may be told it is told about the processor alone: the code is kept for those who are told nothing.
     """
     told = {key: value for key, value in os.environ.items() if not key.startswith("NUMBA_") or key in PROCESSOR}
     told["PYTHONPATH"] = os.pathsep.join(map(os.path.abspath, sys.path))
-    asked = [sys.executable, "-P", "-m", __name__, name, str(folder / name)]
+    asked = [sys.executable, "-P", "-m", __name__, name]
     done = subprocess.run(asked, stdin=subprocess.DEVNULL, capture_output=True, env=told, cwd=folder)
     if done.returncode:
         said = done.stderr.decode(errors="replace").strip().splitlines()
         raise RuntimeError(said[-1] if said else f"the compiler ended with {done.returncode}")
-    return (folder / name).read_bytes()
+    return next(folder.glob("made.*"))
 
 
-def loaded(name: str, code: bytes) -> Kernel:
-    """Machine code as a function."""
-    from llvmlite import binding
+def loaded(name: str, path: Path) -> Kernel:
+    """What is kept, as a function."""
+    entry, holder = ENTRY.format(name), None
+    if path.suffix == LIBRARY:
+        holder = ctypes.CDLL(str(path))
+        address = ctypes.cast(holder[entry], ctypes.c_void_p).value or 0
+    else:
+        from llvmlite import binding
 
-    binding.initialize_native_target()
-    binding.initialize_native_asmprinter()
-    machine = binding.Target.from_default_triple().create_target_machine()
-    engine = binding.create_mcjit_compiler(binding.parse_assembly(""), machine)
-    engine.add_object_file(binding.ObjectFileRef.from_data(code))
-    engine.finalize_object()
-    address = engine.get_function_address(ENTRY.format(name))
-    return Kernel(ctypes.CFUNCTYPE(None, ctypes.c_void_p)(address), address, engine)
+        binding.initialize_native_target()
+        binding.initialize_native_asmprinter()
+        machine = binding.Target.from_default_triple().create_target_machine()
+        holder = binding.create_mcjit_compiler(binding.parse_assembly(""), machine)
+        holder.add_object_file(binding.ObjectFileRef.from_data(whole(path.read_bytes())))
+        holder.finalize_object()
+        address = holder.get_function_address(entry)
+    return Kernel(ctypes.CFUNCTYPE(None, ctypes.c_void_p)(address), address, holder)
+
+
+def make(name: str) -> None:
+    """Compile a kernel into the working directory: a library, if one can be linked, and loaded from there."""
+    best, library = Path(f"{name}{OBJECT}"), Path(f"{name}{LIBRARY}")
+    best.write_bytes(compiled(name))
+    linker = shutil.which("cc")
+    if linker and subprocess.run([linker, "-shared", "-o", library, best, "-lm"]).returncode == 0:
+        with suppress(OSError):  # the code of no file here may be run, or something is missing
+            loaded(name, library.absolute())
+            best = library
+    code = best.read_bytes()
+    Path(f"made{best.suffix}").write_bytes(code + sha256(code).digest())
 
 
 def compiled(name: str) -> bytes:
@@ -176,9 +212,13 @@ def compiled(name: str) -> bytes:
         if not function.is_declaration:
             function.linkage = "linkonce_odr"  # what nobody calls is left out
     whole.link_in(parts)
+    for function in whole.functions:
+        if not function.is_declaration and function.name != entry:
+            function.linkage = "internal"
     cpu, features = processor()
     target = binding.Target.from_default_triple()
-    return bytes(target.create_target_machine(cpu=cpu, features=features, opt=3, jit=True).emit_object(whole))
+    options: Any = {"opt": 3, "reloc": "pic", "codemodel": "small"}
+    return bytes(target.create_target_machine(cpu=cpu, features=features, **options).emit_object(whole))
 
 
 class Making(threading.Thread):
@@ -218,4 +258,4 @@ class Making(threading.Thread):
 
 
 if __name__ == "__main__":
-    Path(sys.argv[2]).write_bytes(compiled(sys.argv[1]))
+    make(sys.argv[1])
