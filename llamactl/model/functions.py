@@ -146,7 +146,8 @@ class NegativeLogLikelihood(torch.autograd.Function):
             wanted = targets[rows, None]
             logits = F.linear(hidden[rows].to(factor.dtype), factor)
             largest, target = logits.amax(-1, keepdim=True).float(), logits.gather(1, wanted).float()
-            p = logits.softmax(-1, dtype=torch.float32)
+            p = logits.float()
+            torch.softmax(p, -1, out=p)  # in place, row by row
             flat[rows] = (largest - p.amax(-1, keepdim=True).log() - target)[:, 0]  # log-sum-exp without exp
             if slopes is not None:
                 p.scatter_add_(1, wanted, p.new_full(wanted.shape, -1.0))
