@@ -74,7 +74,7 @@ def guarded(command: Callable[..., None]) -> Callable[..., None]:
         except Fault as fault:
             _end(f"llamactl: {ui.speaker()}{fault}", fault.status)
         except Interrupted as stop:
-            _end(f"llamactl: {stop}" if ui.first_rank() else "", Interrupted.status)
+            _end(f"llamactl: {stop}" if ui.first_rank() else "", stop.status)
         except ReaderGone:
             _end("", ReaderGone.status)
         except KeyboardInterrupt:

@@ -1,9 +1,11 @@
 """What ends a run, and with which exit status.
 
 0 done; 1 a ``Fault``, in one line; 2 usage, a ``Misuse`` or what typer finds; 75 (EX_TEMPFAIL) ``Interrupted`` after
-saving, run me again; 130 Ctrl-C; 141 ``ReaderGone``, the reader of our stdout has left. Anything else is a bug of ours
-and shows its traceback.
+saving, run me again; 130 Ctrl-C, for which a training saves, too; 141 ``ReaderGone``, the reader of our stdout has
+left. Anything else is a bug of ours and shows its traceback.
 """
+
+from signal import SIGINT, SIGTERM
 
 
 class Fault(Exception):
@@ -32,6 +34,10 @@ class Interrupted(Exception):
     """Stopped by a signal after the state was saved: the same command goes on from there."""
 
     status = 75
+
+    def __init__(self, said: str, number: int = SIGTERM) -> None:
+        super().__init__(said)
+        self.status = 128 + number if number == SIGINT else self.status
 
 
 class ReaderGone(Exception):

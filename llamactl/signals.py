@@ -11,6 +11,8 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from types import FrameType
 
+from llamactl import ui
+
 STOPPING = (signal.SIGTERM, signal.SIGUSR1)
 
 
@@ -23,6 +25,27 @@ def handled(by: Callable[[int, FrameType | None], object]) -> Iterator[None]:
     finally:
         for number, handler in before.items():
             signal.signal(number, handler)
+
+
+@contextmanager
+def first_ctrl_c(by: Callable[[int, FrameType | None], object]) -> Iterator[None]:
+    """Have Ctrl-C call a function meanwhile, once; pressed again it ends the run. Where it is ignored it stays so."""
+
+    def once(number: int, frame: FrameType | None) -> None:
+        signal.signal(number, signal.default_int_handler)
+        if ui.first_rank():  # past the streams, whose locks may be held by what this has interrupted
+            os.write(2, b"\nllamactl: stopping after this step; Ctrl-C again to leave at once, with nothing saved\n")
+        by(number, frame)
+
+    before = signal.getsignal(signal.SIGINT)
+    if before is not signal.default_int_handler:
+        yield
+        return
+    signal.signal(signal.SIGINT, once)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGINT, before)
 
 
 def serve(parent: int) -> None:

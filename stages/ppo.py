@@ -248,6 +248,7 @@ def ppo(
     from llamactl.model.functions import weight_dtype
     from llamactl.model.heads import Critic
     from llamactl.model.kernels import making
+    from llamactl.signals import first_ctrl_c
     from llamactl.text import dialogue
     from llamactl.train import actor_critic, optim, parallel, rollouts
     from llamactl.train.actor_critic import ActorCritic
@@ -345,7 +346,7 @@ def ppo(
         versions = Versions(training, saved)
         if (not resumed or training.facts["unmeasured"]) and (at_start := measured(training.step)):
             metrics.amend({"step": training.step, **at_start})
-        with ui.Working("ppo", iterations, "iterations", start=training.step) as bar:
+        with first_ctrl_c(job.noted), ui.Working("ppo", iterations, "iterations", start=training.step) as bar:
             while training.step < iterations and not enough():
                 iteration = training.step + 1
                 turns = rollouts.asked(iteration, batch_size, len(questions), seed)

@@ -532,6 +532,43 @@ def test_a_run_stopped_late_goes_on_to_the_same_bits(tmp_path: Path, late: Calla
     assert all(torch.equal(a, b) for a, b in zip(model.parameters(), second.model.parameters(), strict=True))
 
 
+@pytest.mark.parametrize(("presses", "status"), [(1, 130), (2, None)])
+def test_ctrl_c_saves_and_pressed_again_leaves_at_once(
+    tmp_path: Path, presses: int, status: int | None, capfd: pytest.CaptureFixture[str]
+) -> None:
+    how = plan(6, save_every=100)
+    model, wanted = trained(tmp_path / "whole", how)
+    before, taken = signal.getsignal(signal.SIGINT), []
+    assert before is signal.default_int_handler
+    with pytest.raises((Interrupted, KeyboardInterrupt)) as ended, joined(CPU) as job:
+        for one in loop.steps(training(tmp_path / "parts", how, job=job), batch, next_token_loss, how):
+            taken.append(told(one))
+            for _ in range(presses if one.step == 3 else 0):
+                os.kill(os.getpid(), signal.SIGINT)
+    assert getattr(ended.value, "status", None) == status
+    assert "Ctrl-C again to leave at once" in capfd.readouterr().err
+    del ended
+    assert signal.getsignal(signal.SIGINT) is before
+    second = training(tmp_path / "parts", how, Llama.create(SMALL, torch.float32, CPU, 77))
+    assert second.resume() == (presses == 1)
+    if presses == 1:
+        taken += [told(one) for one in loop.steps(second, batch, next_token_loss, how)]
+        assert taken == [told(one) for one in wanted]
+        assert all(torch.equal(a, b) for a, b in zip(model.parameters(), second.model.parameters(), strict=True))
+
+
+def test_where_ctrl_c_is_ignored_it_stays_so(tmp_path: Path) -> None:
+    """As in a job that a shell has begun with ``&``."""
+    how = plan(2)
+    before = signal.signal(signal.SIGINT, signal.SIG_IGN)
+    try:
+        for _ in loop.steps(training(tmp_path, how), batch, next_token_loss, how):
+            os.kill(os.getpid(), signal.SIGINT)
+        assert signal.getsignal(signal.SIGINT) is signal.SIG_IGN
+    finally:
+        signal.signal(signal.SIGINT, before)
+
+
 @pytest.mark.parametrize("ending", [None, Fault("x", "y"), KeyboardInterrupt()], ids=str)
 def test_signals_mean_what_they_meant_after_a_job(ending: BaseException | None) -> None:
     before = [signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGUSR1)]

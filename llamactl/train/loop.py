@@ -18,6 +18,7 @@ from torch import Tensor
 from llamactl import ui
 from llamactl.errors import Fault
 from llamactl.model.device import peak_flops, peak_memory
+from llamactl.signals import first_ctrl_c
 from llamactl.train.parallel import Job
 from llamactl.train.schedule import Plan
 from llamactl.train.step import Loss, Sent, take
@@ -101,7 +102,10 @@ def steps(
     total, micro_batch = plan.schedule.steps, min(plan.micro_batch, job.share(plan.batch_size).size)
     row = 0  # refused steps in a row
     launched: deque[Sent] = deque()
-    with closing(_prefetched(batch, targets, training.attempts, plan, job)) as batches:
+    with (
+        first_ctrl_c(job.noted),
+        closing(_prefetched(batch, targets, training.attempts, plan, job)) as batches,
+    ):
 
         def launch() -> Sent:
             def tells() -> tuple[bool, bool]:

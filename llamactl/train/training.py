@@ -91,8 +91,9 @@ class Training:
     def stop(self, unit: str = "step") -> NoReturn:
         """Leave after a signal to any process, the state saved: raises Interrupted."""
         self.finish_saving()
-        name = signal.Signals(self.job.caught[0]).name if self.job.caught else "a signal to another process"
-        raise Interrupted(f"{self.directory}: stopped by {name} after {unit} {self.step}; run me again to go on")
+        first = next(iter(self.job.caught), signal.SIGTERM)
+        name = signal.Signals(first).name if self.job.caught else "a signal to another process"
+        raise Interrupted(f"{self.directory}: stopped by {name} after {unit} {self.step}; run me again to go on", first)
 
     def before_update(self) -> None:
         """What is being saved from the memory of a CPU must not change: wait until it is written."""
