@@ -126,7 +126,7 @@ def distill_safety(
     if run.already_made(announce=False):
         return
     target = devices.chosen(device)
-    run.use(devices.title(target), devices.gpus(target))
+    run.effort.use(devices.title(target), devices.gpus(target))
     devices.keep_freed_memory()
     digests = {one["as"]: one["sha256"] for one in run.inputs}
 

@@ -100,7 +100,7 @@ def gatt(
                 raise Fault(path, f"is not there, and {out} was made without it", f"--overwrite to measure with {flag}")
         return
     target = devices.chosen(device)
-    run.use(devices.title(target), devices.gpus(target))
+    run.effort.use(devices.title(target), devices.gpus(target))
     sampling = Sampling(top_p, top_k, max_new_tokens, seed)
     memory = None if cache_memory is None else int(cache_memory * hardware.GIB)
 

@@ -68,7 +68,7 @@ def perplexity(
         return
     tokenizer, target = Tokenizer.load(model), devices.chosen(device)
     tokenizer.fitting(config.vocab, model)
-    run.use(devices.title(target), devices.gpus(target))
+    run.effort.use(devices.title(target), devices.gpus(target))
 
     total, read = measuring.Measured(), sha256()
     with (

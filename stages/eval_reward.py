@@ -78,7 +78,7 @@ def reward(
         for digest in digests.keys() & learned:
             ui.warn(f"{model} was trained on {digests[digest]}: its accuracy there tells nothing of other data")
     target = devices.chosen(device)
-    run.use(devices.title(target), devices.gpus(target))
+    run.effort.use(devices.title(target), devices.gpus(target))
 
     kinds = measuring.RatedComparison, measuring.RatedSample, measuring.RatedDialogue
     records = []  # those that every model can judge, which is found out before the first begins

@@ -117,7 +117,7 @@ def gatt_synth(
     )  # fmt: skip
     if run.already_made(announce=False):
         return
-    run.use(devices.title(target), devices.gpus(target))
+    run.effort.use(devices.title(target), devices.gpus(target))
     sampling = Sampling(top_p, top_k, max_new_tokens, seed)
     memory = None if cache_memory is None else int(cache_memory * hardware.GIB)
     beside = {

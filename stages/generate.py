@@ -81,7 +81,7 @@ def generate(
         return
     tokenizer, target = Tokenizer.load(model), devices.chosen(device)
     tokenizer.fitting(config.vocab, model)
-    run.use(devices.title(target), devices.gpus(target))
+    run.effort.use(devices.title(target), devices.gpus(target))
     sampling = Sampling(top_p, top_k, max_new_tokens, seed)
     memory = None if cache_memory is None else int(cache_memory * hardware.GIB)
     if temperature == 0 and k > 1:

@@ -258,7 +258,7 @@ def ppo(
     from llamactl.train.versions import Versions
 
     target = machine.chosen(device)
-    run.use(machine.title(target), machine.gpus(target))
+    run.effort.use(machine.title(target), machine.gpus(target))
     machine.keep_freed_memory()
     dtype = machine.PRECISIONS[precision]
     with (

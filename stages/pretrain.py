@@ -130,7 +130,7 @@ def pretrain(
     if not verify_resume and run.already_made():
         return
     target = machine.chosen(device)
-    run.use(machine.title(target), machine.gpus(target))
+    run.effort.use(machine.title(target), machine.gpus(target))
     machine.keep_freed_memory()
     with parallel.joined(target, tensor_parallel, replicas) as job:
 

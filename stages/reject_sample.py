@@ -104,7 +104,7 @@ def reject_sample(
     if run.already_made(announce=False):
         return
     target = devices.chosen(device)
-    run.use(devices.title(target), devices.gpus(target))
+    run.effort.use(devices.title(target), devices.gpus(target))
     devices.keep_freed_memory()
     digests = {one["as"]: one["sha256"] for one in run.inputs}
     most = None if kept == "all" else 1 if kept == "best" else int(kept)

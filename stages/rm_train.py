@@ -170,7 +170,7 @@ def rm_train(
     from llamactl.train.training import Training
 
     target = machine.chosen(device)
-    run.use(machine.title(target), machine.gpus(target))
+    run.effort.use(machine.title(target), machine.gpus(target))
     machine.keep_freed_memory()
     loss = partial(compared, objective=partial(reward.loss, safety_weight=weight))
     with (

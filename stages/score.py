@@ -58,7 +58,7 @@ def score(
     if run.already_made(announce=False):
         return
     target = devices.chosen(device)
-    run.use(devices.title(target), devices.gpus(target))
+    run.effort.use(devices.title(target), devices.gpus(target))
 
     totals, answers = dict.fromkeys(judges.places, 0.0), 0
     with (

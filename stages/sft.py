@@ -140,7 +140,7 @@ def sft(
     from llamactl.train.training import Training
 
     target = machine.chosen(device)
-    run.use(machine.title(target), machine.gpus(target))
+    run.effort.use(machine.title(target), machine.gpus(target))
     machine.keep_freed_memory()
     with (
         parallel.joined(target, tensor_parallel, replicas) as job,

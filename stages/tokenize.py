@@ -68,7 +68,7 @@ def tokenize(
         outputs += writer.close()
         outputs.append(model.save(directory))
         assert (writer.documents, writer.tokens) == (run.done["documents"], run.done["tokens"]), "a document was lost"
-        speed = ui.size(run.done["bytes"] / run.device_seconds())
+        speed = ui.size(run.done["bytes"] / run.effort.device_seconds())
         counts = ", ".join(f"{run.done[what]:,} {what}" for what in ("documents", "bytes", "tokens"))
         ui.note(f"{out}: {counts}, {speed}/s")
     if mark and not shards.complete(out):

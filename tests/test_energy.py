@@ -127,10 +127,10 @@ def forbidden(powercap: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.mark.usefixtures("forbidden")
 def test_what_may_not_be_read_is_said_and_power_is_by_tdp(monkeypatch: pytest.MonkeyPatch) -> None:
     run = Run("a test", {}, {})
-    assert run.account()["energy_method"].endswith("(RAPL: Permission denied)")
-    run.use("AMD EPYC 7763 64-Core Processor, 2 threads")
-    run.go_on(3600.0, 0.0)
-    facts = run.account()
+    assert run.effort.account()["energy_method"].endswith("(RAPL: Permission denied)")
+    run.effort.use("AMD EPYC 7763 64-Core Processor, 2 threads")
+    run.effort.go_on(3600.0, 0.0)
+    facts = run.effort.account()
     assert facts["energy_method"] == "tdp: 280 W (RAPL: Permission denied)"
     assert facts["energy_kwh"] == pytest.approx(0.28, rel=1e-3)
 
@@ -191,17 +191,17 @@ def nvml(monkeypatch: pytest.MonkeyPatch) -> Nvml:
 
 def test_gpus_of_the_job_are_read_and_no_others(nvml: Nvml) -> None:
     run = Run("a test", {}, {})
-    run.use("NVIDIA A100-SXM4-80GB", ["GPU-b"])
+    run.effort.use("NVIDIA A100-SXM4-80GB", ["GPU-b"])
     nvml.millijoules = {"GPU-a": 99_000, "GPU-b": 7_200_007_000}
-    facts = run.account()
+    facts = run.effort.account()
     assert (facts["energy_kwh"], facts["energy_method"]) == (2.0, "measured: NVML")
 
 
 def test_a_gpu_is_not_measured_by_the_processors_meter(powercap: Path, nvml: Nvml) -> None:
     run = Run("a test", {}, {})
-    run.use("NVIDIA A100-SXM4-80GB", ["GPU-of-another-vendor"])
+    run.effort.use("NVIDIA A100-SXM4-80GB", ["GPU-of-another-vendor"])
     zone(powercap, "intel-rapl:0", "package-0", 5000)
-    assert run.account()["energy_method"] == "tdp: 400 W (NVML: Not Found)"
+    assert run.effort.account()["energy_method"] == "tdp: 400 W (NVML: Not Found)"
 
 
 def test_nvml_that_is_not_for_us_or_not_there(nvml: Nvml, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -244,28 +244,28 @@ def test_what_several_processes_have_read_of_one_meter_counts_once(
     """Two machines, the second with two launchers: four processes each, of which the first reads."""
     monkeypatch.setenv("GROUP_WORLD_SIZE", "3")
     run = Run("a test", {}, {})
-    assert run.joules() is None  # the other machines have not told
-    mine = run.meter.joules()
+    assert run.effort.joules() is None  # the other machines have not told
+    mine = run.effort.meter.joules()
     assert mine is not None
     theirs = {"other package-0": 30.0}
     as_told(monkeypatch, mine, {}, {}, {}, theirs, {}, theirs, {}).read_meters(run)
     zone(powercap, "intel-rapl:0", "package-0", 112)
-    assert run.joules() == pytest.approx(42)
+    assert run.effort.joules() == pytest.approx(42)
 
 
 def test_a_machine_that_cannot_measure_makes_it_a_matter_of_tdp(
     powercap: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     run = Run("a test", {}, {})
-    as_told(monkeypatch, run.meter.joules(), {}, None, {}).read_meters(run)
-    assert run.joules() is None
+    as_told(monkeypatch, run.effort.meter.joules(), {}, None, {}).read_meters(run)
+    assert run.effort.joules() is None
 
 
 def test_one_process_tells_itself(powercap: Path) -> None:
     run = Run("a test", {}, {})
     zone(powercap, "intel-rapl:0", "package-0", 112)
     Job(None, torch.device("cpu")).read_meters(run)
-    assert run.joules() == pytest.approx(12)
+    assert run.effort.joules() == pytest.approx(12)
 
 
 def test_devices_are_gpus_or_machines(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -287,7 +287,7 @@ def sampled(out: Path, powercap: Path, records: int, joules: float, stop: bool) 
     with journal.kept(run) as through:
         todo = through.left(3)[:records]
         for turn, number in enumerate(todo, 1):
-            run.meter._read -= 2  # seconds have passed
+            run.effort.meter._read -= 2  # seconds have passed
             now = int((powercap / "intel-rapl:0" / "energy_uj").read_text()) / 1e6
             zone(powercap, "intel-rapl:0", "package-0", now + joules / len(todo))
             through.add(number, [{"number": number, "turn": turn}])

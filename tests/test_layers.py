@@ -15,7 +15,7 @@ MAY_IMPORT = {
     "llamactl.errors": set(),
     "llamactl.ui": set(),
     "llamactl.hardware": {"llamactl.errors"},
-    "llamactl.signals": set(),
+    "llamactl.signals": {"llamactl.ui"},
     "llamactl.bootstrap": set(),
     "llamactl.energy": set(),
     "llamactl.grid": {"llamactl.errors"},

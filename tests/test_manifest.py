@@ -154,9 +154,9 @@ def test_training_leaves_its_metrics(made: dict[str, Path]) -> None:
 @pytest.mark.parametrize("device", ["NVIDIA H100 80GB HBM3", "NVIDIA A100-SXM4-80GB"])
 def test_energy_says_how_it_was_found(device: str) -> None:
     run = Run("a test", {}, {})
-    run.use(device, ["GPU-of-no-machine"])
-    run.devices = 8
-    run.go_on(8 * 3600.0, 0.0)
+    run.effort.use(device, ["GPU-of-no-machine"])
+    run.effort.devices = 8
+    run.effort.go_on(8 * 3600.0, 0.0)
     facts = run.manifest([])
     watts = 700 if "H100" in device else 400
     assert facts["device_hours"] == pytest.approx(8, rel=1e-3)
@@ -556,13 +556,13 @@ def test_the_power_of_parts_on_several_devices_is_their_mean() -> None:
 
 def test_a_run_that_goes_on_on_another_device_has_the_power_of_both() -> None:
     run = Run("a test", {}, {})
-    run.use("NVIDIA A100-SXM4-80GB", ["GPU-of-no-machine"])
-    run.go_on({"NVIDIA H100 80GB HBM3": 36_000.0, "NVIDIA A100-SXM4-80GB": 36_000.0}, None)
-    facts = run.account()
+    run.effort.use("NVIDIA A100-SXM4-80GB", ["GPU-of-no-machine"])
+    run.effort.go_on({"NVIDIA H100 80GB HBM3": 36_000.0, "NVIDIA A100-SXM4-80GB": 36_000.0}, None)
+    facts = run.effort.account()
     assert facts["device_hours"] == pytest.approx(20, rel=1e-3)
     assert facts["energy_kwh"] == pytest.approx(11, rel=1e-3)
     assert facts["energy_method"].startswith("tdp: 550 W on average (NVML: ")
-    run.go_on({"a card": 3600.0}, None)
-    assert run.account()["energy_kwh"] is None
-    run.go_on(3600.0, None)  # as it was recorded before
-    assert run.account()["energy_kwh"] == pytest.approx(0.4, rel=1e-3)
+    run.effort.go_on({"a card": 3600.0}, None)
+    assert run.effort.account()["energy_kwh"] is None
+    run.effort.go_on(3600.0, None)  # as it was recorded before
+    assert run.effort.account()["energy_kwh"] == pytest.approx(0.4, rel=1e-3)

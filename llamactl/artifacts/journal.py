@@ -55,8 +55,8 @@ class Journal:
             for name, counts in _counts(self._run).items()
         }
         self._facts[number] = facts or {}
-        seconds = {device: round(seconds, 3) for device, seconds in self._run.spent().items()}
-        spent = {"seconds": seconds, "joules": self._run.joules(within=1.0)}
+        seconds = {device: round(seconds, 3) for device, seconds in self._run.effort.spent().items()}
+        spent = {"seconds": seconds, "joules": self._run.effort.joules(within=1.0)}
         entry = {"number": number, "records": records, "facts": facts or {}, "counts": counts, **spent}
         self._put(entry)
 
@@ -79,7 +79,7 @@ class Journal:
         elif last:
             for name, counts in _counts(run).items():
                 counts.update(last["counts"][name])
-            run.go_on(last["seconds"], last.get("joules"))
+            run.effort.go_on(last["seconds"], last.get("joules"))
             ui.note(f"{run.out}: going on after {len(self):,} records")
         if difference or not last:
             self._facts.clear()

@@ -5,23 +5,21 @@ What has the name already is left alone where it is what would be made, and wher
 
 import os
 import shutil
-import socket
 import sys
 import tempfile
-import time
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, BinaryIO, cast
 
 import orjson
 
-from llamactl import __version__, energy, hardware, ui
+from llamactl import __version__, ui
 from llamactl.artifacts import files, metrics
+from llamactl.artifacts.effort import Effort
 from llamactl.artifacts.jsonl import BLOCK, STDIN, Writer, compressed, reader_may_leave, stdout
-from llamactl.artifacts.manifest import FILE, FORMAT, beside, described, dumps, kind, load, mean_power, plain
+from llamactl.artifacts.manifest import FILE, FORMAT, beside, described, dumps, kind, load, plain
 from llamactl.errors import Fault, Misuse
 
 # Flags that do not change what is made: another value of one of these asks for the same artifact.
@@ -38,10 +36,6 @@ SHOWN = 5  # bad records named one by one before they are only counted
 
 def _listed(counts: Mapping[str, int]) -> str:
     return ", ".join(f"{n:,} {what}" for what, n in counts.items())
-
-
-def _now() -> str:
-    return datetime.now(UTC).isoformat(timespec="seconds")
 
 
 class Run:
@@ -73,24 +67,8 @@ class Run:
         self.skipped: Counter[str] = Counter()  # what was not, by reason
         self.noted: Counter[str] = Counter()  # what was used, but not as it was, by reason
         self.facts: dict[str, Any] = {}  # what else the stage has to say for itself
-        self.devices = 1  # GPUs, or machines where it runs on their processors
-        self.earlier: Mapping[str, float] = {}  # device-seconds of attempts that were interrupted, by device
-        self.earlier_joules: float | None = 0.0  # that they were measured to take; None where they were not
-        self.told: dict[str, float] | None = {} if ui.machines() == 1 else None  # joules by all machines' meters
+        self.effort = Effort()
         self.overwrite, self._skip_bad = bool(settings.get("overwrite")), bool(settings.get("skip_bad"))
-        self._start, self._clock = _now(), time.monotonic()
-        self._device, self.meter = hardware.processor(), energy.processors()
-
-    @property
-    def device(self) -> str:
-        """What it runs on, as that calls itself: this machine's processor, unless ``use`` says otherwise."""
-        return self._device
-
-    def use(self, device: str, gpus: Sequence[str] | None = None) -> None:
-        """Run on a device of this name. GPUs, as ``model.device.gpus`` names them, are metered from now on."""
-        self._device = device
-        if gpus is not None:
-            self.meter = energy.gpus(gpus)
 
     # -- before
 
@@ -191,52 +169,6 @@ class Run:
         if self.skipped[reason] <= SHOWN:
             ui.warn(f"skipped {fault.subject}: {fault.problem}")
 
-    def spent(self) -> dict[str, float]:
-        """Seconds so far times devices, by device, those of interrupted attempts included."""
-        here = (time.monotonic() - self._clock) * self.devices
-        return {**self.earlier, self.device: self.earlier.get(self.device, 0.0) + here}
-
-    def device_seconds(self) -> float:
-        """The same of all devices together."""
-        return sum(self.spent().values())
-
-    def go_on(self, seconds: float | Mapping[str, float], joules: float | None) -> None:
-        """After attempts that have taken so much, by device where that is known; None joules were not measured."""
-        self.earlier = {self.device: seconds} if isinstance(seconds, int | float) else seconds
-        self.earlier_joules = joules
-
-    def joules(self, within: float = 0.0) -> float | None:
-        """Measured so far, of all machines and attempts; None where one of them has not been.
-
-        This machine's reading is not older than ``within`` seconds, other machines' are from when they last told.
-        """
-        here = self.meter.joules(within)
-        if here is None or self.told is None or self.earlier_joules is None:
-            return None
-        return self.earlier_joules + sum((self.told | here).values())
-
-    def account(self) -> dict[str, Any]:
-        """What it has taken so far, where and when: energy as it was measured, else by the device's power (TDP)."""
-        spent, joules = self.spent(), self.joules()
-        hours, powers = sum(spent.values()) / 3600, [hardware.watts(device) for device in spent]
-        why = f" ({self.meter.why})" if self.meter.why else ""
-        kwh, method = None, f"unknown: no power figure for this device{why}"
-        if joules is not None:
-            kwh, method = joules / 3.6e6, f"measured: {self.meter.by}"
-        elif None not in powers:
-            kwh = sum((watts or 0) * seconds for watts, seconds in zip(powers, spent.values(), strict=True)) / 3.6e6
-            method = f"tdp: {powers[0]} W{why}" if len({*powers}) == 1 else f"{mean_power(kwh, hours)}{why}"
-        return {
-            "start": self._start,
-            "end": _now(),
-            "host": socket.gethostname(),
-            "device": self.device,
-            "devices": self.devices,
-            "device_hours": round(hours, 6),
-            "energy_kwh": None if kwh is None else round(kwh, 6),
-            "energy_method": method,
-        }
-
     # -- after
 
     def manifest(self, outputs: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
@@ -250,7 +182,7 @@ class Run:
             "seed": self.settings.get("seed"),
             "inputs": self.inputs,
             "outputs": list(outputs),
-            **self.account(),
+            **self.effort.account(),
             "done": dict(self.done),
             "skipped": dict(self.skipped),
             "noted": dict(self.noted),

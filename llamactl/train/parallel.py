@@ -178,13 +178,13 @@ class Job:
 
     def read_meters(self, run: Run) -> None:
         """Have the run know what all machines' meters say; what several processes have read of one counts once."""
-        parts = [orjson.loads(part) for part in self._parts(orjson.dumps(run.meter.joules()))]
-        run.told = None if None in parts else {name: joules for part in parts for name, joules in part.items()}
+        parts = [orjson.loads(part) for part in self._parts(orjson.dumps(run.effort.meter.joules()))]
+        run.effort.told = None if None in parts else {name: joules for part in parts for name, joules in part.items()}
 
     @contextmanager
     def metered(self, run: Run) -> Iterator[None]:
         """A run's work: on these devices, and what their meters say is read when it is done, before its manifest."""
-        run.devices = self.devices
+        run.effort.devices = self.devices
         yield
         self.read_meters(run)
 

@@ -62,9 +62,9 @@ class Training:
                 "updates": [each.updates for each in self._optimizers.values()],
                 "beside": self.facts,
                 "job": self.job.facts(),
-                "device_seconds": self.run.spent(),
-                "joules": self.run.joules(),
-                "account": self.run.account(),
+                "device_seconds": self.run.effort.spent(),
+                "joules": self.run.effort.joules(),
+                "account": self.run.effort.account(),
             }
             pieces = {
                 name: state.Piece(tensor, sharded.box(parameter).offset, tuple(parameter.shape))
@@ -124,7 +124,7 @@ class Training:
                 files.clear(self.directory)
             return False
         self.step, self.refused = found.facts["step"], found.facts["refused"]
-        self.run.go_on(found.facts["device_seconds"], found.facts.get("joules"))
+        self.run.effort.go_on(found.facts["device_seconds"], found.facts.get("joules"))
         self.run.skipped.update({REFUSED: self.refused} if self.refused else {})
         if (then := found.facts["job"]) != self.job.facts():
             ui.note(f"{found.place}: saved by {_shape(then)}, goes on as {_shape(self.job.facts())}: equal to rounding")
