@@ -151,10 +151,10 @@ def compiled_apart(name: str, folder: Path) -> Path:
 
 def loaded(name: str, path: Path) -> Kernel:
     """What is kept, as a function."""
-    entry, holder = ENTRY.format(name), None
+    holder: Any
     if path.suffix == LIBRARY:
         holder = ctypes.CDLL(str(path))
-        address = ctypes.cast(holder[entry], ctypes.c_void_p).value or 0
+        address = ctypes.cast(holder[ENTRY.format(name)], ctypes.c_void_p).value
     else:
         from llvmlite import binding
 
@@ -164,7 +164,8 @@ def loaded(name: str, path: Path) -> Kernel:
         holder = binding.create_mcjit_compiler(binding.parse_assembly(""), machine)
         holder.add_object_file(binding.ObjectFileRef.from_data(whole(path.read_bytes())))
         holder.finalize_object()
-        address = holder.get_function_address(entry)
+        address = holder.get_function_address(ENTRY.format(name))
+    assert address
     return Kernel(ctypes.CFUNCTYPE(None, ctypes.c_void_p)(address), address, holder)
 
 
