@@ -10,6 +10,7 @@ import torch.nn.functional as F  # noqa: N812
 from torch import Tensor
 
 from llamactl.model import attention, functions, llama
+from llamactl.model.attention import Documents
 from llamactl.model.config import Config
 from llamactl.model.llama import Llama
 from llamactl.train.optim import AdamW
@@ -120,8 +121,30 @@ def test_every_path_takes_the_steps_of_plain_formulas(products: None, monkeypatc
     assert narrow == pytest.approx(reference, rel=1e-2)
 
 
+needs_compiler = pytest.mark.skipif(shutil.which("c++") is None, reason="the compiler of layers needs one of C++")
+
+
 @pytest.mark.slow
-@pytest.mark.skipif(shutil.which("c++") is None, reason="the compiler of layers needs one of C++")
+@needs_compiler
+def test_layers_are_compiled_for_all_lengths_of_documents() -> None:
+    """Once a length has changed; they were for each, and after eight of them, without a word, no more."""
+    job = Job(None, CPU)
+    config = Config(16, 2, 2, 1, 32, 64, 256)
+    model = Llama.create(config, torch.float32, CPU, 0, partial(job.arrange, checkpointing="none", compiled=True))
+
+    def learn(lengths: list[int]) -> None:
+        ids = torch.randint(0, config.vocab, (1, sum(lengths)))
+        model.nll(ids, ids, Documents.of([lengths], CPU)).sum().backward()
+
+    for lengths in ([40, 24], [30, 18], [10, 20, 30, 40]):
+        learn(lengths)
+    with torch.compiler.set_stance("fail_on_recompile"):
+        for lengths in ([50, 12], [20, 10, 6, 21, 33], [7, 8, 9]):
+            learn(lengths)
+
+
+@pytest.mark.slow
+@needs_compiler
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 def test_compiled_layers_take_the_same_steps(dtype: torch.dtype) -> None:
     expected = pytest.approx(curve(next_token_loss, dtype), rel=1e-4 if dtype == torch.float32 else 1e-2)

@@ -276,13 +276,16 @@ def causal_attention(q: Tensor, k: Tensor, v: Tensor, documents: Documents | Non
     """
     batch, time, heads, _ = q.shape
     if q.device.type == "cpu":
-        longest, triangles, ends, key_ends = time, batch * _triangle(time), None, None
+        longest, ends, key_ends = time, None, None
         if documents is not None:
-            longest, triangles, ends, key_ends = documents.longest, documents.triangles, documents.ends, documents.ends
+            longest, ends, key_ends = documents.longest, documents.ends, documents.ends
             if documents.key_ends is not None:
                 key_ends, k, v = documents.key_ends, documents.gathered(k), documents.gathered(v)
         if flash.suits(q):
             return flash.attention(q, k, v, longest, ends, key_ends)
+        triangles = (
+            batch * _triangle(time) if documents is None else documents.triangles
+        )  # the former by one time alone
         keep = heads * triangles if q.requires_grad and longest <= KEPT else 0
         out: Tensor = torch.ops.llamactl.causal_attention(q, k, v, keep, ends, key_ends)[0]
         return out

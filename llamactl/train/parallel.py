@@ -37,6 +37,7 @@ if TYPE_CHECKING:
 
 T = TypeVar("T")
 
+COMPILATIONS = 32  # of a layer: for models that learn and do not, one length and any; beyond, layers are not compiled
 ROUND = 32  # items that each process works on before they tell the first one
 
 LOST = (
@@ -208,7 +209,7 @@ class Job:
             if checkpointing != "none":
                 block.forward = partial(checkpoint, block.forward, use_reentrant=False, **_context(checkpointing))
             if compiled:  # each layer by itself: they are alike, so one compilation serves all
-                block.forward = torch.compile(block.forward)
+                block.forward = torch.compile(block.forward, recompile_limit=COMPILATIONS)
         if self.mesh:
             mesh = self.mesh["replicas", "shards"] if self.replicas > 1 else self.mesh["shards"]
             from llamactl.train import sharding
