@@ -21,6 +21,7 @@ import orjson
 import zstandard
 
 from llamactl import ui
+from llamactl.artifacts import streams
 from llamactl.artifacts.records import R, Score, Shard, checked, converting, measured
 from llamactl.errors import Fault, ReaderGone
 
@@ -29,7 +30,7 @@ BLOCK = 1 << 20  # bytes of whole lines handed on at once
 MAX_LINE = 16 << 20  # bytes; a longer line is refused before it is parsed
 MAX_WINDOW = 1 << 27  # bytes a zstd frame may ask us to keep (the format's own `--long` limit)
 ZSTD_BITE = 512  # bytes of packed data unpacked at once: bounds what a hostile frame can unfold to (16 MiB)
-STDIN = "-"
+STDIN = streams.STDIN
 _DIGITS = bytes.maketrans(b"123456789", b"0" * 9)
 _LONG = b"0" * 19  # digits: an integer of fewer fits in 64 bits
 
@@ -92,7 +93,7 @@ class _Stream(io.RawIOBase):
         return size
 
 
-def _chunks(head: bytes, raw: BinaryIO, size: int = BLOCK) -> Iterator[bytes]:
+def _chunks(head: bytes, raw: streams.Stream | BinaryIO, size: int = BLOCK) -> Iterator[bytes]:
     yield head
     while chunk := raw.read(size):
         yield chunk
@@ -117,22 +118,17 @@ def _unpacked(packed: Iterator[bytes]) -> Iterator[bytes]:
 @contextmanager
 def open_input(path: str) -> Iterator[Input]:
     """The bytes of a file or of stdin, unpacked; raises Fault where they are missing, empty or damaged."""
-    if path == STDIN:
-        if sys.stdin is None:
-            raise Fault("stdin", "is closed", "give a file, or pipe something in")
-        raw: BinaryIO = sys.stdin.buffer
-    else:
-        try:
-            raw = Path(path).open("rb")  # noqa: SIM115
-        except FileNotFoundError:
-            raise Fault(path, "no such file", "name one that is there") from None
-        except IsADirectoryError:
-            raise Fault(path, "is a directory, not a file", "name the files in it") from None
+    try:
+        raw = streams.opened(path) if streams.is_one(path) else Path(path).open("rb")  # noqa: SIM115
+    except FileNotFoundError:
+        raise Fault(path, "no such file", "name one that is there") from None
+    except IsADirectoryError:
+        raise Fault(path, "is a directory, not a file", "name the files in it") from None
     try:
         magic = raw.read(4)
         if not magic:
             raise Fault(path if path != STDIN else "stdin", "is empty", "give it something to read, or leave it out")
-        tell = raw.tell if path != STDIN and raw.seekable() else int
+        tell = int if isinstance(raw, streams.Stream) else raw.tell
         if magic == b"\x28\xb5\x2f\xfd":
             yield Input(io.BufferedReader(_Stream(_unpacked(_chunks(magic, raw, ZSTD_BITE))), BLOCK), tell)
         elif magic[:2] == b"\x1f\x8b":
@@ -144,8 +140,7 @@ def open_input(path: str) -> Iterator[Input]:
     except (zstandard.ZstdError, EOFError, gzip.BadGzipFile, zlib.error) as error:
         raise Fault(path, f"the compressed data is damaged or cut short ({error})", "copy it again") from None
     finally:
-        if path != STDIN:
-            raw.close()
+        raw.close()
 
 
 def blocks(paths: Iterable[str], max_line: int = MAX_LINE) -> Iterator[Block]:

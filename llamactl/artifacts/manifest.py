@@ -15,8 +15,7 @@ from typing import Any
 import orjson
 
 from llamactl import __version__
-from llamactl.artifacts import files
-from llamactl.artifacts.jsonl import STDIN
+from llamactl.artifacts import files, streams
 from llamactl.errors import Fault
 
 FILE = "run.json"
@@ -79,7 +78,7 @@ def described(name: str, path: str, verify: bool = True) -> dict[str, Any]:
     against the directory's own manifest; raises Fault where they differ.
     """
     place = Path(path)
-    if path == STDIN or place.is_fifo():  # which can be read once only
+    if streams.is_one(path):  # what comes through is known when it has been read
         return {"as": name, "path": plain(path), "kind": "stream", "size": None, "sha256": None}
     if not place.exists():
         raise Fault(place, "no such file or directory")

@@ -16,7 +16,7 @@ from typing import Any, BinaryIO, cast
 import orjson
 
 from llamactl import __version__, ui
-from llamactl.artifacts import files, metrics
+from llamactl.artifacts import files, metrics, streams
 from llamactl.artifacts.effort import Effort
 from llamactl.artifacts.jsonl import BLOCK, STDIN, Writer, compressed, reader_may_leave, stdout
 from llamactl.artifacts.manifest import FILE, FORMAT, beside, described, dumps, kind, load, plain
@@ -62,7 +62,9 @@ class Run:
         read = [(name, str(path)) for name, paths in inputs.items() for path in paths]
         self._check_places([path for _, path in read], directory)
         verify = verify and ui.first_rank()
-        self.inputs = [described(name, path, verify) for name, path in read]
+        self._read = [(path, described(name, path, verify)) for name, path in read]
+        for path, _ in self._read:
+            streams.forgotten(path)
         self.done: Counter[str] = Counter()  # documents, tokens, bytes, samples: what was worked through
         self.skipped: Counter[str] = Counter()  # what was not, by reason
         self.noted: Counter[str] = Counter()  # what was used, but not as it was, by reason
@@ -72,12 +74,20 @@ class Run:
 
     # -- before
 
+    @property
+    def inputs(self) -> list[dict[str, Any]]:
+        """What it reads, as manifests name it; of a stream size and digest once all of it has come through."""
+        heard = ((entry, streams.stamp(path)) for path, entry in self._read)
+        return [entry | stamp._asdict() if stamp else entry for entry, stamp in heard]
+
     def _check_places(self, read: Sequence[str], directory: bool) -> None:
         """Raise Fault where what is written would replace what is read, or something else that is written.
 
         Also under another spelling of its name, or in a directory that is replaced; whatever ``--overwrite`` says.
         """
         outputs = [("-o", self.out), ("-o", beside(self.out))] if self.out else [("-o", STDOUT)]
+        if read.count(STDIN) > 1:
+            raise Misuse("stdin", "is named twice, and can be read once", "write it to a file first")
         inputs = {os.path.realpath(path): path for path in read if path != STDIN}
         taken: dict[str, str] = {}
         for flag, path in [*outputs, *self.aside.items()]:
@@ -126,6 +136,8 @@ class Run:
         made = load(own)
         if self.out.is_file() and files.stamp(self.out).sha256 != made["outputs"][0]["sha256"]:
             raise Fault(self.out, f"its bytes differ from what {own.name} says", "--overwrite to make it again")
+        if not self._otherwise(made):
+            self._hear_out()
         if difference := self.difference(made):
             raise Fault(
                 self.out, f"exists and was made otherwise ({difference})", "--overwrite to redo it, or another -o"
@@ -140,17 +152,27 @@ class Run:
                 raise Fault(report, f"exists, and is not what {self.out} came to", f"name another {REPORT}")
         return True
 
+    def _hear_out(self) -> None:
+        """Read streams to their end: what came through them is then known."""
+        for path, entry in self._read:
+            if entry["kind"] == "stream":
+                streams.read_out(path)
+
     def difference(self, made: Mapping[str, Any], but: Sequence[str] = ()) -> str:
         """What this run would do otherwise than ``made``, settings ``but`` some, in words; empty where nothing."""
+        if different := self._otherwise(made, but):
+            return different
+        ours = [(i["as"], i["sha256"]) for i in self.inputs]
+        return "from other inputs" if ours != [(i["as"], i["sha256"]) for i in made["inputs"]] else ""
+
+    def _otherwise(self, made: Mapping[str, Any], but: Sequence[str] = ()) -> str:
+        """The same of the stage and its settings alone."""
         if made["stage"] != self.stage:
             return f"by {made['stage']}"
         for name in sorted(self.settings.keys() | made["settings"].keys()):
             mine, theirs = self.settings.get(name), made["settings"].get(name)
             if mine != theirs and name not in but:
                 return f"with {name.replace('_', '-')} {theirs}, not {mine}"
-        ours = [(i["as"], i["sha256"]) for i in self.inputs]
-        if ours != [(i["as"], i["sha256"]) for i in made["inputs"]]:
-            return "from other inputs"
         return ""
 
     # -- while

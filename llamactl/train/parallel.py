@@ -209,7 +209,7 @@ class Job:
             if checkpointing != "none":
                 block.forward = partial(checkpoint, block.forward, use_reentrant=False, **_context(checkpointing))
             if compiled:  # each layer by itself: they are alike, so one compilation serves all
-                block.forward = torch.compile(block.forward, recompile_limit=COMPILATIONS)
+                block.forward = torch.compile(block.forward, recompile_limit=COMPILATIONS)  # type: ignore[call-overload]
         if self.mesh:
             mesh = self.mesh["replicas", "shards"] if self.replicas > 1 else self.mesh["shards"]
             from llamactl.train import sharding
