@@ -284,10 +284,12 @@ def ppo(
         )  # fmt: skip
         tokens_at_once = None if micro_batch else micro * length  # as planned for; of short answers these are many
         training = Training(policy, optimizer, run, directory, job, keep, {"critic": of_valuer})
-        # what else is part of its state: tokens so far, the first iteration's line, alarms given, the best version
+        # what else is part of its state: tokens so far, the first iteration's line, alarms given, the best version,
+        # and what of the last iteration is held against limits
         cache = job.told(machine.free_memory(target) // placing.FREE)
         training.facts |= {
             "tokens": 0, "cut": 0, "alarms": {}, "critic": (0.0, 1.0), "cache": cache, "unmeasured": False,
+            "limited": {},
         }  # fmt: skip
         resumed = training.resume()
         learners.zero, learners.unit = training.facts["critic"]
@@ -343,7 +345,15 @@ def ppo(
             long_ago = training.step - versions.best[0] >= patience * every
             return bool(held_out) and long_ago and not training.facts["unmeasured"]
 
+        def stop_if_told() -> None:
+            """Where the last iteration was beyond a limit, also if an earlier attempt made it: raises Fault."""
+            if stop := alarms.stopped(training.facts["limited"], kl_stop, length_stop):
+                training.finish_saving()
+                remedy = f"{versions.said()}; without that limit, or with a higher one, the same command goes on"
+                raise Fault(directory, f"stopped after iteration {training.step}: {stop}", remedy)
+
         versions = Versions(training, saved)
+        stop_if_told()
         if (not resumed or training.facts["unmeasured"]) and (at_start := measured(training.step)):
             metrics.amend({"step": training.step, **at_start})
         with first_ctrl_c(job.noted), ui.Working("ppo", iterations, "iterations", start=training.step) as bar:
@@ -402,14 +412,12 @@ def ppo(
                     bar.advance(0, eval=f"{held['eval_reward']:+.3f}")
                 bar.advance(1, reward=f"{line['reward']:+.3f}", kl=f"{line['kl']:.2f}", length=f"{line['length']:.0f}")
 
-                stop = alarms.stopped(line, kl_stop, length_stop)
+                limited = {name: line[name] for name in ("kl", "length") if math.isfinite(line[name])}
+                training.facts["limited"], stop = limited, alarms.stopped(limited, kl_stop, length_stop)
                 stopping, last = not job.agreed(not job.caught), iteration == iterations or enough()
                 if stop or stopping or last or iteration % save_every == 0:
                     training.save()
-                if stop:
-                    training.finish_saving()
-                    remedy = f"{versions.said()}; without that limit, or with a higher one, the same command goes on"
-                    raise Fault(directory, f"stopped after iteration {iteration}: {stop}", remedy)
+                stop_if_told()
                 if stopping and not last:
                     training.stop("iteration")
         training.finish_saving()

@@ -141,7 +141,7 @@ def pretrain(
             return Training(model, optimizer, run, directory, job, plan.keep)
 
         if verify_resume:
-            resume_is_exact(begin, mix.batch, next_token_loss, plan, files.partial(out))
+            resume_is_exact(begin, mix.batch, next_token_loss, plan, files.partial(run.out or out))
             return
         with job.filling(run, fresh=not resume) as (directory, outputs):
             training = begin(directory)

@@ -854,8 +854,12 @@ def test_a_limit_stops_the_run_and_a_higher_one_goes_on(
         train("parts", **{flag: limit}, save_every=3)
     assert [path.name for path in (tmp_path / "parts" / "state").iterdir()] == ["step-00000001"]
     assert not (tmp_path / "parts" / "run.json").exists()
-    with pytest.raises(Fault, match=r"it holds iteration-00002; without that limit, .* the same command goes on$"):
-        train("parts", **{flag: limit}, model_every=2)
+    for _ in range(2):  # it went on by an iteration each time that it was asked
+        with pytest.raises(Fault, match=rf"stopped after iteration 1: {said}"):
+            train("parts", **{flag: limit}, save_every=3)
+        assert [path.name for path in (tmp_path / "parts" / "state").iterdir()] == ["step-00000001"]
+    with pytest.raises(Fault, match=r"it holds iteration-00001; without that limit, .* the same command goes on$"):
+        train("others", **{flag: limit}, model_every=1)
     train("parts", **{flag: 1e9})
     assert outcome(tmp_path / "parts") == outcome(tmp_path / "whole")
 

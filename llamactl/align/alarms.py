@@ -132,10 +132,10 @@ def check(line: Line, same: bool, precision: str) -> None:
 
 
 def stopped(line: Line, kl: float | None, length: float | None) -> str:
-    """Why the run is to stop, as it was told to, in words; empty where it is not."""
-    if kl is not None and line["kl"] > kl:
+    """Why the run is to stop, as it was told to, by what is known of an iteration; empty where it is not."""
+    if kl is not None and line.get("kl", -math.inf) > kl:
         return f"KL to the reference is {line['kl']:.1f} nats an answer, above --kl-stop {kl:g}"
-    if length is not None and line["length"] > length:
+    if length is not None and line.get("length", -math.inf) > length:
         return f"answers are {line['length']:.0f} tokens long, above --length-stop {length:g}"
     return ""
 

@@ -16,10 +16,10 @@ from typing import Any, BinaryIO, cast
 import orjson
 
 from llamactl import __version__, ui
-from llamactl.artifacts import files, metrics, streams
+from llamactl.artifacts import files, streams
 from llamactl.artifacts.effort import Effort
 from llamactl.artifacts.jsonl import BLOCK, STDIN, Writer, compressed, reader_may_leave, stdout
-from llamactl.artifacts.manifest import FILE, FORMAT, beside, described, dumps, kind, load, plain
+from llamactl.artifacts.manifest import CARD, FILE, FORMAT, beside, described, dumps, kind, load, plain
 from llamactl.errors import Fault, Misuse
 
 # Flags that do not change what is made: another value of one of these asks for the same artifact.
@@ -31,6 +31,8 @@ NEUTRAL = {
 STDOUT = Path("-")
 REPORT = "--report"
 WAITING = 1 << 23  # bytes that wait in memory; more do on the disk
+STATES = "state/step-*/manifest.json"  # those of a training
+BEGUN = ".llamactl"  # lies in a directory that a training has begun to fill: it is ours
 SHOWN = 5  # bad records named one by one before they are only counted
 
 
@@ -70,6 +72,7 @@ class Run:
         self.noted: Counter[str] = Counter()  # what was used, but not as it was, by reason
         self.facts: dict[str, Any] = {}  # what else the stage has to say for itself
         self.effort = Effort()
+        self.stale = False  # whether what lies in a directory that is filled in place is to be replaced
         self.overwrite, self._skip_bad = bool(settings.get("overwrite")), bool(settings.get("skip_bad"))
 
     # -- before
@@ -136,6 +139,8 @@ class Run:
         made = load(own)
         if self.out.is_file() and files.stamp(self.out).sha256 != made["outputs"][0]["sha256"]:
             raise Fault(self.out, f"its bytes differ from what {own.name} says", "--overwrite to make it again")
+        if self.out.is_dir():
+            self._check_files(made)
         if not self._otherwise(made):
             self._hear_out()
         if difference := self.difference(made):
@@ -151,6 +156,14 @@ class Run:
             elif report.read_bytes() != self._told():
                 raise Fault(report, f"exists, and is not what {self.out} came to", f"name another {REPORT}")
         return True
+
+    def _check_files(self, made: Mapping[str, Any]) -> None:
+        """Raise Fault where a file of a directory is not there, or not as large as was ``made``."""
+        assert self.out is not None
+        for output in made["outputs"]:
+            path = self.out / output["path"]
+            if output["path"] != CARD and (not path.is_file() or path.stat().st_size != output["size"]):
+                raise Fault(path, f"is not there, or not as {FILE} says", "--overwrite to make it again")
 
     def _hear_out(self) -> None:
         """Read streams to their end: what came through them is then known."""
@@ -277,20 +290,20 @@ class Run:
             with self.file(announce=False) as stream, compressed(stream, self.out.name) as packed:
                 yield Writer(packed)
 
-    def _refuse_foreign(self, marks: str = FILE) -> None:
-        """Raise Fault where ``out`` is a directory with something in it, and none of ``marks`` (a pattern) of ours."""
+    def _refuse_foreign(self, *marks: str) -> None:
+        """Raise Fault where ``out`` is a directory with something in it, and none of ``marks`` (patterns) of ours."""
         assert self.out is not None
         if not self.out.exists():
             return
         left = () if self.out.is_file() else set(self.out.iterdir()) - set(self.out.glob(files.PARTIALS))
-        if self.out.is_file() or (left and not any(self.out.glob(marks))):
+        if self.out.is_file() or (left and not any(any(self.out.glob(mark)) for mark in marks)):
             raise Fault(self.out, "exists, and not by llamactl", "remove it yourself, or name another -o")
 
     @contextmanager
     def directory(self) -> Iterator[tuple[Path, list[dict[str, Any]]]]:
         """A directory that appears whole, and the list of its outputs to fill."""
         assert self.out is not None
-        self._refuse_foreign()
+        self._refuse_foreign(FILE)
         if self.out.is_dir() and self.out.samefile(os.curdir):  # whoever stands in it would see nothing of the new one
             raise Fault(self.out, "is the directory you are in, which would be replaced", "name another -o")
         outputs: list[dict[str, Any]] = []
@@ -303,9 +316,10 @@ class Run:
     def in_place(self, fresh: bool) -> Iterator[tuple[Path, list[dict[str, Any]]]]:
         """A directory that a training fills as it goes, and the list of its outputs; ``run.json`` says it is complete.
 
-        ``fresh`` clears what an earlier attempt has left there; ``--overwrite`` what a finished one has, so that a run
-        that was asked to overwrite, and was interrupted, goes on like any other. Where many processes train together
-        the first one does this; the others may use the directory when it has.
+        What an earlier attempt has left there is ``stale`` if a ``fresh`` one is asked for, and what a finished one
+        has: it is for the training to ``clear``, once all that it needs is loaded. A run that was asked to overwrite,
+        and was interrupted, goes on like any other. Where many processes train together the first one does this; the
+        others may use the directory when it has.
         """
         assert self.out is not None
         if not ui.first_rank():
@@ -314,16 +328,30 @@ class Run:
         files.followed(self.out).mkdir(parents=True, exist_ok=True)
         outputs: list[dict[str, Any]] = []
         with files.locked(self.out, self.out):
-            if not (self.out / FILE).exists():
-                self._refuse_foreign(metrics.FILE)
+            self._refuse_foreign(FILE, BEGUN, STATES)
             for leftover in list(self.out.rglob(files.PARTIALS)):
                 files.remove(leftover)
-            if fresh or (self.out / FILE).exists():
-                files.clear(self.out)
-            yield self.out, outputs
+            self.stale = fresh or (self.out / FILE).exists()
+            if not (self.out / BEGUN).exists():
+                (self.out / BEGUN).touch()
+            try:
+                yield self.out, outputs
+            finally:
+                if (self.out / FILE).exists() or any(self.out.glob(STATES)):  # which say so, too
+                    (self.out / BEGUN).unlink()
             with files.whole_file(self.out / FILE) as stream:
                 stream.write(dumps(self.manifest(outputs)))
         self._report()
+
+    def clear(self) -> None:
+        """Remove what lies in ``out``: first what says that it is whole, and not what says that it is ours."""
+        assert self.out is not None
+        (self.out / FILE).unlink(missing_ok=True)
+        files.sync(self.out)
+        for entry in list(self.out.iterdir()):
+            if entry.name != BEGUN:
+                files.remove(entry)
+        self.stale = False
 
     @contextmanager
     def part(self, mark: str) -> Iterator[tuple[Path, list[dict[str, Any]]]]:

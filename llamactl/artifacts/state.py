@@ -212,4 +212,4 @@ def facts(directory: Path) -> dict[str, Any] | None:
 
 
 def _newest_first(directory: Path) -> list[Path]:
-    return sorted(directory.glob("step-*"), reverse=True)
+    return sorted((path for path in directory.glob("step-[0-9]*") if path.is_dir()), reverse=True)

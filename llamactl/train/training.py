@@ -13,7 +13,7 @@ from typing import Any, NoReturn
 from torch import Tensor
 
 from llamactl import ui
-from llamactl.artifacts import files, state
+from llamactl.artifacts import state
 from llamactl.artifacts.run import Run
 from llamactl.errors import Fault, Interrupted
 from llamactl.model import sharded
@@ -112,6 +112,9 @@ class Training:
 
         One of a run that was asked for otherwise is overwritten if that was asked for, else a Fault is raised.
         """
+        if self.job.told(self.run.stale):
+            self._start_over()
+            return False
         found = state.newest(self.directory / STATE, self.job.rank, self.job.world, self.job.agreed)
         if found is None:
             return False
@@ -119,9 +122,7 @@ class Training:
             if not self.run.overwrite:
                 problem = f"was begun otherwise ({difference})"
                 raise Fault(self.directory, problem, "ask for the same, or --no-resume to start over")
-            self.job.agreed(True)  # all have read what the first now removes
-            if self.job.rank == 0:
-                files.clear(self.directory)
+            self._start_over()
             return False
         self.step, self.refused = found.facts["step"], found.facts["refused"]
         self.run.effort.go_on(found.facts["device_seconds"], found.facts.get("joules"))
@@ -139,6 +140,11 @@ class Training:
         self.facts |= found.facts["beside"]
         ui.note(f"{self.directory}: going on after step {self.step:,}")
         return True
+
+    def _start_over(self) -> None:
+        self.job.agreed(True)  # all have read what the first now removes
+        if self.job.rank == 0:
+            self.run.clear()
 
     def tensors(self) -> Iterator[tuple[str, Tensor, Tensor]]:
         """All that makes up the state: its name, the parameter it belongs to, what this process holds of it."""
