@@ -5,6 +5,7 @@ row of the table in ``hardware.py``, or what it calls itself), ``watts`` (of one
 known; and if one likes ``name``, ``stage``, ``host``, ``start``, ``end``, ``pue``, ``country``, ``kg_per_kwh``.
 """
 
+import os
 import re
 from collections.abc import Iterable, Iterator, Mapping
 from datetime import datetime
@@ -51,7 +52,7 @@ class Elsewhere(msgspec.Struct, kw_only=True):
 
 
 def read(paths: Iterable[str], run: Run) -> Iterator[Work]:
-    """The runs that are recorded in files, in artifacts, in folders of them; each manifest once.
+    """The runs that are recorded in files, in artifacts, in folders of them; each once.
 
     ``run`` refuses what cannot be used, and counts what is left out.
     """
@@ -60,15 +61,16 @@ def read(paths: Iterable[str], run: Run) -> Iterator[Work]:
         path = Path(name)
         for source in _sources(path) if path.is_dir() else [path]:
             try:
-                if own := _manifest(source):
-                    facts = manifest.load(own)
-                    if facts["sha256"] in seen:
-                        run.skipped["runs that are named twice"] += 1
-                        continue
-                    seen.add(facts["sha256"])
-                    if ITERATION in facts and own.parent != path and _accounted(own.parent.parent):
-                        run.skipped[VERSIONS] += 1
-                        continue
+                own = _manifest(source)
+                facts = manifest.load(own) if own else {}
+                known = facts["sha256"] if own else os.path.realpath(source)
+                if known in seen and name != jsonl.STDIN:
+                    run.skipped["runs that are named twice"] += 1
+                    continue
+                seen.add(known)
+                if own and ITERATION in facts and own.parent != path and _accounted(own.parent.parent):
+                    run.skipped[VERSIONS] += 1
+                elif own:
                     yield made(own, facts)
                 elif source.name == metrics.FILE:
                     yield _unfinished(source)

@@ -212,6 +212,23 @@ def test_a_run_that_is_named_twice_counts_once(tmp_path: Path, command: Callable
     assert stderr == "carbon: skipped 1 runs that are named twice\n"
 
 
+def test_what_has_no_manifest_counts_once_too(tmp_path: Path, command: Callable[..., tuple[int, str, str]]) -> None:
+    """A training under way by its folder, its metrics, a folder above; a file of lines, also through a link."""
+    run, lines = tmp_path / "uw" / "run", written(tmp_path / "rr.jsonl", [{"device": "h100", "hours": 1}] * 2)
+    run.mkdir(parents=True)
+    written(run / "metrics.jsonl", [{"tokens": 360, "tokens_per_second": 0.1}])
+    (tmp_path / "link.jsonl").symlink_to(lines)
+    again = f"{tmp_path}/uw/../rr.jsonl"
+    for paths, runs, skipped in (
+        ([run, run / "metrics.jsonl", run.parent], 1, 2),
+        ([lines, again, tmp_path / "link.jsonl"], 2, 2),
+        ([lines, written(tmp_path / "other.jsonl", [{"device": "h100", "hours": 1}])], 3, 0),
+    ):
+        status, stdout, stderr = command(*paths, "--watts", 9, "--format", "json")
+        assert (status, json.loads(stdout)["total"]["runs"]) == (0, runs)
+        assert stderr == f"carbon: skipped {skipped} runs that are named twice\n" * bool(skipped)
+
+
 def test_versions_of_a_run_are_counted_with_it(tmp_path: Path, command: Callable[..., tuple[int, str, str]]) -> None:
     """What they had taken so far is part of what it took; one that is alone, or named, counts."""
     facts = manifest.load(manifest.beside(artifact(tmp_path / "aside" / "a")))
