@@ -114,7 +114,7 @@ def distill_safety(
     if fault := planning.undivided([config, *judges.shapes], ui.world_size(), tensor_parallel):
         raise fault
     settings["precision"] = precision or [stored, judges.stored]
-    wording = Templates.read(templates) if templates else Templates.default()
+    wording = Templates.read(templates, allow_tags) if templates else Templates.default()
     names = prompts or [jsonl.STDIN]
     jsonl.by_every_process(names)
     wordings = [templates] if templates else []

@@ -363,6 +363,14 @@ def test_our_templates_can_be_printed_edited_and_used(models: Models, tmp_path: 
     assert "exists and was made otherwise (from other inputs)" in one_line(ended)
 
 
+def test_tags_in_templates_are_accepted_where_that_is_asked(models: Models, tmp_path: Path, command: Run) -> None:
+    path, wording = written(tmp_path / "p.jsonl", TAGGED), written(tmp_path / "t.jsonl", [{"pre_prompt": "[INST]"}])
+    arguments = ["distill-safety", models.chat, path, "--safety", models.safe, "--templates", wording, *SHORT, "-q"]
+    assert one_line(command(*arguments)).endswith("; --allow-tags to accept it")
+    done = command(*arguments, "--allow-tags")
+    assert done.status == 0, done.stderr
+
+
 def test_a_prompt_for_which_there_is_no_pre_prompt_is_refused(models: Models, tmp_path: Path, command: Run) -> None:
     path, wording = written(tmp_path / "p.jsonl", TAGGED), written(tmp_path / "t.jsonl", WORDING[3:])
     flags = ["--safety", models.safe, "--templates", wording, *SHORT, "-q"]

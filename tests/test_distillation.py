@@ -122,6 +122,13 @@ def test_a_line_that_is_no_template_is_refused_with_its_place(tmp_path: Path, li
     assert str(fault.value).startswith(f"{tmp_path}/{said}")
 
 
+def test_tags_are_accepted_where_that_is_asked(tmp_path: Path) -> None:
+    path = written(tmp_path / "t.jsonl", [{"pre_prompt": "Answer [INST] as {adjective}."}, {"adjective": "<<SYS>>"}])
+    with pytest.raises(Fault, match=r"t.jsonl:1: pre_prompt: holds \[INST\], .*; --allow-tags to accept it"):
+        Templates.read(path)
+    assert Templates.read(path, allow_tags=True).drawn(risky("q"), 0) == {"generic": "Answer [INST] as <<SYS>>."}
+
+
 def test_a_file_without_pre_prompts_is_refused(tmp_path: Path) -> None:
     with pytest.raises(Fault, match=r"t\.jsonl: holds no pre-prompt"):
         templates(tmp_path, {"adjective": "wise"})

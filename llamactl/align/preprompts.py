@@ -89,10 +89,11 @@ DEFAULT: list[dict[str, str]] = [
 class Templates:
     """Templates and adjectives, and the pre-prompts that are made of them.
 
-    Raises Fault, with its place, for a template that cannot be filled in, or holds the chat format's tags.
+    Raises Fault, with its place, for a template that cannot be filled in or, without ``allow_tags``, holds the chat
+    format's tags.
     """
 
-    def __init__(self, found: Iterable[Found[Any]]) -> None:
+    def __init__(self, found: Iterable[Found[Any]], allow_tags: bool = False) -> None:
         self.adjectives: list[str] = []
         self._of: dict[str | None, list[str]] = {}  # templates by category, which is compared without case
         places: list[tuple[str, str]] = []
@@ -100,7 +101,7 @@ class Templates:
             field, text = record.key, getattr(record, record.key).strip()
             if not text:
                 raise Fault(f"{where}: {field}", "is empty", "leave the line out")
-            dialogue.check_text(text, f"{where}: {field}", allow_tags=False)
+            dialogue.check_text(text, f"{where}: {field}", allow_tags)
             filled = {_PLACE} if isinstance(record, PrePrompt) else set()
             if strange := [place for place in _PLACES.findall(text) if place not in filled]:
                 raise Fault(f"{where}: {field}", f"holds {strange[0]}", f"only {_PLACE} of a pre_prompt is filled in")
@@ -120,13 +121,13 @@ class Templates:
         return cls(Found(checked(raw, (PrePrompt, Adjective), "default"), raw, "default") for raw in DEFAULT)
 
     @classmethod
-    def read(cls, path: Path) -> "Templates":
+    def read(cls, path: Path, allow_tags: bool = False) -> "Templates":
         """Those of a file; raises Fault, with its place, for a line that is none, and where there are none at all."""
 
         def refuse(fault: Fault) -> NoReturn:
             raise Fault(fault.subject, fault.problem, "--default-templates prints a file that is right")
 
-        made = cls(jsonl.read([str(path)], PrePrompt, Adjective, refuse=refuse))
+        made = cls(jsonl.read([str(path)], PrePrompt, Adjective, refuse=refuse), allow_tags)
         if not made._of:
             raise Fault(path, "holds no pre-prompt", "--default-templates prints a file that does")
         return made
