@@ -417,6 +417,34 @@ def test_in_the_terminal() -> None:
     assert ridge.split() == ["h", "▃" * 32 + "█" * 32]
 
 
+@pytest.mark.parametrize(
+    ("low", "high", "seen"),
+    [
+        (0.1, 0.3, {0: "█"}),
+        (9.75, 10.25, {9: "█", 10: "█"}),
+        (9.5, 11.5, {9: "▄", 10: "█", 11: "▄"}),
+        (64 - 1e-9, 64, {63: "█"}),
+        (5, 5, {5: "█"}),
+        (64, 64, {63: "█"}),
+    ],
+)
+def test_a_histogram_narrower_than_a_character_is_seen(low: float, high: float, seen: dict[int, str]) -> None:
+    """Beside one of 64, so that a character is one wide; a cell is as high as what lies in it."""
+    broad = histogram("a", [{"low": 0, "high": 64, "n": 9}])
+    narrow = histogram("b", [{"low": low, "high": high, "n": 9}])
+    text = terminal.written([Chart("t", "x", "", [broad, narrow], stacked=True)])
+    assert f"a  {'▁' * 64}\n" in text
+    assert "b  " + "".join(seen.get(column, " ") for column in range(64)).rstrip() in text.splitlines()
+
+
+def test_cells_without_data_are_blank() -> None:
+    """Also where edges of bins are edges of cells but for their last digits."""
+    third = 1 / 3
+    bins = [{"low": n * third, "high": (n + 1) * third, "n": n % 2} for n in range(64)]
+    text = terminal.written([Chart("t", "x", "", [histogram("h", bins)], stacked=True)])
+    assert f"h  {' █' * 32}" in text.splitlines()
+
+
 # -- the command
 
 

@@ -28,18 +28,29 @@ def _ridges(chart: Chart) -> Iterator[str]:
     edges = [edge for series in chart.series for point in series.points for edge in point.across or ()]
     low, high = min(edges), max(edges)
     step = (high - low) / WIDE or 1.0
-    tallest = max(point.y for series in chart.series for point in series.points) or 1.0
+    rows = [_shares(series, low, step) for series in chart.series]
+    tallest = max(map(max, rows)) or 1.0
     names = [series.name.replace("\n", ", ") for series in chart.series]
     wide = max(map(len, names))
-    for name, series in zip(names, chart.series, strict=True):
-        cells = (_density(series, low + (column + 0.5) * step) / tallest for column in range(WIDE))
-        yield f"{name:{wide}}  " + "".join(BLOCKS[math.ceil(8 * one)] for one in cells)
+    for name, cells in zip(names, rows, strict=True):
+        # rounded: the next cell's bin may reach into this one by the last digit of its edge
+        yield f"{name:{wide}}  " + "".join(BLOCKS[math.ceil(round(8 * one / tallest, 9))] for one in cells)
     yield f"{'':{wide}}  {tick(low):<{WIDE // 2}}{tick(high):>{WIDE - WIDE // 2}}"
     yield f"{'':{wide}}  {chart.x}"
 
 
-def _density(series: Series, x: float) -> float:
-    return next((point.y for point in series.points if point.across and point.across[0] <= x < point.across[1]), 0.0)
+def _shares(series: Series, low: float, step: float) -> list[float]:
+    """How much of a histogram lies in each cell, of bins that may be wider or narrower than one."""
+    cells = [0.0] * WIDE
+    for point in series.points:
+        assert point.across
+        begin, end = point.across
+        left, right = (begin - low) / step, (end - low) / step
+        first, last = (min(int(edge), WIDE - 1) for edge in (left, right))
+        for column in range(first, last + 1):
+            part = (min(right, column + 1) - max(left, column)) / (right - left) if first < last else 1.0
+            cells[column] += point.y * ((end - begin) or 1.0) * part
+    return cells
 
 
 def _lines(chart: Chart) -> Iterator[str]:
