@@ -216,6 +216,18 @@ def test_progress_of_versions(files: dict[str, list[Path]]) -> None:
     assert first.across and first.across[0] < first.x < first.across[1]
 
 
+def test_progress_in_the_scores_of_the_first_file_in_whatever_order_others_have_them(tmp_path: Path) -> None:
+    def scored(name: str, **scores: float) -> Path:
+        return written(tmp_path / name, [{"messages": turns("q"), "response": "a", "scores": scores}])
+
+    paths = [scored("1", a=1, b=2), scored("2", b=4, a=3), scored("3", safety=9, b=6, a=5, helpfulness=9)]
+    (chart,) = charts("progress", *paths)
+    assert chart.title == "Progress in a and b"
+    assert [(point.x, point.y) for point in chart.series[0].points] == [(1, 2), (3, 4), (5, 6)]
+    with pytest.raises(Fault, match=r"4:1: scores: has c, a, and two are compared"):
+        charts("progress", *paths, scored("4", c=1, a=2))
+
+
 def test_progress_of_ppo(tmp_path: Path, files: dict[str, list[Path]]) -> None:
     (tmp_path / "ppo").mkdir()
     lines = [
@@ -304,6 +316,15 @@ def test_shares_of_safety_data(files: dict[str, list[Path]]) -> None:
     assert [series.name for series in refused.series] == ["helpful", "borderline"]  # whole sets
     assert [(point.x, point.y) for point in refused.series[1].points] == [(0, 0), (10, 0.05), (100, 0.5)]
     assert refused.series[0].points[1].interval == (pytest.approx(0.05 - 0.196), pytest.approx(0.05 + 0.196))
+
+
+def test_scores_in_another_order_are_the_same_scores(tmp_path: Path) -> None:
+    path = samples(tmp_path / "chat-10.jsonl", model="chat-10")
+    before = charts("safety-scaling", path)
+    records = [json.loads(one) for one in path.read_text().splitlines()]
+    for one in records[::2]:
+        one["scores"] = dict(reversed(one["scores"].items()))
+    assert sorted(charts("safety-scaling", written(path, records))) == before
 
 
 # -- names

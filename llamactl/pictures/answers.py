@@ -99,7 +99,7 @@ def progress(asked: Asked) -> list[Chart]:
             continue
         found = _scored(path, asked)
         has = list(found[0].record.scores)
-        here = PLANE if set(PLANE) <= set(has) else tuple(has[:2])
+        here = axes if set(axes) <= set(has) else tuple(has[:2])
         if len(here) < 2 or (versions and here != axes) or (here != PLANE and ways):
             raise Fault(found[0].where, f"scores: has {', '.join(has) or 'none'}, and two are compared", SCORES)
         axes = here

@@ -70,8 +70,8 @@ def _told(path: str, where: str, model: str) -> tuple[float, str]:
 
 
 def _columns(path: str, samples: Sequence[ScoredSample]) -> dict[str, list[float]]:
-    names = list(samples[0].scores)
-    if any(list(one.scores) != names for one in samples):
+    names = samples[0].scores.keys()
+    if any(one.scores.keys() != names for one in samples):
         raise Fault(path, "holds answers with other scores than the first", "score them all by the same models")
     return {name: [one.scores[name] for one in samples] for name in names}
 
