@@ -419,6 +419,28 @@ def test_the_best_of_all_rounds_is_kept(ask: Run, pool: tuple[Path, list[dict[st
     assert json.loads(alone_report.read_text())["reward"] == report["reward"]  # of this round's answers alone
 
 
+def test_a_pooled_answer_has_the_fields_of_the_prompt_that_is_asked(ask: Run, models: Models, tmp_path: Path) -> None:
+    """It was asked under another id, with another tag; a prompt that is a Sample gives it nothing of its own answer."""
+    spaced = [{**turn, "content": f" {turn['content']}"} for turn in turns("a", "b", "c")]
+    said = [
+        {"response": "yes", "finish": "stop", "k": 9, "source": "s"},
+        {"response": "no", "sampling": {"index": 3}, "id": 7},
+    ]
+    old = [{"messages": spaced, "id": "old", "safety": True, **said[0]}, {"messages": turns("d"), **said[1]}]
+    prompts = [{"messages": turns("a", "b", "c"), "id": "new", "label": 1}, {"messages": turns("d"), "safety": True}]
+    asked = [{**prompts[0], "response": "old", "likert": 2, "scores": {"style": 1}, "sampling": {}}, prompts[1]]
+    pool = written(tmp_path / "pool.jsonl", old)
+    flags = ["-k", 1, "--keep", "all", "--pool", pool, "--safety", models.safe]
+    found, _ = ask(*flags, asked=written(tmp_path / "asked.jsonl", asked))
+    kept = [one for one in found if "pool" in one]
+    judging = {"scores", "reward", "rank", "reward_sha256"}
+    for one, prompt, own in zip(kept, prompts, said, strict=True):
+        assert {name: one[name] for name in one if name not in judging} == {**own, **prompt, "pool": str(pool)}
+        assert [*one["scores"]] == ["helpfulness", "safety"]
+        assert judging < one.keys()
+    assert kept[1]["reward"] == kept[1]["scores"]["safety"]
+
+
 def test_a_pool_is_scored_anew_by_other_models_and_not_by_the_same(
     ask: Run, models: Models, pool: tuple[Path, list[dict[str, Any]]], tmp_path: Path
 ) -> None:

@@ -15,7 +15,7 @@ from llamactl.align import reward
 from llamactl.align.judges import Case, Judges
 from llamactl.align.rejection import Draw
 from llamactl.artifacts.jsonl import Found
-from llamactl.artifacts.records import Prompt, Sample
+from llamactl.artifacts.records import Prompt, Sample, unanswered
 from llamactl.errors import Fault
 from llamactl.text.judging import prompt_key
 from llamactl.text.refusals import refuses
@@ -62,6 +62,7 @@ class Choice:
         same = isinstance(known, dict) and all(known.get(name) == digest for name, digest in self.digests.items())
         as_scored = same and all(isinstance(value, float) and isfinite(value) for value in scores.values())
         raw = {"pool": found.where.rpartition(":")[0], **found.raw}
+        raw.pop("safety", None)  # the asked prompt's tag decides, which may be none
         key = prompt_key(found.record.messages)
         self._pool[key].append(Candidate(raw, case, found.where, scores if as_scored else None))
         return not as_scored
@@ -73,7 +74,8 @@ class Choice:
 
         ``drawn`` are the new ones, as Samples, with their lengths in tokens. One that cannot be judged, or cannot be
         learned from for the chat format's tags in it, is not kept. Of equal ones the new one is first, then the lower
-        index. Samples of earlier rounds are in the choice where ``pooled``, which is to be so once a prompt.
+        index. Samples of earlier rounds are in the choice where ``pooled``, which is to be so once a prompt, as answers
+        to this record: with its fields.
         """
         key, tagged = prompt_key(prompt.record.messages), prompt.record.safety
         candidates: dict[int, Candidate] = {}  # new ones, by index; then those of earlier rounds
@@ -85,8 +87,9 @@ class Choice:
                 candidates[index] = Candidate(raw, self.judges.case(Found(sample, dict(raw), where)), where)
             except Fault as fault:
                 refused.append((fault.subject, fault.problem))
-        new = len(drawn)
-        candidates |= dict(enumerate(self._pool.get(key, ()) if pooled else (), start=new))
+        new, asked = len(drawn), unanswered(prompt.raw)
+        earlier = [one._replace(raw={**one.raw, **asked}) for one in self._pool.get(key, ()) if pooled]
+        candidates |= dict(enumerate(earlier, start=new))
         rewarded = dict(zip(candidates, self._rewarded(list(candidates.values()), tagged), strict=True))
         texts = [raw["response"].strip() for raw, _ in drawn]
         said = [index for index, one in candidates.items() if one.raw["response"].strip()]
