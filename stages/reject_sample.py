@@ -48,9 +48,9 @@ def reject_sample(
 
     An answer's reward is its helpfulness score, or its safety score where the prompt is tagged safety or
     sigmoid(safety score) < 0.15. One that cannot be judged or has no text is not kept, and counted. Samples of --pool
-    are scored anew where other reward models have scored them. With --out a run that was killed goes on with the
-    prompts that were left. The paper's best temperature moves from round to round (1.2 to 1.3 after RLHF): 1, and the
-    whole distribution (--top-p 1), are ours; try several.
+    are scored anew where other reward models, or these in another precision, have scored them. With --out a run that
+    was killed goes on with the prompts that were left. The paper's best temperature moves from round to round (1.2 to
+    1.3 after RLHF): 1, and the whole distribution (--top-p 1), are ours; try several.
 
     Example: llamactl reject-sample chat prompts.jsonl -k 16 --helpfulness helpful-rm --safety safe-rm -o best.jsonl
     """
@@ -108,7 +108,7 @@ def reject_sample(
     devices.keep_freed_memory()
     digests = {one["as"]: one["sha256"] for one in run.inputs}
     most = None if kept == "all" else 1 if kept == "best" else int(kept)
-    choice = Choice(judges, {name: digests[name] for name in places}, most)
+    choice = Choice(judges, {name: digests[name] for name in places}, precision or judges.stored, most)
 
     asked: list[tuple[jsonl.Found[Prompt], asking.Asked, bool]] = []  # and whether it is the first to ask this
     keys: set[bytes] = set()

@@ -725,8 +725,8 @@ def test_of_an_earlier_answer_nothing_is_left(generate: Run) -> None:
     """A new one is described by nothing that was said of it; what no stage has written stays."""
     said = {
         "response": "B.", "scores": {"helpfulness": 9.0}, "reward": 9.0, "rank": 1, "k": 4, "model_sha256": "0",
-        "reward_sha256": {"helpfulness": "0"}, "pool": "p", "log_probs": [-1.0], "likert": 7, "pre_prompt": "Be kind.",
-        "before": {"response": "A."},
+        "reward_sha256": {"helpfulness": "0"}, "reward_precision": "fp32", "pool": "p", "log_probs": [-1.0],
+        "likert": 7, "pre_prompt": "Be kind.", "before": {"response": "A."},
     }  # fmt: skip
     (fresh,) = lines(generate("--max-new-tokens", 5, asked=[CHAT | {"label": "x", "safety": True}]).stdout)
     (again,) = lines(generate("--max-new-tokens", 5, asked=[CHAT | said | {"label": "x", "safety": True}]).stdout)

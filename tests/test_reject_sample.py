@@ -142,7 +142,7 @@ def test_a_sample_says_where_it_comes_from(ask: Run, models: Models) -> None:
         for name, place in (("chat", models.chat), ("helpfulness", models.helpful), ("safety", models.safe))
     }
     assert first["model_sha256"] == digests.pop("chat")
-    assert first["reward_sha256"] == digests
+    assert (first["reward_sha256"], first["reward_precision"]) == (digests, "fp32")
     assert first["finish"] in ("stop", "length")
     assert [*first["scores"]] == ["helpfulness", "safety"]
     added = {
@@ -156,6 +156,7 @@ def test_a_sample_says_where_it_comes_from(ask: Run, models: Models) -> None:
         "reward",
         "rank",
         "reward_sha256",
+        "reward_precision",
     }
     assert first.keys() - ASKED[0].keys() == added
 
@@ -433,7 +434,7 @@ def test_a_pooled_answer_has_the_fields_of_the_prompt_that_is_asked(ask: Run, mo
     flags = ["-k", 1, "--keep", "all", "--pool", pool, "--safety", models.safe]
     found, _ = ask(*flags, asked=written(tmp_path / "asked.jsonl", asked))
     kept = [one for one in found if "pool" in one]
-    judging = {"scores", "reward", "rank", "reward_sha256"}
+    judging = {"scores", "reward", "rank", "reward_sha256", "reward_precision"}
     for one, prompt, own in zip(kept, prompts, said, strict=True):
         assert {name: one[name] for name in one if name not in judging} == {**own, **prompt, "pool": str(pool)}
         assert [*one["scores"]] == ["helpfulness", "safety"]
@@ -470,7 +471,28 @@ def test_a_prompt_asked_twice_has_the_pool_in_its_choice_once(
     assert "1 prompts asked again, whose pool samples are in the choice for the first" in said
 
 
-@pytest.mark.parametrize("lacking", ["reward_sha256", "scores"])
+def test_a_pool_is_scored_anew_in_another_precision(
+    ask: Run, models: Models, pool: tuple[Path, list[dict[str, Any]]], tmp_path: Path
+) -> None:
+    """Also where no precision is named: it is that in which the reward models are stored."""
+    path, earlier = pool
+    anew, said = ask("-k", 1, "--pool", path, "--precision", "bf16", "--keep", "all")
+    assert f"{len(earlier)} pool samples scored anew" in said
+    assert {one["reward_precision"] for one in anew} == {"bf16"}
+    by_answer = {(one["id"], one["sampling"]["index"]): one["scores"]["helpfulness"] for one in earlier}
+    old = [one for one in anew if "pool" in one]
+    assert len(old) == len(earlier)
+    assert any(one["reward"] != by_answer[one["id"], one["sampling"]["index"]] for one in old)
+    rounded = written(tmp_path / "rounded.jsonl", anew)
+    _, said = ask("-k", 1, "--pool", rounded, "--precision", "bf16")
+    assert f"{len(anew)} pool samples taken as scored" in said
+    again, said = ask("-k", 1, "--pool", rounded, "--keep", "all", "--seed", 5)
+    assert f"{len(anew)} pool samples scored anew" in said
+    for one in again:
+        assert one["reward"] == pytest.approx(alone(models.helpful, one), abs=1e-5)
+
+
+@pytest.mark.parametrize("lacking", ["reward_sha256", "reward_precision", "scores"])
 def test_a_pool_of_samples_that_nobody_has_scored(
     ask: Run, pool: tuple[Path, list[dict[str, Any]]], lacking: str
 ) -> None:

@@ -42,24 +42,26 @@ class Rewarded(NamedTuple):
 
 
 class Choice:
-    """The reward models and their digests, the samples of earlier rounds, and how many answers to a prompt are kept.
+    """The reward models, their digests and precision, the samples of earlier rounds, and how many answers are kept.
 
-    ``most`` None keeps them all. An answer without a text is never kept: there is nothing to be learned from it.
+    ``most`` is of a prompt, None keeps them all. An answer without a text is never kept: there is nothing to be learned
+    from it.
     """
 
-    def __init__(self, judges: Judges, digests: Mapping[str, str], most: int | None) -> None:
-        self.judges, self.digests, self.most = judges, dict(digests), most
+    def __init__(self, judges: Judges, digests: Mapping[str, str], precision: str, most: int | None) -> None:
+        self.judges, self.digests, self.precision, self.most = judges, dict(digests), precision, most
         self._pool: dict[bytes, list[Candidate]] = defaultdict(list)
 
     def pool(self, found: Found[Sample]) -> bool:
         """Take a Sample of an earlier round into the choice for its prompt; whether it is to be scored anew.
 
-        It is not where models of the same digests have scored it. Raises Fault, with its place, where it cannot be
-        judged.
+        It is not where models of the same digests have scored it in the same precision. Raises Fault, with its place,
+        where it cannot be judged.
         """
         case, known = self.judges.case(found), found.raw.get("reward_sha256")
         scores: dict[str, Any] = {name: case.earlier.get(name) for name in self.digests}
         same = isinstance(known, dict) and all(known.get(name) == digest for name, digest in self.digests.items())
+        same = same and found.raw.get("reward_precision") == self.precision
         as_scored = same and all(isinstance(value, float) and isfinite(value) for value in scores.values())
         raw = {"pool": found.where.rpartition(":")[0], **found.raw}
         raw.pop("safety", None)  # the asked prompt's tag decides, which may be none
@@ -124,5 +126,6 @@ class Choice:
     def _record(self, one: Rewarded, rank: int) -> dict[str, Any]:
         scores = {**one.candidate.raw.get("scores", {}), **one.scores}
         return {
-            **one.candidate.raw, "scores": scores, "reward": one.reward, "rank": rank, "reward_sha256": self.digests,
+            **one.candidate.raw, "scores": scores, "reward": one.reward, "rank": rank,
+            "reward_sha256": self.digests, "reward_precision": self.precision,
         }  # fmt: skip

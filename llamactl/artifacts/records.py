@@ -78,7 +78,7 @@ class Sample(Prompt, kw_only=True):
 # What stages write of an answer, and people's rating of it: a new answer in its place is described by none of it.
 OF_AN_ANSWER = {
     "response", "sampling", "model", "model_sha256", "finish", "log_probs", "scores", "likert",  # of any
-    "reward", "rank", "k", "reward_sha256", "pool",  # of rejection sampling
+    "reward", "rank", "k", "reward_sha256", "reward_precision", "pool",  # of rejection sampling
     "pre_prompt", "before",  # of safety distillation
 }  # fmt: skip
 
