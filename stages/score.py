@@ -70,9 +70,10 @@ def score(
         judges.load(target, devices.PRECISIONS[settings["precision"]], part=job.part)
         records = jsonl.read(files, Comparison, Sample, Dialogue, shard=shard, refuse=run.refuse, max_line=max_line)
         for window in judges.verdicts(records, run.refuse):
-            for (_, raw, _), case, sides in window:
-                run.noted.update({"records cut": 1, "tokens cut off": case.cut} if case.cut else {})
-                writer.write({**raw, "scores": case.scored(sides)})
+            for verdict in window:
+                cut, sides = verdict.case.cut, verdict.scores
+                run.noted.update({"records cut": 1, "tokens cut off": cut} if cut else {})
+                writer.write(verdict.record)
                 for scores in sides.values():
                     for name, value in scores.items():
                         totals[name] += value

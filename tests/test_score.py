@@ -136,6 +136,16 @@ def test_two_models_give_a_score_each_and_other_scores_stay(
     assert pair["scores"]["chosen"]["safety"] == pytest.approx(wanted[1], abs=1e-5)
 
 
+def test_a_digest_goes_with_the_score_that_it_was_of(models: tuple[Path, Path], tmp_path: Path, command: Run) -> None:
+    """Or the pool of a round of rejection sampling would take the new score for that model's."""
+    given = samples()[0] | {"scores": {"helpfulness": 9.0, "safety": 8.0}, "reward": 9.0}
+    for known, left in (({"helpfulness": "0", "safety": "1"}, {"safety": "1"}), ({}, {}), ("0", "0")):
+        path = written(tmp_path / "s.jsonl", [given | {"reward_sha256": known, "reward_precision": "fp32"}])
+        (found,) = lines(command("score", path, "--reward", f"helpfulness={models[0]}").stdout)
+        assert found == given | {"scores": found["scores"], "reward_sha256": left, "reward_precision": "fp32"}
+        assert (found["scores"]["safety"], found["scores"]["helpfulness"] < 9) == (8, True)
+
+
 def test_what_one_model_has_scored_another_scores_too(models: tuple[Path, Path], tmp_path: Path, command: Run) -> None:
     """One after the other is both at once."""
     path = written(tmp_path / "s.jsonl", [*samples()[:4], comparison("a", "b", "c")])

@@ -49,6 +49,15 @@ class Verdict(NamedTuple):
     case: Case
     scores: Scores
 
+    @property
+    def record(self) -> dict[str, Any]:
+        """The record with its scores, and without the digests of models whose scores these take the place of."""
+        raw = {**self.found.raw, "scores": self.case.scored(self.scores)}
+        if isinstance(known := raw.get("reward_sha256"), dict):
+            new = next(iter(self.scores.values()))
+            raw["reward_sha256"] = {name: digest for name, digest in known.items() if name not in new}
+        return raw
+
 
 class Judges:
     """Reward models by name; raises Fault where one is none, or reads other tokens than the rest."""
