@@ -157,6 +157,9 @@ def reject_sample(
             if prompt_key(earlier.record.messages) not in keys:
                 run.skipped["pool samples of prompts that are not asked"] += 1
                 continue
+            if not earlier.record.response.strip():
+                run.noted["answers without a text, not kept"] += 1
+                continue
             try:
                 run.noted[f"pool samples {'scored anew' if choice.pool(earlier) else 'taken as scored'}"] += 1
             except Fault as fault:

@@ -492,6 +492,25 @@ def test_a_pool_is_scored_anew_in_another_precision(
         assert one["reward"] == pytest.approx(alone(models.helpful, one), abs=1e-5)
 
 
+def test_a_pool_sample_without_a_text_is_not_in_the_choice_and_counted(
+    ask: Run, models: Models, pool: tuple[Path, list[dict[str, Any]]], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    """Beside new ones without a text; those to a prompt that is not asked are not looked at."""
+    path, earlier = pool
+    praised = [{**one, "scores": {"helpfulness": 1e6}} for one in earlier]
+    blank = [{**praised[0], "response": text} for text in ("", " \n")]
+    pool_file = written(path, [*blank, *earlier, {**blank[0], "messages": turns("Who are you?")}])
+    says(monkeypatch, models, ["", "a heap"])
+    out, report = tmp_path / "out.jsonl", tmp_path / "report.json"
+    ask("-k", 2, "--keep", "all", "--pool", pool_file, "-o", out, "--report", report)
+    assert len(lines(out.read_text())) == len(earlier) + 5
+    made = manifest.load(manifest.beside(out))
+    assert made["noted"]["pool samples taken as scored"] == len(earlier)
+    assert made["noted"]["answers without a text, not kept"] == 2 + 5
+    assert made["skipped"] == {"pool samples of prompts that are not asked": 1}
+    assert json.loads(report.read_text())["answers"]["empty"] == 0.5  # of the new ones
+
+
 @pytest.mark.parametrize("lacking", ["reward_sha256", "reward_precision", "scores"])
 def test_a_pool_of_samples_that_nobody_has_scored(
     ask: Run, pool: tuple[Path, list[dict[str, Any]]], lacking: str
