@@ -199,7 +199,7 @@ def rm_train(
                     1, loss=f"{step.loss:.3f}", right=f"{step.beside['accuracy']:.0%}", **{"pairs/s": f"{rate:.1f}"}
                 )
         samples = (training.step + training.refused) * plan.batch_size
-        run.done.update(tokens=training.step * plan.targets, samples=samples)
+        run.done.update(tokens=pairs.seen(0, samples), samples=samples)
         run.facts |= {
             "job": job.facts(), "save_seconds": round(training.stalled, 3), "epochs": round(samples / len(pairs), 4),
             **mixture.facts(),

@@ -78,6 +78,14 @@ def test_some_of_them_are_the_same_pairs() -> None:
     assert len(some) == 3 and some.tokens
 
 
+def test_tokens_seen_are_the_places_of_the_pairs_of_a_batch() -> None:
+    pairs = made(20).only([7, 3, 11, 0, 19])
+    for start, size in ((0, 1), (0, 2), (3, 4), (2, 11)):
+        assert pairs.seen(start, size) == sum(pair.tree.places for pair in pairs.batch(start, size).pairs)
+    assert pairs.seen(5, 15) == 3 * pairs.places
+    assert pairs.seen(4, 0) == 0
+
+
 # -- micro-batches
 
 

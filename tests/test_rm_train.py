@@ -127,6 +127,7 @@ def test_the_manifest_says_what_was_done(learned: tuple[Path, list[dict[str, Any
     assert (made["comparisons"], made["mixed_in"], made["labelled"]) == (200, 0, 0)
     assert made["tokens_computed"] < made["tokens_written_out"]
     assert (made["done"]["samples"], made["epochs"]) == (816, 4.08)
+    assert 4 * made["tokens_computed"] < made["done"]["tokens"] < 4.16 * made["tokens_computed"]
     assert made["noted"] == {"comparisons without a rating: margin 0": 240}
     assert [step for step, _ in made["held_out_loss"]] == [10, 20, 30, 34]
     assert len(made["held_out"]) == 40
@@ -137,6 +138,13 @@ def test_the_manifest_says_what_was_done(learned: tuple[Path, list[dict[str, Any
     kept = [json.loads(line) for line in (out / "held-out.jsonl").read_text().splitlines()]
     assert [record["id"] for record in kept] == made["held_out"]
     assert kept == [record for record in records if record["id"] in made["held_out"]]
+
+
+def test_tokens_are_those_of_the_pairs_that_were_trained_on(base: Path, tmp_path: Path, parts: list[Pairs]) -> None:
+    """Not so many of average length: here every eighth pair is a long one."""
+    skewed = [comparison(f"{n} " + "word " * (10 * (n % 8 == 0)), "yes", "no") for n in range(40)]
+    made = run(base, written(tmp_path / "c.jsonl", skewed), tmp_path / "x", steps=2, batch_size=2)
+    assert made["done"]["tokens"] == sum(pair.tree.places for pair in parts[0].batch(0, 4).pairs)
 
 
 @torch.no_grad()

@@ -34,6 +34,7 @@ Count = Callable[[int, int], int]  # of these samples: what their loss is divide
 class Step(NamedTuple):
     """One line of metrics.jsonl. ``tokens`` are the places trained on so far; ``tokens_per_second`` is of this step.
 
+    A comparison counts in both as many places as one has on average.
     ``save_seconds`` is what training has waited for the saving of states since the step before.
     """
 

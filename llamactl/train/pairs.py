@@ -123,6 +123,11 @@ class Pairs:
         """What the loss of these is divided by."""
         return len(numbers)
 
+    def seen(self, start: int, size: int) -> int:
+        """How many tokens these global samples take, common beginnings counted once."""
+        lengths = self._lengths().sum(1)
+        return int(sum(lengths[self.pair(index)] for index in range(start, start + size)))
+
     def rows(self) -> list[tuple[str, str]]:
         """What a person should know before training on them."""
         tokens, places = self.tokens, self.places
@@ -130,7 +135,10 @@ class Pairs:
         rows = [("pairs", f"{len(self):,}, of {tokens:,} tokens: {shared}")]
         return [*rows, ("safety labels", f"{self.labelled:,}")] if self.labelled else rows
 
+    def pair(self, index: int) -> int:
+        """Which pair a global sample is: all of them in each epoch, in an order of its own."""
+        return place(index, len(self), f"{self.seed} pairs")
+
     def batch(self, start: int, size: int) -> Compared:
         """Global samples ``start`` to ``start + size``."""
-        numbers = (place(index, len(self), f"{self.seed} pairs") for index in range(start, start + size))
-        return Compared(tuple(map(self.__getitem__, numbers)))
+        return Compared(tuple(self[self.pair(index)] for index in range(start, start + size)))
