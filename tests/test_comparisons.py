@@ -161,6 +161,7 @@ def test_ratings_and_labels_become_margins_and_targets(tokenizer_path: Path, tmp
         assert [pairs[n].margin for n in range(5)] == pytest.approx(wanted)
         assert [pairs[n].safe for n in range(3)] == [(1, 0), (0, 0), (1, 1)]
         assert pairs.labelled == 3
+        reading.all.note(range(5))
         assert reading.run.noted[UNRATED] == (margin != "none")  # a margin of 0 that was not asked for is counted
 
 
@@ -236,9 +237,29 @@ def test_what_is_cut_is_counted(tokenizer_path: Path, tmp_path: Path) -> None:
     with pytest.raises(Fault, match=f"^{path}:2: chosen: is .* tokens long with its prompt, the context 40"):
         Reading(tokenizer_path, how=Judging(40)).all.read([str(path)])
     reading = Reading(tokenizer_path, how=Judging(40, truncate=True))
-    assert len(reading.all.read([str(path)])) == 3
+    assert reading.all.read([str(path)]) == [0, 1, 2]
+    reading.all.note([0, 1, 2])
     assert reading.run.noted["comparisons cut"] == 2
     assert reading.run.noted["tokens cut off"] > 20
+
+
+def test_what_is_counted_is_trained_on_and_what_is_held_out_is_named_apart(
+    tokenizer_path: Path, tmp_path: Path
+) -> None:
+    """What is never drawn from other comparisons is not counted."""
+    long = "long " * 30
+    a = written(tmp_path / "a.jsonl", [record(f"a{n}", long if n % 2 else "x", rating="better") for n in range(12)])
+    b = written(tmp_path / "b.jsonl", [record(f"b{n}", long) for n in range(40)])
+    reading = Reading(tokenizer_path, how=Judging(40, truncate=True))
+    mixture = reading.all.mixture([str(a)], [str(b)], 0.2, 4, [])
+    assert (mixture.first, mixture.drawn) == (8, 2)
+    held, noted = sum(one.number % 2 for one in mixture.held), reading.run.noted
+    assert 0 < held < 4
+    assert noted[UNRATED] == 2
+    assert noted["held-out " + UNRATED] == 0
+    assert (noted["comparisons cut"], noted["held-out comparisons cut"]) == (8 - held, held)
+    each = noted["held-out tokens cut off"] // held
+    assert noted["tokens cut off"] == pytest.approx((8 - held) * each, abs=8)
 
 
 def test_files_that_hold_nothing_are_refused(tokenizer_path: Path, tmp_path: Path) -> None:

@@ -128,7 +128,8 @@ def test_the_manifest_says_what_was_done(learned: tuple[Path, list[dict[str, Any
     assert made["tokens_computed"] < made["tokens_written_out"]
     assert (made["done"]["samples"], made["epochs"]) == (816, 4.08)
     assert 4 * made["tokens_computed"] < made["done"]["tokens"] < 4.16 * made["tokens_computed"]
-    assert made["noted"] == {"comparisons without a rating: margin 0": 240}
+    unrated = "comparisons without a rating: margin 0"
+    assert made["noted"] == {unrated: 200, f"held-out {unrated}": 40}
     assert [step for step, _ in made["held_out_loss"]] == [10, 20, 30, 34]
     assert len(made["held_out"]) == 40
     assert [entry["path"] for entry in made["outputs"]] == [

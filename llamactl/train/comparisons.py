@@ -86,6 +86,7 @@ class Comparisons:
         max_line: int,
     ) -> None:
         self.pairs, self.prompts = Pairs(run.settings["seed"]), array("Q")
+        self._unrated, self._cut = bytearray(), array("Q")  # of each: whether it has no rating, tokens cut off
         self._tokenizer, self._how, self._margins, self._safe = tokenizer, how, margins, safe
         self._run, self._max_line = run, max_line
 
@@ -105,16 +106,16 @@ class Comparisons:
                 except Fault as fault:
                     run.refuse(fault)
                     continue
-                record, cut = found.record, chosen.cut + rejected.cut
+                record = found.record
                 margin = self._margins.get(record.rating, 0.0) if record.rating else 0.0
                 safe = self._safe[record.safety_label] if record.safety_label else None
-                run.noted.update({UNRATED: 1} if self._margins and not record.rating else {})
-                run.noted.update({"comparisons cut": 1, "tokens cut off": cut} if cut else {})
                 if hold_out:
                     name = found.where if record.id is None else str(record.id)
                     line = orjson.dumps(found.raw) if ui.first_rank() else b""  # which alone writes it
                     hold_out.offer(key, Held(len(self.pairs), name, line))
                 self.prompts.append(short)
+                self._unrated.append(bool(self._margins) and not record.rating)
+                self._cut.append(chosen.cut + rejected.cut)
                 self.pairs.add(chosen.ids, rejected.ids, margin, safe)
                 length += len(chosen.ids) + len(rejected.ids)
                 bar.advance(tokens=length)
@@ -145,10 +146,19 @@ class Comparisons:
             self._run.noted["comparisons of --mix left out: their prompt is held out"] += left_out
         wanted = round(len(first) * share / (1 - share)) if others else 0
         some = drawn(rest, wanted, self.pairs.seed)
+        self.note([*first, *some])
+        self.note(tested, "held-out ")
         return Mixture(
             self.pairs.only([*first, *some]), self.pairs.only(tested), held, len(first), len(some), len(rest), wanted,
             aside.wanted,
         )  # fmt: skip
+
+    def note(self, numbers: Sequence[int], whose: str = "") -> None:
+        """Count what of these is used, but not as it was."""
+        cut = [self._cut[number] for number in numbers if self._cut[number]]
+        unrated = sum(self._unrated[number] for number in numbers)
+        counts = {UNRATED: unrated, "comparisons cut": len(cut), "tokens cut off": sum(cut)}
+        self._run.noted.update({whose + what: count for what, count in counts.items() if count})
 
     def _without(self, numbers: Iterable[int], held: Iterable[int]) -> list[int]:
         """Those of ``numbers`` whose prompt is none of the held ones'."""
