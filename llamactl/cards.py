@@ -240,7 +240,8 @@ def _evaluation(facts: Mapping[str, Any], scores: Sequence[Score]) -> str:
         points = facts.get(field) or []
         if points and all(isinstance(point, list) for point in points):
             step, loss = points[-1]
-            rows.append(("held out in training", "loss", f"{loss:.4g}", "", f"after step {step:,}"))
+            value = "not finite" if loss is None else f"{loss:.4g}"  # null is how JSON has NaN
+            rows.append(("held out in training", "loss", value, "", f"after step {step:,}"))
     if facts.get("held_out_reward") is not None:
         after = f"by the reward models it was trained with; after iteration {facts['kept']:,}, which was kept"
         after += f"; ended early: {facts['ended']}" if "ended" in facts else ""

@@ -198,6 +198,7 @@ def rm_train(
                 bar.advance(
                     1, loss=f"{step.loss:.3f}", right=f"{step.beside['accuracy']:.0%}", **{"pairs/s": f"{rate:.1f}"}
                 )
+        held_out.check(directory)
         samples = (training.step + training.refused) * plan.batch_size
         run.done.update(tokens=pairs.seen(0, samples), samples=samples)
         run.facts |= {

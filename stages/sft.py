@@ -165,6 +165,7 @@ def sft(
                 if measured:
                     bar.advance(0, eval=f"{measured['eval_loss']:.3f}")
                 bar.advance(1, loss=f"{step.loss:.3f}", **{"tok/s": ui.count(step.tokens_per_second)})
+        held_out.check(directory)
         samples = (training.step + training.refused) * plan.batch_size
         run.done.update(tokens=packs.seen(0, samples), samples=samples, learned=packs.targets(0, samples))
         run.facts |= {

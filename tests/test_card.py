@@ -61,6 +61,13 @@ def score(**more: Any) -> dict[str, Any]:
     }  # fmt: skip
 
 
+def test_a_held_out_loss_that_was_not_finite_is_said(chat: Path) -> None:
+    """As runs of earlier versions have it, that ended so."""
+    tree = ancestry.lineage(chat)
+    tree.found[-1][1]["held_out"][-1][1] = None
+    assert "| held out in training | loss | not finite |  | after step 5 |" in part(cards.card(tree), "Evaluation")
+
+
 def test_what_it_was_made_from_and_how(chat: Path) -> None:
     card = cards.card(ancestry.lineage(chat))
     digest = manifest.described("x", "base")["sha256"][:16]

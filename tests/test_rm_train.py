@@ -394,6 +394,12 @@ def test_what_is_evaluated_on_may_come_from_a_file(base: Path, data: Path, tmp_p
     assert made["held_out_loss"][1:] == again["held_out_loss"]
 
 
+def test_a_model_whose_held_out_loss_is_not_finite_is_no_result(base: Path, data: Path, tmp_path: Path) -> None:
+    with pytest.raises(Fault, match="x: the last held-out loss is not finite; the state of step 1 is saved; look"):
+        run(base, data, tmp_path / "x", hold_out=5, steps=1, lr=1e40)
+    assert not (tmp_path / "x" / "run.json").exists()
+
+
 def test_without_a_test_there_is_none(base: Path, data: Path, tmp_path: Path) -> None:
     made = run(base, data, tmp_path / "x", steps=1)
     assert (made["held_out"], made["held_out_loss"]) == ([], [])

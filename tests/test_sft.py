@@ -19,6 +19,7 @@ from llamactl.text import dialogue
 from llamactl.text.learning import Learning, lesson
 from llamactl.text.tokenizer import EOS, Tokenizer
 from llamactl.train import loop
+from llamactl.train.held_out import HeldOut
 from stages.sft import sft
 
 U, A = "user", "assistant"
@@ -252,6 +253,38 @@ def test_over_fitting_is_said(tmp_path: Path, base_model: Path, dialogues: Path,
     flags = ["--context", 80, "--epochs", 12, "--eval", other, "--eval-every", 3, "-o", tmp_path / "x"]
     done = llamactl("sft", base_model, dialogues, *FLAGS, *flags, "-q", status=0)
     assert "held-out loss has risen" in done.stderr
+
+
+def test_a_model_whose_held_out_loss_is_not_finite_is_no_result(
+    tmp_path: Path, base_model: Path, dialogues: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Nor is it when the run is taken up again, whose last step is done."""
+    how = {"steps": 1, "lr": 1e40, "eval": dialogues}
+    for _ in range(2):
+        with pytest.raises(Fault, match="x: the last held-out loss is not finite; the state of step 1 is saved; look"):
+            run(base_model, dialogues, tmp_path / "x", **how)
+        assert not (tmp_path / "x" / "run.json").exists()
+    assert list((tmp_path / "x" / "state").glob("step-*1"))
+    assert capsys.readouterr().err.count("held-out loss after step 1 is nan: look at the data, or lower --lr") == 1
+
+
+def test_a_held_out_loss_that_is_not_finite_is_warned_of_and_no_measure_for_others(
+    tmp_path: Path, base_model: Path, dialogues: Path, monkeypatch: pytest.MonkeyPatch, capsys: Any
+) -> None:
+    """Also where the log of an interrupted run has it."""
+    losses = iter([3.0, math.nan, 2.0, 2.5, math.inf, 2.5])
+    monkeypatch.setattr(HeldOut, "losses", lambda *_: [next(losses)])
+    how = {"steps": 5, "eval": dialogues, "eval_every": 1}
+    with stopped_after(2, monkeypatch), pytest.raises(Interrupted):
+        run(base_model, dialogues, tmp_path / "x", **how)
+    assert metrics(tmp_path / "x")[1]["eval_loss"] is None
+    run(base_model, dialogues, tmp_path / "x", **how)
+    held_out = json.loads((tmp_path / "x" / "run.json").read_text())["held_out"]
+    assert held_out == [[0, 3.0], [1, None], [2, 2.0], [3, 2.5], [4, None], [5, 2.5]]
+    said = " ".join(capsys.readouterr().err.split())
+    assert "held-out loss after step 1 is nan" in said
+    assert "held-out loss after step 4 is inf" in said
+    assert said.count("held-out loss has risen from 2.0000 after step 2 to 2.5000 after step 5") == 1
 
 
 # -- bad input

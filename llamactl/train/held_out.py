@@ -1,11 +1,14 @@
 """The loss on what is held out, as training goes on, and a warning where it rises: over-fitting."""
 
+import math
 from collections.abc import Iterable, Sequence
+from pathlib import Path
 from typing import Any, Protocol
 
 import torch
 
 from llamactl import ui
+from llamactl.errors import Fault
 from llamactl.model.llama import Transformer
 from llamactl.train.parallel import Job
 from llamactl.train.schedule import Plan
@@ -38,13 +41,14 @@ class HeldOut:
         job: Job,
         plan: Plan,
         every: int | None,
-        measured: Sequence[tuple[int, float]] = (),
+        measured: Sequence[tuple[int, float | None]] = (),
         beside: Sequence[str] = (),
     ) -> None:
         self.samples, self.loss_of, self.job, self.at_once = samples, loss_of, job, plan.micro_batch
         self.last = plan.schedule.steps
         self.every = every or max(1, self.last // 10)
-        self.measured = list(measured)  # step and loss, also of an attempt that was interrupted
+        # step and loss, also of an attempt that was interrupted, in whose log NaN is null
+        self.measured = [(step, math.nan if loss is None else loss) for step, loss in measured]
         self.names = ["eval_loss", *(f"eval_{name}" for name in beside)]
 
     def due(self, step: int) -> bool:
@@ -91,11 +95,20 @@ class HeldOut:
         return [each / weight for each in losses]
 
     def noted(self, losses: Sequence[float], step: int) -> dict[str, float]:
-        """The losses after ``step``, by name; says where the first has risen."""
+        """The losses after ``step``, by name; says where the first has risen, or is not finite."""
         self.measured.append((step, losses[0]))
-        best, lowest = min(self.measured, key=lambda one: one[1])
-        since = [loss for at, loss in self.measured if at > best and loss > NOTABLE * lowest]
+        finite = [one for one in self.measured if math.isfinite(one[1])]
+        best, lowest = min(finite, key=lambda one: one[1], default=(step, losses[0]))
+        since = [loss for at, loss in finite if at > best and loss > NOTABLE * lowest]
+        if not math.isfinite(losses[0]):
+            ui.warn(f"held-out loss after step {step:,} is {losses[0]}: look at the data, or lower --lr")
         if len(since) == PATIENCE and since[-1] == losses[0]:
             change = f"from {lowest:.4f} after step {best:,} to {since[-1]:.4f} after step {step:,}"
             ui.warn(f"held-out loss has risen {change}: over-fitting; fewer --epochs, or more data")
         return dict(zip(self.names, losses, strict=True))
+
+    def check(self, directory: Path) -> None:
+        """Raise Fault where the loss after the last step, whose state is saved, is not finite."""
+        if self.job.told(not all(math.isfinite(loss) for _, loss in self.measured[-1:])):
+            problem = f"the last held-out loss is not finite; the state of step {self.last:,} is saved"
+            raise Fault(directory, problem, "look at the data, or lower --lr and start over with --no-resume")
