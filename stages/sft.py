@@ -65,11 +65,12 @@ def sft(
 
     from llamactl import ui
     from llamactl.artifacts import jsonl
-    from llamactl.artifacts.records import Dialogue, Sample
+    from llamactl.artifacts.records import Dialogue, Sample, to_last_question
     from llamactl.artifacts.run import Run
     from llamactl.errors import Fault
     from llamactl.model.config import Size
     from llamactl.model.llama import Llama
+    from llamactl.text.judging import prompt_key
     from llamactl.text.learning import Learning, lesson
     from llamactl.text.tokenizer import Tokenizer
     from llamactl.train import packing, planning, schedule
@@ -90,7 +91,9 @@ def sft(
         "overwrite": overwrite, "skip_bad": skip_bad,
     }  # fmt: skip
 
-    def packed(files: list[str], run: Run) -> packing.Packs:
+    held_out_prompts: set[bytes] = set()
+
+    def packed(files: list[str], run: Run, aside: bool = False) -> packing.Packs:
         examples = packing.Examples()
         how = Learning(shape.context, loss == "last", truncate, allow_tags)
         with ui.Working(f"read {', '.join(files)}", None, "dialogues") as bar:
@@ -100,6 +103,11 @@ def sft(
                 except Fault as fault:
                     run.refuse(fault)
                     continue
+                key = prompt_key(to_last_question(found.record.turns))
+                if aside:
+                    held_out_prompts.add(key)
+                elif key in held_out_prompts:
+                    run.noted["dialogues whose prompt is held out, too: that loss says little of new ones"] += 1
                 examples.add(ids, learned)
                 run.noted.update({"dialogues cut": 1, "tokens cut off": cut} if cut else {})
                 bar.advance(tokens=examples.tokens)
@@ -109,7 +117,8 @@ def sft(
 
     inputs: dict[str, list[str | Path]] = {"model": [model], "dialogues": [*names], "eval": [eval] if eval else []}
     run = Run("sft", settings, inputs, out, verify and not dry_run, directory=True)
-    packs, evaluation = packed(names, run), packed([str(eval)], run) if eval else None
+    evaluation = packed([str(eval)], run, aside=True) if eval else None
+    packs = packed(names, run)
     plan = schedule.planned(
         shape.context, Size(shape, 0.0, 2e-5, 64), lr=lr, warmup=warmup, steps=steps, tokens=tokens,
         epochs=epochs or (None if steps or tokens else 2.0), epoch=len(packs.packs), batch_size=batch_size,

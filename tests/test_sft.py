@@ -120,6 +120,7 @@ def test_it_learns_and_the_held_out_loss_is_measured(
     assert measured[0] == pytest.approx(lines[1]["loss"], rel=0.2)  # of the first step, on some of the same
     manifest = json.loads((out / "run.json").read_text())
     assert manifest["examples"] == 16
+    assert manifest["noted"] == {"dialogues whose prompt is held out, too: that loss says little of new ones": 16}
     assert manifest["held_out"] == [[step, loss] for step, loss in measured.items()]
     assert 0.5 < manifest["fill"] <= 1
     prompt = json.dumps({"messages": turns("What is heapq?")})

@@ -660,6 +660,95 @@ def test_verify_resume_says_that_it_is_exact_and_leaves_nothing(
     assert (done.stdout, list(tmp_path.iterdir())) == ("", [])
 
 
+def test_verify_resume_in_the_directory_one_stands_in(
+    little: list[object], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "here").mkdir()
+    monkeypatch.chdir(tmp_path / "here")
+    assert "resume is exact" in pretrain(*little, "-o", ".", "--steps", 4, "--verify-resume").stderr
+    assert not [*(tmp_path / "here").iterdir()]
+
+
+@pytest.mark.parametrize("flags", [[], ["--no-resume"], ["--overwrite"]], ids=str)
+def test_what_others_have_logged_is_left_alone(little: list[object], tmp_path: Path, flags: list[str]) -> None:
+    """A file of that name was taken for ours, and all that lay beside it was removed."""
+    out = tmp_path / "out"
+    out.mkdir()
+    for name in ("metrics.jsonl", "notes.txt"):
+        (out / name).write_text('{"epoch": 1, "step": 1}\n')
+    done = pretrain(*little, "--steps", 2, *flags, status=1)
+    assert "out: exists, and not by llamactl; remove it yourself, or name another -o" in done.stderr
+    assert {path.name: path.read_text() for path in out.iterdir()} == dict.fromkeys(
+        ("metrics.jsonl", "notes.txt"), '{"epoch": 1, "step": 1}\n'
+    )
+
+
+@pytest.mark.parametrize("steps", [0, 3], ids=["not begun", "saved"])
+def test_what_an_interrupted_run_has_left_is_ours(
+    little: list[object], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, steps: int
+) -> None:
+    """Also without its log, whose lines are missed."""
+    real, taken = loop.take, []
+
+    def take(*arguments: Any, **named: Any) -> Any:
+        taken.append(1)
+        if len(taken) > steps:
+            raise KeyboardInterrupt
+        return real(*arguments, **named)
+
+    with monkeypatch.context() as patch, suppress(KeyboardInterrupt):
+        patch.setattr(loop, "take", take)
+        pretrain(*little, "--steps", 4, "--save-every", 1, status=None)
+    (tmp_path / "out" / "metrics.jsonl").unlink()
+    done = pretrain(*little, "--steps", 4, "--save-every", 1)
+    assert ("lines after step 0 are missing; the training goes on after step" in done.stderr) == (steps > 0)
+    assert not any((tmp_path / "out").glob(".*"))
+
+
+def test_overwriting_begins_when_all_is_there_to_train_on(
+    little: list[object], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A model was gone as soon as it was to be replaced, also by a run that came to nothing."""
+    out = tmp_path / "out"
+    pretrain(*little, "--steps", 2)
+    before = {path.name: path.read_bytes() for path in out.rglob("*") if path.is_file()}
+    with monkeypatch.context() as patch:
+        patch.setattr(Llama, "create", raising(Fault("model", "cannot be read")))
+        pretrain(*little, "--steps", 3, "--overwrite", status=1)
+    assert {path.name: path.read_bytes() for path in out.rglob("*") if path.is_file()} == before
+    assert "already made" in pretrain(*little, "--steps", 2).stderr
+    pretrain(*little, "--steps", 3, "--overwrite")
+    assert json.loads((out / "run.json").read_text())["settings"]["steps"] == 3
+
+
+def raising(error: Exception) -> Callable[..., Any]:
+    def fails(*arguments: object, **named: object) -> None:
+        raise error
+
+    return fails
+
+
+@pytest.mark.parametrize("damage", [Path.unlink, lambda path: path.write_bytes(b"")], ids=["gone", "cut"])
+def test_a_model_without_its_weights_is_not_already_made(
+    little: list[object], tmp_path: Path, damage: Callable[[Path], object]
+) -> None:
+    pretrain(*little, "--steps", 2)
+    (tmp_path / "out" / "README.md").write_text("of a person")
+    assert "already made" in pretrain(*little, "--steps", 2).stderr
+    damage(tmp_path / "out" / "model.safetensors")
+    done = pretrain(*little, "--steps", 2, status=1)
+    assert "model.safetensors: is not there, or not as run.json says; --overwrite to make it again" in done.stderr
+    pretrain(*little, "--steps", 2, "--overwrite")
+
+
+def test_what_else_lies_among_states_is_none(little: list[object], tmp_path: Path) -> None:
+    (tmp_path / "out" / "state").mkdir(parents=True)
+    (tmp_path / "out" / ".llamactl").touch()
+    for name in ("step-foo", "step-00000099"):
+        (tmp_path / "out" / "state" / name).touch()
+    pretrain(*little, "--steps", 3, "--save-every", 1, "--keep", 1)
+
+
 def test_verify_resume_finds_what_is_not_exact(
     little: list[object], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
