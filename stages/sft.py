@@ -109,7 +109,8 @@ def sft(
                 elif key in held_out_prompts:
                     run.noted["dialogues whose prompt is held out, too: that loss says little of new ones"] += 1
                 examples.add(ids, learned)
-                run.noted.update({"dialogues cut": 1, "tokens cut off": cut} if cut else {})
+                whose = "held-out " if aside else ""
+                run.noted.update({f"{whose}dialogues cut": 1, f"{whose}tokens cut off": cut} if cut else {})
                 bar.advance(tokens=examples.tokens)
         if not len(examples):
             raise Fault(", ".join(files), "holds no dialogue to learn from", "look at what was skipped")

@@ -228,6 +228,16 @@ def test_progress_in_the_scores_of_the_first_file_in_whatever_order_others_have_
         charts("progress", *paths, scored("4", c=1, a=2))
 
 
+def test_progress_of_ppo_is_not_drawn_on_other_axes(tmp_path: Path) -> None:
+    others = written(tmp_path / "s", [{"messages": turns("a"), "response": "b", "scores": {"a": 1, "b": 2}}])
+    (tmp_path / "ppo").mkdir()
+    lines = [{"step": step, "eval_helpfulness": 1.0, "eval_safety": 1.0} for step in (0, 10)]
+    path = written(tmp_path / "ppo" / "metrics.jsonl", lines)
+    for paths in ([others, path], [path, others]):
+        with pytest.raises(Fault, match="are compared"):
+            charts("progress", *paths)
+
+
 def test_progress_of_ppo(tmp_path: Path, files: dict[str, list[Path]]) -> None:
     (tmp_path / "ppo").mkdir()
     lines = [

@@ -247,6 +247,9 @@ def test_a_plan_says_what_is_left_out_and_cut(
     assert "skipped 7 bad records" in said
     assert "not as it was 2 dialogues cut, " in said
     assert "tokens cut off" in said
+    long = written(tmp_path / "long.jsonl", bad[-1:])
+    said = llamactl("sft", base_model, dialogues, "--eval", long, *flags, cwd=tmp_path, status=0).stderr
+    assert "1 held-out dialogues cut" in said and " dialogues cut" not in said.replace("held-out dialogues cut", "")
 
 
 def test_over_fitting_is_said(tmp_path: Path, base_model: Path, dialogues: Path, llamactl: Command) -> None:

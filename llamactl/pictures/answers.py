@@ -95,6 +95,8 @@ def progress(asked: Asked) -> list[Chart]:
     axes: tuple[str, ...] = PLANE
     for path in asked.paths:
         if trainings.is_training(path):
+            if versions and axes != PLANE:
+                raise Fault(path, f"has {' and '.join(PLANE)}, and {axes[0]} and {axes[1]} are compared", SCORES)
             ways.append(trainings.way(path, names[place(path)], *PLANE))
             continue
         found = _scored(path, asked)
