@@ -12,6 +12,7 @@ to sample, and computes, all 128 places as long as one answer has not ended.) Th
 
     llamactl                    the command ``llamactl ppo``, with --truncated judged: here it is the rule that an
                                 answer runs into its limit
+    llamactl, compiled          the same with --compile, for which its first two iterations wait
     TRL                         PPOTrainer with the whole batch at once: sampled, scored and learned
     TRL, static cache           the same, but that it samples with the static cache of keys and values, which is
                                 allocated once, in place of the dynamic one
@@ -68,7 +69,7 @@ import statistics
 import sys
 import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from itertools import pairwise
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -123,6 +124,7 @@ class Iteration(NamedTuple):
         return self.seconds - self.sample - self.score - self.update
 
 
+MINE: dict[str, Sequence[str]] = {OURS: (), f"{OURS}, compiled": ("--compile",)}  # and their flags
 FP32 = {
     "TRL": Mode(),
     "TRL, static cache": Mode(static=True),
@@ -217,7 +219,7 @@ def make_prompts(tokenizer: Path, length: int) -> list[tuple[str, list[int]]]:
 # --- the candidates ---
 
 
-def llamactl(task: Task, threads: int) -> dict[str, Any]:
+def llamactl(task: Task, threads: int, flags: Sequence[str]) -> dict[str, Any]:
     """A run of the command, and its iterations."""
     arguments: list[Any] = ["ppo", task.model("policy"), task.folder / "prompts.jsonl"]
     with tempfile.TemporaryDirectory(dir=task.folder) as made:
@@ -228,7 +230,7 @@ def llamactl(task: Task, threads: int) -> dict[str, Any]:
             "precision": task.precision, "save-every": task.iterations, "seed": task.seed,
         }  # fmt: skip
         arguments += [part for key, value in settings.items() for part in (f"--{key}", value)]
-        job = Job([*arguments, "--quiet"], 1, threads, task.folder / "llamactl.log")
+        job = Job([*arguments, *flags, "--quiet"], 1, threads, task.folder / "llamactl.log")
         moments = [time.perf_counter()]
         running = True
         while running:
@@ -421,8 +423,8 @@ def measured(candidates: list[str], asked: argparse.Namespace) -> Measured:
         for number in range(asked.rounds):
             for candidate in candidates:
                 note(f"{what}, round {number + 1}/{asked.rounds}: {candidate}")
-                if candidate == OURS:
-                    turns[candidate].append(llamactl(task_of(asked, folder, number), asked.threads))
+                if candidate in MINE:
+                    turns[candidate].append(llamactl(task_of(asked, folder, number), asked.threads, MINE[candidate]))
                 else:
                     turns[candidate].append(worker(candidate, number))
         return Measured(checks, turns, clock.others())
@@ -479,7 +481,7 @@ def report(found: Measured, asked: argparse.Namespace) -> None:
     )
     head = ["", "iteration", "llamactl / it", *PARTS, "tokens", "peak MiB", "llamactl's of it", "check: off"]
     table(title, head, rows, found.others)
-    there = [candidate for candidate in times if candidate != OURS]
+    there = [candidate for candidate in times if candidate not in MINE]
     if OURS in times and there:
         best = min(there, key=lambda candidate: times[candidate]["all"].median)
         least = min(there, key=lambda candidate: peaks[candidate])
@@ -493,7 +495,7 @@ def report(found: Measured, asked: argparse.Namespace) -> None:
 def main() -> None:
     """The command line."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    every = [OURS, *FP32, *(name for name in BF16 if name not in FP32)]
+    every = [*MINE, *FP32, *(name for name in BF16 if name not in FP32)]
     parser.add_argument("--shape", choices=SHAPES, default="A")
     parser.add_argument("--precision", choices=MODES, default="fp32")
     parser.add_argument("--threads", type=int, default=2)
@@ -514,7 +516,7 @@ def main() -> None:
     if asked.warmup < 1:
         parser.error("--warmup: the first iteration has no beginning that could be seen")
     modes = MODES[asked.precision]
-    there = [OURS, *(name for name, mode in modes.items() if mode.parts == 1 or asked.mini_batch == BATCH)]
+    there = [*MINE, *(name for name, mode in modes.items() if mode.parts == 1 or asked.mini_batch == BATCH)]
     report(measured([one for one in there if one in (asked.candidate or there)], asked), asked)
 
 
