@@ -687,7 +687,7 @@ def test_what_others_have_logged_is_left_alone(little: list[object], tmp_path: P
 def test_what_an_interrupted_run_has_left_is_ours(
     little: list[object], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, steps: int
 ) -> None:
-    """Also without its log, whose lines are missed."""
+    """Also without its log, which is missed."""
     real, taken = loop.take, []
 
     def take(*arguments: Any, **named: Any) -> Any:
@@ -701,7 +701,7 @@ def test_what_an_interrupted_run_has_left_is_ours(
         pretrain(*little, "--steps", 4, "--save-every", 1, status=None)
     (tmp_path / "out" / "metrics.jsonl").unlink()
     done = pretrain(*little, "--steps", 4, "--save-every", 1)
-    assert ("lines after step 0 are missing; the training goes on after step" in done.stderr) == (steps > 0)
+    assert ("metrics.jsonl: is gone, and with it what was logged up to step" in done.stderr) == (steps > 0)
     assert not any((tmp_path / "out").glob(".*"))
 
 

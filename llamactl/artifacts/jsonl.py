@@ -128,7 +128,7 @@ def open_input(path: str) -> Iterator[Input]:
         magic = raw.read(4)
         if not magic:
             raise Fault(path if path != STDIN else "stdin", "is empty", "give it something to read, or leave it out")
-        tell = int if isinstance(raw, streams.Stream) else raw.tell
+        tell = int if isinstance(raw, streams.Stream) or not raw.seekable() else raw.tell
         if magic == b"\x28\xb5\x2f\xfd":
             yield Input(io.BufferedReader(_Stream(_unpacked(_chunks(magic, raw, ZSTD_BITE))), BLOCK), tell)
         elif magic[:2] == b"\x1f\x8b":

@@ -31,9 +31,8 @@ class Metrics:
                         kept.append(line + b"\n")
                 except (orjson.JSONDecodeError, KeyError):
                     continue  # the last line of a run that was killed while it wrote
-        logged = orjson.loads(kept[-1])["step"] if kept else 0
-        if logged < step // every * every:
-            ui.warn(f"{self.path}: lines after step {logged:,} are missing; the training goes on after step {step:,}")
+        elif step > 0:
+            ui.warn(f"{self.path}: is gone, and with it what was logged up to step {step:,}")
         with files.whole_file(self.path) as file:
             file.writelines(kept)
         self._file = self.path.open("ab", buffering=0)
