@@ -67,3 +67,4 @@ def read_out(path: str) -> None:
     stream = _opened.get(path) or opened(path)
     while stream.stamp is None:
         stream.read(CHUNK)
+    stream.close()
