@@ -103,10 +103,9 @@ def sft(
                 except Fault as fault:
                     run.refuse(fault)
                     continue
-                key = prompt_key(to_last_question(found.record.turns))
                 if aside:
-                    held_out_prompts.add(key)
-                elif key in held_out_prompts:
+                    held_out_prompts.add(prompt_key(to_last_question(found.record.turns)))
+                elif held_out_prompts and prompt_key(to_last_question(found.record.turns)) in held_out_prompts:
                     run.noted["dialogues whose prompt is held out, too: that loss says little of new ones"] += 1
                 examples.add(ids, learned)
                 whose = "held-out " if aside else ""
