@@ -345,9 +345,13 @@ def ppo(
             long_ago = training.step - versions.best[0] >= patience * every
             return bool(held_out) and long_ago and not training.facts["unmeasured"]
 
+        def beyond() -> str:
+            """The limit that the last iteration was beyond, also if an earlier attempt made it."""
+            return alarms.stopped(training.facts["limited"], kl_stop, length_stop)
+
         def stop_if_told() -> None:
-            """Where the last iteration was beyond a limit, also if an earlier attempt made it: raises Fault."""
-            if stop := alarms.stopped(training.facts["limited"], kl_stop, length_stop):
+            """Raises Fault where there is one."""
+            if stop := beyond():
                 training.finish_saving()
                 remedy = f"{versions.said()}; without that limit, or with a higher one, the same command goes on"
                 raise Fault(directory, f"stopped after iteration {training.step}: {stop}", remedy)
@@ -412,10 +416,10 @@ def ppo(
                     bar.advance(0, eval=f"{held['eval_reward']:+.3f}")
                 bar.advance(1, reward=f"{line['reward']:+.3f}", kl=f"{line['kl']:.2f}", length=f"{line['length']:.0f}")
 
-                limited = {name: line[name] for name in ("kl", "length") if math.isfinite(line[name])}
-                training.facts["limited"], stop = limited, alarms.stopped(limited, kl_stop, length_stop)
+                limits = ("kl", "length")
+                training.facts["limited"] = {name: line[name] for name in limits if math.isfinite(line[name])}
                 stopping, last = not job.agreed(not job.caught), iteration == iterations or enough()
-                if stop or stopping or last or iteration % save_every == 0:
+                if beyond() or stopping or last or iteration % save_every == 0:
                     training.save()
                 stop_if_told()
                 if stopping and not last:

@@ -10,7 +10,7 @@ import fcntl
 import hashlib
 import os
 import shutil
-from collections.abc import Iterable, Iterator
+from collections.abc import Collection, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
@@ -197,7 +197,8 @@ def remove(path: Path) -> None:
         path.unlink(missing_ok=True)
 
 
-def clear(directory: Path) -> None:
-    """Remove everything in a directory but not itself (so that a lock on it stays)."""
+def clear(directory: Path, but: Collection[str] = ()) -> None:
+    """Remove everything in a directory ``but`` some names, and not itself (so that a lock on it stays)."""
     for entry in directory.iterdir():
-        remove(entry)
+        if entry.name not in but:
+            remove(entry)

@@ -348,9 +348,7 @@ class Run:
         assert self.out is not None
         (self.out / FILE).unlink(missing_ok=True)
         files.sync(self.out)
-        for entry in list(self.out.iterdir()):
-            if entry.name != BEGUN:
-                files.remove(entry)
+        files.clear(self.out, but=[BEGUN])
         self.stale = False
 
     @contextmanager
