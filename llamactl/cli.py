@@ -18,6 +18,7 @@ from stages.carbon import carbon
 from stages.chat import chat
 from stages.convert import convert
 from stages.distill_safety import distill_safety
+from stages.eval_bench import bench
 from stages.eval_gatt import gatt
 from stages.eval_perplexity import perplexity
 from stages.eval_refusals import refusals
@@ -122,8 +123,9 @@ _stage("ppo", ppo)
 _stage("gatt-synth", gatt_synth)
 _stage("distill-safety", distill_safety)
 _stage("chat", chat)
-app.add_typer(measures, name="eval", short_help="Measure a model: perplexity, reward, refusals, gatt.")
+app.add_typer(measures, name="eval", short_help="Measure a model: perplexity, bench, reward, refusals, gatt.")
 _stage("perplexity", perplexity, measures)
+_stage("bench", bench, measures)
 _stage("reward", reward, measures)
 _stage("refusals", refusals, measures)
 _stage("gatt", gatt, measures)

@@ -253,6 +253,11 @@ FLAGS = {
         "--device --encoding --max-line --out/-o --overwrite --precision --quiet/-q --skip-bad --stride "
         "--tensor-parallel --window",
     ),
+    "eval bench": (
+        "model benchmarks",
+        "--answers --cache-memory --device --limit --out/-o --overwrite --precision --quiet/-q --run-code --seed "
+        "--shots --temperature --tensor-parallel --top-p -k",
+    ),
     "eval gatt": (
         "models",
         "--allow-tags --attention --cache-memory --constraints --data --device --max-line --max-new-tokens --out/-o "

@@ -19,7 +19,7 @@ from transformers import (
 
 from llamactl.artifacts import checkpoint
 from llamactl.errors import Fault
-from llamactl.model import heads
+from llamactl.model import trees
 from llamactl.model.config import PAD
 from llamactl.model.heads import RewardModel
 from llamactl.model.llama import Llama
@@ -140,7 +140,7 @@ def groups() -> list[list[list[int]]]:
 def test_a_score_does_not_depend_on_what_else_is_scored(at_once: int, monkeypatch: pytest.MonkeyPatch) -> None:
     model = reward_model()
     alone = [[scores(model, [one]).item() for one in group] for group in groups()]
-    monkeypatch.setattr(heads, "BATCH_TOKENS", at_once)
+    monkeypatch.setattr(trees, "BATCH_TOKENS", at_once)
     found = model.judge(groups())
     assert [len(group) for group in found] == [len(group) for group in groups()]
     for ours, wanted in zip(found, alone, strict=True):
@@ -152,7 +152,7 @@ def test_a_score_does_not_depend_on_what_else_is_scored(at_once: int, monkeypatc
 
 def test_no_more_is_judged_at_once_than_memory_is_planned_for(monkeypatch: pytest.MonkeyPatch) -> None:
     """However many answers there are to one prompt."""
-    monkeypatch.setattr(heads, "BATCH_TOKENS", 48)
+    monkeypatch.setattr(trees, "BATCH_TOKENS", 48)
     model, places = reward_model(), []
 
     def seen(forest: Forest) -> torch.Tensor:
@@ -169,7 +169,7 @@ def test_no_more_is_judged_at_once_than_memory_is_planned_for(monkeypatch: pytes
 
 def test_a_long_prompt_is_computed_once_for_many_short_answers(monkeypatch: pytest.MonkeyPatch) -> None:
     """Not once for each few, as if they were written out; and yet no more keys are there than memory is planned for."""
-    monkeypatch.setattr(heads, "BATCH_TOKENS", 96)
+    monkeypatch.setattr(trees, "BATCH_TOKENS", 96)
     model, forests = reward_model(), []
 
     def seen(forest: Forest) -> torch.Tensor:

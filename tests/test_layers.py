@@ -94,6 +94,15 @@ MAY_IMPORT = {
         "llamactl.artifacts.records",
         "llamactl.evals",
     },
+    "llamactl.evals.bench": {  # reads the files of others as they are
+        "llamactl.errors",
+        "llamactl.bootstrap",
+        "llamactl.model",
+        "llamactl.text",
+        "llamactl.artifacts.jsonl",
+        "llamactl.artifacts.records",
+        "llamactl.evals",
+    },
     "llamactl.pictures": {
         "llamactl.errors",
         "llamactl.ui",

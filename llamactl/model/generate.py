@@ -7,7 +7,7 @@ what else is sampled beside it, in which order, or how many (``drawing`` says ho
 
 import math
 from collections import deque
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from itertools import islice
 from pathlib import Path
@@ -39,11 +39,15 @@ ROUND = 64  # tokens: a cache is made for prompts up to a multiple of so many
 
 
 class Request(NamedTuple):
-    """A prompt to go on from, the temperature of each of its samples, and the index that the first of them has."""
+    """A prompt to go on from, the temperature of each of its samples, and the index that the first of them has.
+
+    ``until`` says of the ids that a sample has so far whether they are enough; it is cut there.
+    """
 
     ids: Sequence[int]
     temperatures: tuple[float, ...]
     first: int = 0
+    until: Callable[[Sequence[int]], bool] | None = None
 
 
 class Answer(NamedTuple):
@@ -72,6 +76,7 @@ class Prompt:
     ids: Sequence[int]
     temperatures: tuple[float, ...]
     first: int = 0  # index of its first sample, by which that is drawn
+    until: Callable[[Sequence[int]], bool] | None = None
     begun: int = 0
     ended: int = 0
     lane: int = -1
@@ -336,7 +341,8 @@ class Batch:
             if doubtful and self._model.dtype == torch.float32:
                 token, log_prob = self._again(sample)
             sample.said.append(token)
-            done = token == EOS or len(sample.said) == sample.room
+            until = sample.prompt.until
+            done = token == EOS or len(sample.said) == sample.room or bool(until and until(sample.said))
             sample.prompt.ended += done
             tokens.append(Token(sample.prompt.number, sample.index, token, log_prob, done))
         return tokens

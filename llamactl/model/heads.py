@@ -1,8 +1,7 @@
 """Reward models (paper, section 3.2.2): a Llama whose head gives one number, an answer's score at its last token."""
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
-from itertools import accumulate
 from pathlib import Path
 from typing import Self, cast
 
@@ -14,11 +13,9 @@ from llamactl.model import sharded
 from llamactl.model.attention import Documents
 from llamactl.model.config import SCORED, Config
 from llamactl.model.llama import Linear, Llama, Transformer
-from llamactl.model.trees import Forest, Tree
+from llamactl.model.trees import Forest, Tree, forests
 
 SCORE = "score.weight"
-BATCH_TOKENS = 8192  # scored at once
-KEYS = 8  # times as many keys, at most: those of a prompt are there once for each answer that attends to them
 
 
 class Scalar(Linear):
@@ -50,16 +47,10 @@ class RewardModel(Transformer):
     @torch.inference_mode()
     def judge(self, groups: Sequence[Sequence[Sequence[int]]]) -> list[list[float]]:
         """Scores of groups of sequences that begin alike, about ``BATCH_TOKENS`` at a time, the longest first."""
-        device = self.norm.weight.device
-        trees = sorted((tree for group in groups for tree in _trees(group)), key=lambda tree: -tree.places)
+        trees = (Tree.of(list(dict.fromkeys(map(tuple, group)))) for group in groups)
         found: dict[tuple[int, ...], float] = {}
-        while trees:
-            size = max(1, BATCH_TOKENS // trees[0].places)
-            keys = accumulate(tree.keys for tree in trees[:size])
-            size = max(1, sum(number <= KEYS * BATCH_TOKENS for number in keys))
-            some, trees = trees[:size], trees[size:]
-            sequences = ((*tree.stem, *branch) for tree in some for branch in tree.branches)
-            found.update(zip(sequences, self.scores(Forest.of(some, device)).tolist(), strict=True))
+        for sequences, forest in forests(trees, self.norm.weight.device):
+            found.update(zip(sequences, self.scores(forest).tolist(), strict=True))
         return [[found[tuple(sequence)] for sequence in group] for group in groups]
 
     @classmethod
@@ -83,16 +74,3 @@ class Critic(RewardModel):
         """Values, fp32 ``[M]``, at places ``learned [M]`` of tokens ``[B, T]``, in rows laid one after the other."""
         hidden = self.forward(tokens, documents=documents)
         return cast(Tensor, self.score(hidden.flatten(0, 1)[learned]))[:, 0]
-
-
-def _trees(group: Sequence[Sequence[int]]) -> Iterator[Tree]:
-    """Sequences that begin alike as trees, each sequence once: several where one is more than is scored at once."""
-    stem, branches = Tree.of(list(dict.fromkeys(map(tuple, group))))
-    some = Tree(stem, [])
-    for branch in branches:
-        more = Tree(stem, [*some.branches, branch])
-        if some.branches and (more.places > BATCH_TOKENS or more.keys > KEYS * BATCH_TOKENS):
-            yield some
-            more = Tree(stem, [branch])
-        some = more
-    yield some

@@ -5,8 +5,8 @@ the stem and to itself, at the positions it has behind the stem, so its hidden s
 written out. N places, n sequences.
 """
 
-from collections.abc import Sequence
-from itertools import chain
+from collections.abc import Iterable, Iterator, Sequence
+from itertools import accumulate, chain
 from typing import NamedTuple, Self
 
 import torch
@@ -16,6 +16,8 @@ from llamactl.model.attention import Documents, Segment
 from llamactl.model.config import PAD
 
 MULTIPLE = 8  # of which the number of places is one, for tensor parallelism and for the shapes of products
+BATCH_TOKENS = 8192  # places computed at once
+KEYS = 8  # times as many keys, at most: those of a stem are there once for each branch that attends to them
 
 
 class Tree(NamedTuple):
@@ -40,6 +42,22 @@ class Tree(NamedTuple):
     def keys(self) -> int:
         """What its branches attend to: the stem once for each."""
         return self.places + len(self.stem) * (len(self.branches) - 1)
+
+    @property
+    def sequences(self) -> Iterator[tuple[int, ...]]:
+        """Stem and branch written out."""
+        return ((*self.stem, *branch) for branch in self.branches)
+
+    def parts(self) -> Iterator["Tree"]:
+        """Itself, or several of its stem where it is more than is computed at once."""
+        some = Tree(self.stem, [])
+        for branch in self.branches:
+            more = Tree(self.stem, [*some.branches, branch])
+            if some.branches and (more.places > BATCH_TOKENS or more.keys > KEYS * BATCH_TOKENS):
+                yield some
+                more = Tree(self.stem, [branch])
+            some = more
+        yield some
 
 
 class Forest(NamedTuple):
@@ -79,3 +97,14 @@ class Forest(NamedTuple):
             Documents.branching(segments, device),
             where.to(device, non_blocking=True),
         )
+
+
+def forests(trees: Iterable[Tree], device: torch.device) -> Iterator[tuple[list[tuple[int, ...]], Forest]]:
+    """Trees, the longest first, about ``BATCH_TOKENS`` at a time: the sequences of each forest, and the forest."""
+    left = sorted((part for tree in trees for part in tree.parts()), key=lambda tree: -tree.places)
+    while left:
+        size = max(1, BATCH_TOKENS // left[0].places)
+        keys = accumulate(tree.keys for tree in left[:size])
+        size = max(1, sum(number <= KEYS * BATCH_TOKENS for number in keys))
+        some, left = left[:size], left[size:]
+        yield [sequence for tree in some for sequence in tree.sequences], Forest.of(some, device)

@@ -1,0 +1,179 @@
+"""Questions with options, whose likelihoods are compared: commonsense, and BoolQ.
+
+The paper does not publish its prompts: where a benchmark has none of its own, these are the usual ones.
+"""
+
+import re
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import msgspec
+
+from llamactl.errors import Fault
+from llamactl.evals.bench.files import REMEDY, lines
+from llamactl.evals.bench.questions import Choice, plain
+
+
+def _one_of(options: Sequence[str], right: int, where: str, field: str) -> int:
+    if not 0 <= right < len(options):
+        raise Fault(f"{where}: {field}", f"{right} is none of the {len(options)} options, from 0 on", REMEDY)
+    return right
+
+
+def choice(where: str, text: str, options: Sequence[str], right: int, **more: Any) -> Choice:
+    """A question whose options stand behind a space."""
+    ends = tuple(f" {option.strip()}" for option in options)
+    return Choice(where=where, text=text, answer=ends[right], options=ends, right=right, **more)
+
+
+class _Piqa(msgspec.Struct):
+    goal: str
+    sol1: str
+    sol2: str
+
+
+def piqa(path: Path) -> Iterator[Choice]:
+    """PIQA (Bisk et al., 2020); its labels are in a file beside, ``valid-labels.lst`` of ``valid.jsonl``."""
+    beside = path.with_name(f"{path.name.partition('.')[0]}-labels.lst")
+    try:
+        labels = beside.read_text().split()
+    except FileNotFoundError:
+        raise Fault(beside, "no such file: it holds the labels", REMEDY) from None
+    items = list(lines(path, _Piqa))
+    if len(labels) != len(items) or not set(labels) <= {"0", "1"}:
+        raise Fault(beside, f"does not hold a 0 or 1 for each of the {len(items):,} questions of {path.name}", REMEDY)
+    for (where, one), label in zip(items, labels, strict=True):
+        yield choice(where, plain(one.goal), (one.sol1, one.sol2), int(label))
+
+
+class _Siqa(msgspec.Struct):
+    context: str
+    question: str
+    options: list[str]
+    answer: str
+
+
+def siqa(path: Path) -> Iterator[Choice]:
+    """SIQA (Sap et al., 2019), with its options in a list."""
+    for where, one in lines(path, _Siqa):
+        if one.answer not in one.options:
+            raise Fault(f"{where}: answer", "is none of the options", REMEDY)
+        text = f"{one.context.strip()}\n{plain(one.question)}"
+        yield choice(where, text, one.options, one.options.index(one.answer))
+
+
+class _Hellaswag(msgspec.Struct):
+    ctx: str
+    endings: list[str]
+    label: int
+    activity_label: str = ""
+
+
+def hellaswag(path: Path) -> Iterator[Choice]:
+    """HellaSwag (Zellers et al., 2019); the marks of wikiHow's headings are taken out."""
+    for where, one in lines(path, _Hellaswag):
+        right = _one_of(one.endings, one.label, where, "label")
+        text = _unmarked(f"{one.activity_label}: {one.ctx}" if one.activity_label else one.ctx)
+        yield choice(where, text, [_unmarked(ending) for ending in one.endings], right)
+
+
+def _unmarked(text: str) -> str:
+    return re.sub(r"\s*\[(?:title|header|step|substeps)\]\s*", " ", text).strip()
+
+
+class _Winograd(msgspec.Struct):
+    context_options: list[str]
+    continuation: str
+    gold: int
+
+
+def winograd(path: Path) -> Iterator[Choice]:
+    """Winograd's schemas: the same words after the sentence's beginning with one name, and with the other."""
+    for where, one in lines(path, _Winograd):
+        right = _one_of(one.context_options, one.gold, where, "gold")
+        yield _after(where, one.context_options, one.continuation, right)
+
+
+class _Winogrande(msgspec.Struct):
+    sentence: str
+    option1: str
+    option2: str
+    answer: str
+
+
+def winogrande(path: Path) -> Iterator[Choice]:
+    """WinoGrande (Sakaguchi et al., 2020): what follows the gap, after each of the names in it."""
+    for where, one in lines(path, _Winogrande):
+        before, gap, rest = one.sentence.partition("_")
+        if not gap or one.answer not in ("1", "2"):
+            raise Fault(where, "has no gap (_) in its sentence, or an answer that is neither 1 nor 2", REMEDY)
+        yield _after(where, [before + one.option1, before + one.option2], rest, int(one.answer) - 1)
+
+
+def _after(where: str, texts: Sequence[str], rest: str, right: int) -> Choice:
+    ends = (f" {rest.strip()}",) * len(texts)
+    return Choice(
+        where=where, text=texts[right], answer=ends[0], options=ends, right=right, texts=tuple(map(str.strip, texts))
+    )
+
+
+class _Gold(msgspec.Struct):
+    query: str
+    choices: list[str]
+    gold: int
+
+
+def queries(path: Path) -> Iterator[Choice]:
+    """ARC (Clark et al., 2018) and BoolQ (Clark et al., 2019), as a query, choices and the right one's place."""
+    for where, one in lines(path, _Gold):
+        right = _one_of(one.choices, one.gold, where, "gold")
+        yield choice(where, f"{one.query.strip()}\nAnswer:", one.choices, right)
+
+
+class _Labelled(msgspec.Struct):
+    text: str
+    label: str
+
+
+class _Stem(msgspec.Struct):
+    stem: str
+    choices: list[_Labelled]
+
+
+class _Ai2(msgspec.Struct):
+    question: _Stem
+    answerKey: str  # noqa: N815
+
+
+def ai2(path: Path) -> Iterator[Choice]:
+    """OpenBookQA, ARC and CommonsenseQA as AI2 publishes them."""
+    for where, one in lines(path, _Ai2):
+        labels = [choice.label for choice in one.question.choices]
+        if one.answerKey not in labels:
+            raise Fault(f"{where}: answerKey", f"{one.answerKey} is no label of a choice", REMEDY)
+        texts = [choice.text for choice in one.question.choices]
+        yield choice(where, plain(one.question.stem), texts, labels.index(one.answerKey))
+
+
+def arc(path: Path) -> Iterator[Choice]:
+    """ARC in either form."""
+    _, raw = next(lines(path, dict))
+    yield from queries(path) if "query" in raw else ai2(path)
+
+
+class _Boolq(msgspec.Struct):
+    question: str
+    passage: str
+    answer: bool
+
+
+def boolq(path: Path) -> Iterator[Choice]:
+    """BoolQ as its authors publish it, or as queries with choices."""
+    _, raw = next(lines(path, dict))
+    if "query" in raw:
+        yield from queries(path)
+        return
+    for where, one in lines(path, _Boolq):
+        text = f"Passage: {one.passage.strip()}\n{plain(one.question.strip().removesuffix('?') + '?')}"
+        yield choice(where, text, ("no", "yes"), int(one.answer))

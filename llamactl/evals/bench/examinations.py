@@ -1,0 +1,125 @@
+"""Examinations: those whose options are letters (MMLU, AGIEval), and BIG-Bench Hard, which is thought about first."""
+
+import ast
+import json
+import re
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import msgspec
+
+from llamactl.errors import Fault
+from llamactl.evals.bench.choices import choice
+from llamactl.evals.bench.files import REMEDY, checked, lines, rows, whole
+from llamactl.evals.bench.questions import BETWEEN, Choice, Open, Question
+
+LETTERS = "ABCDEFGHIJKLMNOPQRSTUVWXYZ"
+
+
+def lettered(question: str, options: Sequence[str]) -> str:
+    """A question, its options each on a line, and where a letter is to follow."""
+    lines = [question.strip(), *(f"{LETTERS[place]}. {option.strip()}" for place, option in enumerate(options))]
+    return "\n".join([*lines, "Answer:"])
+
+
+def mmlu(path: Path) -> Iterator[Choice]:
+    """MMLU (Hendrycks et al., 2021): rows of a question, four options and a letter; a file a subject."""
+    part = re.sub(r"_(test|val|dev)$", "", path.name.partition(".")[0])
+    heading = f"The following are multiple choice questions (with answers) about {part.replace('_', ' ')}.{BETWEEN}"
+    for where, row in rows(path):
+        if len(row) != 6 or row[5].strip() not in LETTERS[:4]:
+            raise Fault(where, "is no question, four options and one of A to D", REMEDY)
+        question, *options, letter = row
+        right, text = LETTERS.index(letter.strip()), lettered(question, options)
+        yield choice(where, text, LETTERS[:4], right, part=part, heading=heading)
+
+
+def mmlu_examples(path: Path) -> list[Question]:
+    """Those of a subject's file of ``test`` or ``val``: its file of ``dev``, in the folder beside."""
+    own = re.sub(r"_(test|val)\.", "_dev.", path.name)
+    return list(mmlu(path.parent.parent / "dev" / own))
+
+
+class _Agieval(msgspec.Struct):
+    question: str
+    options: list[str]
+    label: str
+    passage: str | None = None
+
+
+def agieval(path: Path) -> Iterator[Choice]:
+    """AGIEval's questions with options (Zhong et al., 2023); a file an examination."""
+    for where, one in lines(path, _Agieval):
+        yield _examined(one, where, path.name.partition(".")[0])
+
+
+def _examined(one: _Agieval, where: str, part: str) -> Choice:
+    if one.label not in LETTERS[: len(one.options)]:
+        raise Fault(f"{where}: label", f"{one.label} is no letter of the {len(one.options)} options", REMEDY)
+    question = "\n".join(filter(None, (one.passage, one.question)))
+    options = [re.sub(r"^\([A-Z]\)", "", option) for option in one.options]
+    letters = LETTERS[: len(options)]
+    return choice(where, lettered(question, options), letters, LETTERS.index(one.label), part=part)
+
+
+def agieval_examples(path: Path) -> list[Question]:
+    """Those of an examination: every second row of its column of ``few_shot_prompts.csv``, in the folder above."""
+    table = path.parent.parent / "few_shot_prompts.csv"
+    (_, names), *examples = rows(table)
+    part = path.name.partition(".")[0]
+    passage = part != "sat-en-without-passage"
+    if (column := part if passage else "sat-en") not in names:
+        raise Fault(table, f"has no column {column}", REMEDY)
+    found: list[Question] = []
+    for where, row in examples[::2]:
+        if cell := row[names.index(column)]:
+            one = checked(_value(cell, where), _Agieval, where)
+            found.append(_examined(one if passage else msgspec.structs.replace(one, passage=None), where, part))
+    return found
+
+
+def _value(cell: str, where: str) -> Any:
+    """What Python or JSON has written."""
+    for read in (ast.literal_eval, json.loads):
+        try:
+            return read(cell)
+        except (ValueError, SyntaxError):
+            continue
+    raise Fault(where, "an example is neither Python nor JSON", REMEDY)
+
+
+class _Example(msgspec.Struct):
+    input: str
+    target: str
+
+
+class _Bbh(msgspec.Struct):
+    examples: list[_Example]
+
+
+def bbh(path: Path) -> Iterator[Open]:
+    """BIG-Bench Hard (Suzgun et al., 2022): a file a task; how to think is said by its chain-of-thought prompt."""
+    part = path.name.partition(".")[0]
+    heading = _thoughts(path)[0] + BETWEEN
+    for number_, one in enumerate(whole(path, _Bbh).examples):
+        text = f"Q: {one.input}\nA: Let's think step by step."
+        yield Open(
+            where=f"{path}: example {number_}", text=text, answer=f"\nSo the answer is {one.target}.", heading=heading,
+            part=part, answers=(one.target.strip(),),
+        )  # fmt: skip
+
+
+def _thoughts(path: Path) -> list[str]:
+    """What a task is, and its examples, as text."""
+    file = path.parent.parent / "cot-prompts" / f"{path.name.partition('.')[0]}.txt"
+    try:
+        text = file.read_text(encoding="utf-8")
+    except FileNotFoundError:
+        raise Fault(file, "no such file: it holds the examples", REMEDY) from None
+    return [piece.strip() for piece in re.split(r"\n\n(?=Q: )", text.partition("-----\n")[2])]
+
+
+def bbh_examples(path: Path) -> list[Question]:
+    """Those of a task's chain-of-thought prompt."""
+    return [Question(where=str(path), text=one, answer="") for one in _thoughts(path)[1:]]

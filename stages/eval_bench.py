@@ -1,0 +1,139 @@
+"""Measure a model by benchmarks (paper, section 2.3, Table 3): what it knows, understands, reckons and programs.
+
+In: a model, and benchmarks' files as their authors publish them. Out: Scores on stdout, a table as the paper's.
+"""
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from llamactl import options
+
+
+def bench(
+    model: options.Model,
+    benchmarks: Annotated[list[str], typer.Argument(help="NAME=PATH each: a file of the benchmark, or its folder.")],
+    shots: Annotated[
+        int | None, typer.Option(help="Examples before each question.", show_default="as in the paper", min=0)
+    ] = None,
+    limit: Annotated[
+        int | None, typer.Option(help="Ask so many questions of each, spread evenly.", show_default="all", min=1)
+    ] = None,
+    run_code: Annotated[
+        bool,
+        typer.Option(
+            "--run-code", help="Run the programs that the model writes. They can do what you can: contain it."
+        ),
+    ] = False,
+    answers: Annotated[Path | None, typer.Option(help="Write questions, answers and verdicts here.")] = None,
+    k: options.Samples = 1,
+    temperature: options.Temperature = 0.1,
+    top_p: options.TopP = 0.95,
+    out: options.Records = None,
+    precision: options.StoredPrecision = None,
+    device: options.Device = None,
+    cache_memory: options.CacheMemory = None,
+    tensor_parallel: options.TensorParallel = 1,
+    seed: options.Seed = 0,
+    overwrite: options.Overwrite = False,
+    quiet: options.Quiet = False,
+) -> None:
+    """Benchmarks of the paper's Table 3, by their own files: accuracy, exact match, pass@1, and means of groups.
+
+    NAMEs are humaneval, mbpp; piqa, siqa, hellaswag, winogrande, arc-easy, arc-challenge, openbookqa, commonsenseqa;
+    nq, triviaqa; squad, boolq; gsm8k, math; mmlu, bbh, agieval; and winograd, svamp. A PATH that ends on one needs no
+    NAME. Examples are those of the benchmark, of its train file beside, or its first questions, which are not asked
+    then. Where the context has no room for all, the last are left out, and a question without room is not asked: both
+    are counted. Answers are written greedily, programs sampled: -k of each, for pass@1, @10 and @100. Errors are by
+    bootstrap over questions, drawn with --seed.
+
+    Example: llamactl eval bench base mmlu=mmlu/data gsm8k=gsm8k > scores.jsonl
+    """
+    settings = dict(locals())
+
+    from collections.abc import Iterator, Sequence
+    from functools import partial
+
+    from llamactl import hardware, ui
+    from llamactl.artifacts import jsonl
+    from llamactl.artifacts.run import Run
+    from llamactl.errors import Fault
+    from llamactl.evals.bench import answering, results
+    from llamactl.evals.bench.known import Given, Likeliest, Passed
+    from llamactl.evals.bench.questions import Item
+    from llamactl.model import device as devices
+    from llamactl.model import generate as sampler
+    from llamactl.model.llama import Llama
+    from llamactl.text.tokenizer import Tokenizer
+    from llamactl.train import parallel, planning
+
+    given = {one.name: one for one in map(Given.of, benchmarks)}
+    if len(given) < len(benchmarks):
+        raise Fault(", ".join(benchmarks), "name a benchmark twice", "name each once")
+    for name, one in given.items():
+        if isinstance(one.benchmark.how, Passed) and not run_code:
+            raise Fault(name, "is measured by running programs that the model writes", "--run-code, in a container")
+    config, stored = Llama.described(model)
+    if fault := planning.undivided([config], ui.world_size(), tensor_parallel):
+        raise fault
+    settings = {name: value for name, value in settings.items() if name not in ("answers", "benchmarks", "run_code")}
+    settings |= {"precision": precision or stored, "benchmarks": list(given)}
+    read = {name: [*one.files, *filter(None, map(one.beside, one.files))] for name, one in given.items()}
+    run = Run("eval bench", settings, {"model": [model], **read}, out, aside={"--answers": answers})
+    if run.already_made(announce=False):
+        return
+    tokenizer, target = Tokenizer.load(model), devices.chosen(device)
+    tokenizer.fitting(config.vocab, model)
+    run.effort.use(devices.title(target), devices.gpus(target))
+    memory = None if cache_memory is None else int(cache_memory * hardware.GIB)
+    drawing = answering.Drawing(k, temperature, top_p, seed, memory)
+    asked = {name: one.items(shots, limit) for name, one in given.items()}
+    written = sum(len(asked[name]) for name, one in given.items() if not isinstance(one.benchmark.how, Likeliest))
+    devices.keep_freed_memory()
+
+    outcomes: dict[str, list[answering.Outcome]] = {}
+    with (
+        parallel.joined(target, tensor_parallel, stops=False) as job,
+        ui.Working("eval bench", sum(map(len, asked.values())), "questions") as bar,
+        job.metered(run),
+    ):
+        dtype = devices.PRECISIONS[precision or stored]
+        if written:
+            network = sampler.load(model, target, dtype, written, job.part)
+        else:
+            network = Llama.load(model, target, dtype, part=job.part)
+
+        def answered(name: str, some: Sequence[Item]) -> Iterator[tuple[int, answering.Found]]:
+            """What comes of those questions of a benchmark that this process works on."""
+            how, of = given[name].benchmark.how, len(asked[name])
+            for place, value in answering.at(network, tokenizer, how, drawing)(some):
+                bar.advance(min(job.data, of - place * job.data), benchmark=name)  # the others are about as far
+                yield place, value
+
+        for name, items in asked.items():
+            outcomes[name] = []
+            for item, value in zip(items, job.together(items, partial(answered, name)), strict=True):
+                if value is None:
+                    run.skipped[f"{name}: questions longer than the context"] += 1
+                    continue
+                outcomes[name].append(answering.Outcome.of(name, item, given[name].benchmark.how, value))
+                left_out = {"examples left out, as the context is full": len(item.examples) - value["shots"]}
+                beside = left_out | {"answers cut off": value.get("cut", 0)}
+                run.noted.update({f"{name}: {what}": count for what, count in beside.items() if count})
+            run.done.update(questions=len(outcomes[name]))
+    if not any(outcomes.values()):
+        raise Fault(", ".join(given), f"no question has room in a context of {config.context:,} tokens", "ask others")
+    found = {name: [*results.measured(name, some, seed)] for name, some in outcomes.items() if some}
+    told = {name: answering.told(one.benchmark.how, drawing) for name, one in given.items()}
+    with run.side("--answers") as shown, run.records() as writer:
+        if shown and answers:
+            with jsonl.compressed(shown, answers.name) as packed:
+                for some in outcomes.values():
+                    for outcome in some:
+                        jsonl.Writer(packed).write(outcome.record)
+        for score in results.scores(model, found, outcomes, told, seed):
+            writer.write(score)
+    for title, rows, header in results.tables(str(model), found):
+        ui.note("")
+        ui.table(title, rows, header)
