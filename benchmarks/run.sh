@@ -40,7 +40,7 @@ source_of() { # name, place to clone from, commit
     echo "$3" >"$folder.commit"
 }
 
-for peer in tokenizing transformers litgpt trl trl-ppo llamacpp; do environment "$peer"; done
+for peer in tokenizing transformers litgpt trl trl-ppo llamacpp lmeval; do environment "$peer"; done
 source_of llama2.c "${LLAMA2C_SOURCE:-https://github.com/karpathy/llama2.c}" 350e04fe35433e6d2941dce5a1f53308f87058eb
 source_of nanochat "${NANOCHAT_SOURCE:-https://github.com/karpathy/nanochat}" 92d63d4e8bb4df75c3b71618f31ddde2378b2bcd
 if [ $# -gt 0 ] && [ "$1" = --environments-only ]; then exit; fi
@@ -51,3 +51,4 @@ python "$here/tuning.py" --attention "$@"
 python "$here/comparing.py" "$@"
 python "$here/sampling.py" "$@"
 python "$here/ppo.py" "$@"
+python "$here/likelihoods.py" "$@"

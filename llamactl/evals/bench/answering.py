@@ -24,7 +24,7 @@ from llamactl.model.llama import Llama
 from llamactl.text.asking import Asked
 from llamactl.text.tokenizer import Tokenizer
 
-WINDOW = 64  # questions whose options are computed together
+WINDOW = 256  # questions whose options are computed together
 TAIL = 16  # ids in which a stop is looked for: more than the longest of them has
 
 Found = dict[str, Any] | None

@@ -109,8 +109,14 @@ class Ending(NamedTuple):
 
 def alike(one: Sequence[int], other: Sequence[int]) -> int:
     """How many ids two sequences have in common at their beginning."""
-    pairs = enumerate(zip(one, other, strict=False))
-    return next((number for number, (a, b) in pairs if a != b), min(len(one), len(other)))
+    low, high = 0, min(len(one), len(other))
+    while low < high:
+        middle = (low + high + 1) // 2
+        if one[low:middle] == other[low:middle]:
+            low = middle
+        else:
+            high = middle - 1
+    return low
 
 
 def prompt(question: Question, text: str, examples: Sequence[str]) -> str:
