@@ -46,17 +46,21 @@ def bench(
     NAME. Examples are those of the benchmark, of its train file beside, or its first questions, which are not asked
     then. Where the context has no room for all, the last are left out, and a question without room is not asked: both
     are counted. Answers are written greedily, programs sampled: -k of each, for pass@1, @10 and @100. Errors are by
-    bootstrap over questions, drawn with --seed.
+    bootstrap over questions, drawn with --seed. With --out a run that was killed goes on with the questions that were
+    left.
 
     Example: llamactl eval bench base mmlu=mmlu/data gsm8k=gsm8k > scores.jsonl
     """
     settings = dict(locals())
 
+    from collections import Counter
     from collections.abc import Iterator, Sequence
-    from functools import partial
+    from itertools import chain
+
+    from msgspec import to_builtins
 
     from llamactl import hardware, ui
-    from llamactl.artifacts import jsonl
+    from llamactl.artifacts import journal, jsonl
     from llamactl.artifacts.run import Run
     from llamactl.errors import Fault
     from llamactl.evals.bench import answering, results
@@ -88,52 +92,54 @@ def bench(
     run.effort.use(devices.title(target), devices.gpus(target))
     memory = None if cache_memory is None else int(cache_memory * hardware.GIB)
     drawing = answering.Drawing(k, temperature, top_p, seed, memory)
-    asked = {name: one.items(shots, limit) for name, one in given.items()}
-    written = sum(len(asked[name]) for name, one in given.items() if not isinstance(one.benchmark.how, Likeliest))
+    asked = [(name, item) for name, one in given.items() for item in one.items(shots, limit)]
+    written = sum(not isinstance(given[name].benchmark.how, Likeliest) for name, _ in asked)
     devices.keep_freed_memory()
 
-    outcomes: dict[str, list[answering.Outcome]] = {}
-    with (
-        parallel.joined(target, tensor_parallel, stops=False) as job,
-        ui.Working("eval bench", sum(map(len, asked.values())), "questions") as bar,
-        job.metered(run),
-    ):
+    def answered(some: Sequence[tuple[str, Item]]) -> Iterator[tuple[int, answering.Found]]:
+        """What comes of each question, one benchmark after the other."""
+        for name, one in given.items():
+            places = [place for place, (of, _) in enumerate(some) if of == name]
+            work = answering.at(network, tokenizer, one.benchmark.how, drawing)
+            for number, value in work([some[place][1] for place in places]):
+                yield places[number], value
+
+    with parallel.joined(target, tensor_parallel, stops=False) as job, journal.kept(run) as through, job.metered(run):
         dtype = devices.PRECISIONS[precision or stored]
         if written:
             network = sampler.load(model, target, dtype, written, job.part)
         else:
             network = Llama.load(model, target, dtype, part=job.part)
-
-        def answered(name: str, some: Sequence[Item]) -> Iterator[tuple[int, answering.Found]]:
-            """What comes of those questions of a benchmark that this process works on."""
-            how, of = given[name].benchmark.how, len(asked[name])
-            for place, value in answering.at(network, tokenizer, how, drawing)(some):
-                bar.advance(min(job.data, of - place * job.data), benchmark=name)  # the others are about as far
-                yield place, value
-
-        for name, items in asked.items():
-            outcomes[name] = []
-            for item, value in zip(items, job.together(items, partial(answered, name)), strict=True):
-                if value is None:
-                    run.skipped[f"{name}: questions longer than the context"] += 1
-                    continue
-                outcomes[name].append(answering.Outcome.of(name, item, given[name].benchmark.how, value))
-                left_out = {"examples left out, as the context is full": len(item.examples) - value["shots"]}
-                beside = left_out | {"answers cut off": value.get("cut", 0)}
-                run.noted.update({f"{name}: {what}": count for what, count in beside.items() if count})
-            run.done.update(questions=len(outcomes[name]))
-    if not any(outcomes.values()):
-        raise Fault(", ".join(given), f"no question has room in a context of {config.context:,} tokens", "ask others")
-    found = {name: [*results.measured(name, some, seed)] for name, some in outcomes.items() if some}
-    told = {name: answering.told(one.benchmark.how, drawing) for name, one in given.items()}
-    with run.side("--answers") as shown, run.records() as writer:
-        if shown and answers:
-            with jsonl.compressed(shown, answers.name) as packed:
-                for some in outcomes.values():
-                    for outcome in some:
+        with ui.Working("eval bench", len(asked), "questions", len(through)) as bar:
+            for number, value in job.rest(through, asked, answered):
+                through.add(number, [], {"found": value})
+                bar.advance(1, benchmark=asked[number][0])
+        if not ui.first_rank():
+            return
+        outcomes: dict[str, list[answering.Outcome]] = {name: [] for name in given}
+        skipped, noted = Counter[str](), Counter[str]()
+        for (name, item), facts in zip(asked, through.facts, strict=False):  # after the last may stand Scores already
+            if found := facts["found"]:
+                outcomes[name].append(answering.Outcome.of(name, item, given[name].benchmark.how, found))
+                noted[f"{name}: examples left out, as the context is full"] += len(item.examples) - found["shots"]
+                noted[f"{name}: answers cut off"] += found.get("cut", 0)
+            else:
+                skipped[f"{name}: questions longer than the context"] += 1
+        if not any(outcomes.values()):
+            raise Fault(
+                ", ".join(given), f"no question has room in a context of {config.context:,} tokens", "ask others"
+            )
+        measured = {name: [*results.measured(name, some, seed)] for name, some in outcomes.items() if some}
+        told = {name: answering.told(one.benchmark.how, drawing) for name, one in given.items()}
+        scores = results.scores(model, measured, outcomes, told, seed)
+        through.add(len(asked), [to_builtins(score) for score in scores])
+        run.done["questions"] = sum(map(len, outcomes.values()))
+        run.skipped, run.noted = +skipped, +noted
+        with run.side("--answers") as shown:
+            if shown and answers:
+                with jsonl.compressed(shown, answers.name) as packed:
+                    for outcome in chain.from_iterable(outcomes.values()):
                         jsonl.Writer(packed).write(outcome.record)
-        for score in results.scores(model, found, outcomes, told, seed):
-            writer.write(score)
-    for title, rows, header in results.tables(str(model), found):
+    for title, rows, header in results.tables(str(model), measured):
         ui.note("")
         ui.table(title, rows, header)

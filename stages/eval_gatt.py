@@ -95,9 +95,6 @@ def gatt(
     lists = {"constraints": [constraints] if constraints else [], "unseen": [unseen] if unseen else []}
     run = Run("eval gatt", settings, {"models": models, "data": names, **lists}, out, aside=beside)
     if run.already_made(announce=False):
-        for flag, path in run.aside.items():
-            if not path.exists():
-                raise Fault(path, f"is not there, and {out} was made without it", f"--overwrite to measure with {flag}")
         return
     target = devices.chosen(device)
     run.effort.use(devices.title(target), devices.gpus(target))

@@ -3,7 +3,8 @@
 import gzip
 import json
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +19,7 @@ from llamactl.evals.bench import answering, answers, programs, results
 from llamactl.evals.bench.answering import Outcome, picked
 from llamactl.evals.bench.known import BENCHMARKS, Given, Likeliest, Passed, Written
 from llamactl.evals.bench.likelihood import log_probs
-from llamactl.evals.bench.questions import Choice, Ending, Open, Task, asked, ending, endings
+from llamactl.evals.bench.questions import Choice, Ending, Item, Open, Task, asked, ending, endings
 from llamactl.model import trees
 from llamactl.model.llama import Llama
 from llamactl.text.tokenizer import BOS, Tokenizer
@@ -406,6 +407,39 @@ def test_scores_of_all_kinds(tmp_path: Path, command: Run, base_model: Path, mod
     # again, and otherwise
     assert "already made" in command("eval", "bench", base_model, *given, *flags).stderr
     assert "with shots None, not 1" in one_line(command("eval", "bench", base_model, *given, *flags, "--shots", 1))
+
+
+def test_what_was_interrupted_goes_on_with_the_questions_that_are_left(
+    tmp_path: Path, command: Run, base_model: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    given = files(tmp_path)[:3]
+    whole, out = tmp_path / "whole.jsonl", tmp_path / "scores.jsonl"
+    assert command("eval", "bench", base_model, *given, "-o", whole).status == 0
+    at, seen = answering.at, []
+
+    def counted(*arguments: Any, most: int = 10**9) -> Any:
+        def work(items: Sequence[Item]) -> Iterator[tuple[int, Any]]:
+            for pair in at(*arguments)(items):
+                if len(seen) == most:
+                    raise KeyboardInterrupt
+                seen.append(pair)
+                yield pair
+
+        return work
+
+    monkeypatch.setattr(answering, "at", partial(counted, most=5))
+    stopped = command("eval", "bench", base_model, *given, "-o", out)
+    assert stopped.status == 130
+    assert "5 records are through: the same command goes on after them" in stopped.stderr
+    seen.clear()
+    monkeypatch.setattr(answering, "at", counted)
+    done = command("eval", "bench", base_model, *given, "-o", out)
+    assert done.status == 0, done.stderr
+    assert len(seen) == 3 + 12 + 3 - 5
+    assert out.read_bytes() == whole.read_bytes()
+    made = [json.loads(path.with_name(f"{path.name}.run.json").read_text()) for path in (out, whole)]
+    assert made[0]["done"] == made[1]["done"] == {"questions": 18}
+    assert made[0]["noted"] == made[1]["noted"] != {}
 
 
 def test_what_has_no_room_is_counted_and_said(tmp_path: Path, command: Run, base_model: Path) -> None:

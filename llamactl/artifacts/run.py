@@ -155,6 +155,9 @@ class Run:
                 self.write_report()
             elif report.read_bytes() != self._told():
                 raise Fault(report, f"exists, and is not what {self.out} came to", f"name another {REPORT}")
+        for flag, path in self.aside.items():
+            if flag != REPORT and not path.exists():
+                raise Fault(path, f"is not there, and {self.out} was made without it", f"--overwrite to make {flag}")
         return True
 
     def _check_files(self, made: Mapping[str, Any]) -> None:
