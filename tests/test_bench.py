@@ -121,6 +121,13 @@ def test_a_file_that_is_otherwise_is_refused_at_its_line(
     assert not done.stdout
 
 
+@real
+def test_all_files_are_known_by_which_questions_are_made() -> None:
+    count = {name: len(Given.of(f"{name}={EVAL / folder}").read) for name, (folder, *_) in REAL.items()}
+    both = {"mmlu": 80, "bbh": 40, "agieval": 8, "piqa": 2, "gsm8k": 2, "commonsenseqa": 2}
+    assert count == {name: both.get(name, 1) for name in REAL}
+
+
 def test_winogrande_and_boolq_as_their_authors_have_them(tmp_path: Path) -> None:
     one = {"sentence": "The cup broke the plate because _ was hard.", "option1": "it", "option2": "she", "answer": "2"}
     ((question, _),) = Given.of(f"winogrande={written(tmp_path / 'w.jsonl', [one])}").items(None, None)
@@ -404,6 +411,14 @@ def test_scores_of_all_kinds(tmp_path: Path, command: Run, base_model: Path, mod
             "generate", base_model, written(tmp_path / "text.jsonl", [line]), "--temperature", 0, "--max-new-tokens", 32
         )
         assert json.loads(greedy.stdout)["response"].startswith(record["responses"][0])
+    # of what it was made: the examples, too
+    made = json.loads((tmp_path / "scores.jsonl.run.json").read_text())
+    read = [(one["as"], Path(one["path"]).name) for one in made["inputs"]]
+    subjects = [f"{subject}_{part}.csv" for part in ("test", "dev") for subject in ("art", "law")]
+    assert read == [
+        ("model", base_model.name), ("arc-easy", "easy.jsonl"), *(("mmlu", name) for name in subjects),
+        ("nq", "nq.jsonl"), ("humaneval", "HumanEval.jsonl.gz"),
+    ]  # fmt: skip
     # again, and otherwise
     assert "already made" in command("eval", "bench", base_model, *given, *flags).stderr
     assert "with shots None, not 1" in one_line(command("eval", "bench", base_model, *given, *flags, "--shots", 1))
@@ -457,7 +472,7 @@ def test_what_has_no_room_is_counted_and_said(tmp_path: Path, command: Run, base
 def test_a_limit_is_spread_over_all(tmp_path: Path) -> None:
     mmlu = Given.of(files(tmp_path)[1])
     assert [item.question.part for item in mmlu.items(0, 4)] == ["art", "art", "law", "law"]
-    assert len(mmlu.items(0, 100)) == 12
+    assert [len(mmlu.items(0, limit)) for limit in (1, 5, 7, 11, 100)] == [1, 5, 7, 11, 12]
     assert [len(item.examples) for item in mmlu.items(2, None)] == [2] * 12
 
 

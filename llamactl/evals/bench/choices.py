@@ -33,9 +33,14 @@ class _Piqa(msgspec.Struct):
     sol2: str
 
 
+def piqa_labels(path: Path) -> Path:
+    """Where they are."""
+    return path.with_name(f"{path.name.partition('.')[0]}-labels.lst")
+
+
 def piqa(path: Path) -> Iterator[Choice]:
     """PIQA (Bisk et al., 2020); its labels are in a file beside, ``valid-labels.lst`` of ``valid.jsonl``."""
-    beside = path.with_name(f"{path.name.partition('.')[0]}-labels.lst")
+    beside = piqa_labels(path)
     try:
         labels = beside.read_text().split()
     except FileNotFoundError:

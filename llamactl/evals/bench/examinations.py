@@ -35,10 +35,14 @@ def mmlu(path: Path) -> Iterator[Choice]:
         yield choice(where, text, LETTERS[:4], right, part=part, heading=heading)
 
 
+def mmlu_dev(path: Path) -> Path:
+    """Where the examples are of a subject's file of ``test`` or ``val``: its file of ``dev``, in the folder beside."""
+    return path.parent.parent / "dev" / re.sub(r"_(test|val)\.", "_dev.", path.name)
+
+
 def mmlu_examples(path: Path) -> list[Question]:
-    """Those of a subject's file of ``test`` or ``val``: its file of ``dev``, in the folder beside."""
-    own = re.sub(r"_(test|val)\.", "_dev.", path.name)
-    return list(mmlu(path.parent.parent / "dev" / own))
+    """A subject's."""
+    return list(mmlu(mmlu_dev(path)))
 
 
 class _Agieval(msgspec.Struct):
@@ -63,9 +67,14 @@ def _examined(one: _Agieval, where: str, part: str) -> Choice:
     return choice(where, lettered(question, options), letters, LETTERS.index(one.label), part=part)
 
 
+def agieval_table(path: Path) -> Path:
+    """Where the examples of all examinations are."""
+    return path.parent.parent / "few_shot_prompts.csv"
+
+
 def agieval_examples(path: Path) -> list[Question]:
-    """Those of an examination: every second row of its column of ``few_shot_prompts.csv``, in the folder above."""
-    table = path.parent.parent / "few_shot_prompts.csv"
+    """Those of an examination: every second row of its column."""
+    table = agieval_table(path)
     (_, names), *examples = rows(table)
     part = path.name.partition(".")[0]
     passage = part != "sat-en-without-passage"
@@ -110,9 +119,14 @@ def bbh(path: Path) -> Iterator[Open]:
         )  # fmt: skip
 
 
+def bbh_prompt(path: Path) -> Path:
+    """Where a task's chain-of-thought prompt is."""
+    return path.parent.parent / "cot-prompts" / f"{path.name.partition('.')[0]}.txt"
+
+
 def _thoughts(path: Path) -> list[str]:
     """What a task is, and its examples, as text."""
-    file = path.parent.parent / "cot-prompts" / f"{path.name.partition('.')[0]}.txt"
+    file = bbh_prompt(path)
     try:
         text = file.read_text(encoding="utf-8")
     except FileNotFoundError:

@@ -59,6 +59,7 @@ class Benchmark(NamedTuple):
     read: Callable[[Path], Iterator[Question]]
     how: Likeliest | Written | Passed
     examples: Examples | None = None
+    needs: Callable[[Path], Path] | None = None  # the file beside one of questions that is read with it
     parted: bool = False  # whether its parts are measured, too
 
 
@@ -78,7 +79,7 @@ READING, MATH, ALONE = "Reading Comprehension", "Math", ""
 BENCHMARKS: Mapping[str, Benchmark] = {
     "humaneval": Benchmark(CODE, 0, ("*.jsonl*",), writing.humaneval, _FUNCTION),
     "mbpp": Benchmark(CODE, 3, ("*.jsonl*",), writing.mbpp, Passed(("[DONE]",), 512), writing.mbpp_examples),
-    "piqa": Benchmark(COMMONSENSE, 0, _QUESTIONS, choices.piqa, _PER_CHARACTER),
+    "piqa": Benchmark(COMMONSENSE, 0, _QUESTIONS, choices.piqa, _PER_CHARACTER, needs=choices.piqa_labels),
     "siqa": Benchmark(COMMONSENSE, 0, _QUESTIONS, choices.siqa, _PER_CHARACTER),
     "hellaswag": Benchmark(COMMONSENSE, 0, _QUESTIONS, choices.hellaswag, _PER_CHARACTER),
     "winogrande": Benchmark(COMMONSENSE, 0, _QUESTIONS, choices.winogrande, _LOG_P),
@@ -93,21 +94,20 @@ BENCHMARKS: Mapping[str, Benchmark] = {
     "gsm8k": Benchmark(MATH, 8, _QUESTIONS, writing.gsm8k, _NUMBER),
     "math": Benchmark(MATH, 4, _QUESTIONS, writing.math, _FORMULA, parted=True),
     "mmlu": Benchmark(
-        ALONE,
-        5,
-        ("data/test/*.csv", "test/*.csv", "*_test.csv"),
-        examinations.mmlu,
-        _LOG_P,
-        examinations.mmlu_examples,
-        True,
+        ALONE, 5, ("data/test/*.csv", "test/*.csv", "*_test.csv"), examinations.mmlu, _LOG_P,
+        examinations.mmlu_examples, examinations.mmlu_dev, parted=True,
     ),
-    "bbh": Benchmark(ALONE, 3, ("bbh/*.json", "*.json"), examinations.bbh, _THOUGHT, examinations.bbh_examples, True),
+    "bbh": Benchmark(
+        ALONE, 3, ("bbh/*.json", "*.json"), examinations.bbh, _THOUGHT,
+        examinations.bbh_examples, examinations.bbh_prompt, parted=True,
+    ),
     "agieval": Benchmark(
-        ALONE, 5, ("data/v1/*.jsonl", "v1/*.jsonl"), examinations.agieval, _LOG_P, examinations.agieval_examples, True
+        ALONE, 5, ("data/v1/*.jsonl", "v1/*.jsonl"), examinations.agieval, _LOG_P,
+        examinations.agieval_examples, examinations.agieval_table, parted=True,
     ),
     "winograd": Benchmark(ALONE, 0, ("*.jsonl*",), choices.winograd, _LOG_P),
     "svamp": Benchmark(ALONE, 8, ("*.json",), writing.svamp, _NUMBER),
-}
+}  # fmt: skip
 
 
 class Given(NamedTuple):
@@ -159,7 +159,8 @@ class Given(NamedTuple):
                 )
                 raise Fault(file, problem, "fewer --shots, or name a file that has more")
             found += [Item(question, [one.solved for one in examples]) for question in questions]
-        return found if limit is None else found[:: -(-len(found) // limit)]
+        count = len(found) if limit is None else min(limit, len(found))
+        return [found[place * len(found) // count] for place in range(count)]
 
     def _examples(self, file: Path, number: int, questions: list[Question]) -> Sequence[Question]:
         """So many, if there are; where they are the first questions they are taken out of these."""
@@ -167,13 +168,20 @@ class Given(NamedTuple):
             return []
         if self.benchmark.examples:
             return self.benchmark.examples(file)[:number]
-        if beside := self.beside(file):
+        if beside := self._beside(file):
             return list(islice(self.benchmark.read(beside), number))
         some = questions[:number]
         del questions[:number]
         return some
 
-    def beside(self, file: Path) -> Path | None:
+    @property
+    def read(self) -> list[Path]:
+        """All files that are read."""
+        needs = self.benchmark.needs or self._beside
+        beside = (one for one in map(needs, self.files) if one and one.exists())
+        return list(dict.fromkeys([*self.files, *beside]))
+
+    def _beside(self, file: Path) -> Path | None:
         """The file that examples are read from, where it is one beside."""
         found = sorted(one for one in file.parent.glob("*train*") if one.suffix == file.suffix and one != file)
         return found[0] if found and not self.benchmark.examples else None
