@@ -46,6 +46,8 @@ def tokenize(
     run.skipped.update(passed_over)
     mark = shards.part_name(shard) if shard.count > 1 else None
     if run.already_made(mark):
+        if mark:  # the run that made it may have been killed before it made the whole
+            shards.complete(out)
         return
     model = Tokenizer.load(tokenizer)
     reading = texts.Reading(encoding, shard, max_line)

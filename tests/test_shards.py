@@ -13,11 +13,12 @@ import pytest
 import sentencepiece
 from conftest import Command, with_pieces
 from safetensors.numpy import load_file
+from test_files import Disk
 
-from llamactl.artifacts import corpus, manifest, tensors
+from llamactl.artifacts import corpus, files, manifest, tensors
 from llamactl.artifacts.jsonl import Block
 from llamactl.artifacts.records import Shard
-from llamactl.artifacts.shards import Shards, Writer, missing
+from llamactl.artifacts.shards import Shards, Writer, complete, missing
 from llamactl.errors import Fault
 from llamactl.text import encode
 from llamactl.text.tokenizer import Tokenizer
@@ -354,6 +355,41 @@ def test_overwriting_a_part_leaves_none_of_its_old_shards(
     assert len(list((tmp_path / "out").glob("shard-*"))) == 2 < many
     assert facts["done"]["tokens"] == sum(map(len, documents_of(tmp_path / "out")))
     dry_run(tmp_path / "out")
+
+
+def test_an_array_whose_tasks_are_killed_at_any_call_is_made_by_the_same_commands(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, tokenizer_path: Path
+) -> None:
+    """A task that is killed as it finishes leaves shards without its mark, or the last mark without the whole."""
+    (tmp_path / "a.jsonl").write_text('{"text":"one"}\n{"text":"two"}\n')
+    disk = Disk(monkeypatch, lambda: os._exit(9))
+    for at in range(1, 100):
+        out = tmp_path / str(at)
+        child = os.fork()
+        if child == 0:
+            disk.fail(at)
+            try:
+                for index in (0, 1):
+                    made(out, tmp_path / "a.jsonl", tokenizer_path, shard=Shard(index, 2))
+            finally:
+                os._exit(0)
+        _, status = os.waitpid(child, 0)
+        for index in (1, 0):
+            made(out, tmp_path / "a.jsonl", tokenizer_path, shard=Shard(index, 2))
+        assert len(documents_of(out)) == 2, f"killed at call {at}"
+        assert Shards(out).tokens > 4
+        if os.waitstatus_to_exitcode(status) == 0:
+            break
+    assert at > 16  # it was killed at all of them
+
+
+def test_of_two_parts_that_end_at_once_one_leaves_the_whole_to_the_other(array: Path, tmp_path: Path) -> None:
+    out = Path(shutil.copytree(array, tmp_path / "out"))
+    (out / "run.json").unlink()
+    with files.whole_file(out / "run.json") as theirs:
+        assert complete(out)
+        theirs.write((array / "run.json").read_bytes())
+    assert (out / "run.json").read_bytes() == (array / "run.json").read_bytes()
 
 
 # -- damage

@@ -353,10 +353,13 @@ class Run:
 
     @contextmanager
     def part(self, mark: str) -> Iterator[tuple[Path, list[dict[str, Any]]]]:
-        """One part of a directory that several runs fill; ``mark`` is the manifest that says the part is whole."""
+        """One part of a directory that several runs fill; ``mark`` is the manifest that says the part is whole.
+
+        Its hidden directory is there until the mark is: at any moment one of the two says that ``out`` is ours.
+        """
         assert self.out is not None
         files.followed(self.out).mkdir(parents=True, exist_ok=True)
-        self._refuse_foreign("part-*")
+        self._refuse_foreign("part-*", ".part-*")
         hidden = files.partial(self.out / mark)
         hidden.mkdir(exist_ok=True)
         outputs: list[dict[str, Any]] = []
@@ -364,15 +367,16 @@ class Run:
             files.clear(hidden)
             try:
                 yield hidden, outputs
-                for output in outputs:
-                    files.sync(hidden / output["path"])
+                (hidden / mark).write_bytes(dumps(self.manifest(outputs)))
+                names = [*(output["path"] for output in outputs), mark]
+                for name in names:
+                    files.sync(hidden / name)
                 self._take_back(mark)
-                for output in outputs:
-                    (hidden / output["path"]).replace(self.out / output["path"])
+                for name in names:
+                    (hidden / name).replace(self.out / name)
+                files.sync(self.out)
             finally:
                 files.remove(hidden)
-        with files.whole_file(self.out / mark) as stream:
-            stream.write(dumps(self.manifest(outputs)))
         self._report()
 
     def _take_back(self, mark: str) -> None:

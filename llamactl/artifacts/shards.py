@@ -8,6 +8,7 @@ leaves ``part-i-of-n.json`` when it is whole; the part that finds all others the
 
 import re
 from collections.abc import Iterator
+from contextlib import suppress
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -115,13 +116,16 @@ def check_siblings(directory: Path, part: Shard, run: Run, overwrite: bool) -> N
 def complete(directory: Path) -> bool:
     """Write ``run.json`` of the whole array if all its parts are there and alike; whether they are.
 
-    Every part leaves its mark before it looks, so whichever comes last sees all; two that see all write the same.
+    Every part leaves its mark before it looks, so whichever comes last sees all; two that see all write the same, so
+    one leaves it to the other.
     """
     there = parts(directory)
     if missing(directory) or not _alike(there):
         return False
-    with files.whole_file(directory / manifest.FILE) as file:
-        file.write(manifest.dumps(manifest.merged(there)))
+    path, whole = directory / manifest.FILE, manifest.dumps(manifest.merged(there))
+    if not path.exists() or path.read_bytes() != whole:
+        with suppress(Fault), files.whole_file(path) as file:
+            file.write(whole)
     return True
 
 
