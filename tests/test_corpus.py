@@ -1,8 +1,11 @@
 """A corpus of files as they lie about: every document is used, or skipped and counted, never lost."""
 
+import errno
 import gzip
 import io
+import os
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 import orjson
@@ -77,6 +80,37 @@ def test_what_is_passed_over_in_a_directory_is_counted(tmp_path: Path) -> None:
     run = counting(skip_bad=False)
     assert [document.text for document in read(tmp_path, run=run)] == ["a"]
     assert run.skipped == {"files neither .txt nor .jsonl": 2, "hidden files": 2}
+
+
+def test_links_that_are_not_followed_are_counted(tmp_path: Path) -> None:
+    elsewhere, corpus_dir = tmp_path / "elsewhere", tmp_path / "corpus"
+    written(elsewhere / "b.txt", "b")
+    written(corpus_dir / "sub" / "a.txt", "a")
+    (corpus_dir / "linked.txt").symlink_to(elsewhere / "b.txt")
+    (corpus_dir / "nowhere.txt").symlink_to("absent.txt")
+    (corpus_dir / "more").symlink_to(elsewhere)
+    os.mkfifo(corpus_dir / "pipe.txt")
+    run = counting(skip_bad=False)
+    assert [document.text for document in read(corpus_dir, run=run)] == ["b", "a"]
+    assert run.skipped == {"links to directories or to nothing, and pipes": 3}
+
+
+def test_a_directory_that_cannot_be_read_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its documents would be missing, and nobody would know."""
+    written(tmp_path / "a.txt", "a")
+    written(tmp_path / "locked" / "b.txt", "b")
+    real = os.scandir, os.listdir
+
+    def denied(which: int, path: str) -> object:
+        if Path(path).name == "locked":
+            raise PermissionError(errno.EACCES, os.strerror(errno.EACCES), str(path))
+        return real[which](path)
+
+    monkeypatch.setattr(os, "scandir", partial(denied, 0))
+    monkeypatch.setattr(os, "listdir", partial(denied, 1))
+    with pytest.raises(PermissionError) as caught:
+        read(tmp_path)
+    assert caught.value.filename == str(tmp_path / "locked")
 
 
 def test_a_hidden_file_or_directory_that_is_named_is_read(tmp_path: Path) -> None:

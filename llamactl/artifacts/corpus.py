@@ -54,13 +54,15 @@ def files(corpus: Sequence[str]) -> tuple[list[str], Counter[str]]:
         if name == STDIN or (path.is_file() and name.endswith(TEXT + LINES)):
             found.append(name)
         elif path.is_dir():
-            inside = sorted(p for p in path.rglob("*") if p.is_file())
+            inside = sorted(_inside(path))
             seen = [p for p in inside if not any(part.startswith(".") for part in p.relative_to(path).parts)]
-            readable = [str(p) for p in seen if str(p).endswith(TEXT + LINES)]
+            there = [p for p in seen if p.is_file()]
+            readable = [str(p) for p in there if str(p).endswith(TEXT + LINES)]
             if not readable:
                 raise Fault(name, "holds no .txt and no .jsonl files (plain, .gz or .zst)", "name another directory")
             passed_over["hidden files"] += len(inside) - len(seen)
-            passed_over["files neither .txt nor .jsonl"] += len(seen) - len(readable)
+            passed_over["links to directories or to nothing, and pipes"] += len(seen) - len(there)
+            passed_over["files neither .txt nor .jsonl"] += len(there) - len(readable)
             found += readable
         elif path.exists():
             raise Fault(name, "is neither .txt nor .jsonl (plain, .gz or .zst)", "rename it, or convert it")
@@ -71,6 +73,15 @@ def files(corpus: Sequence[str]) -> tuple[list[str], Counter[str]]:
     if twice := [name for name, place in zip(found, places, strict=True) if times[place] > 1]:
         raise Fault(twice[0], "is named twice, or lies in a directory that is named too", "name it once")
     return found, +passed_over
+
+
+def _inside(directory: Path) -> Iterator[Path]:
+    """All that lies in a directory and below; links to others are not followed. OSError where one cannot be read."""
+    for path in directory.iterdir():
+        if path.is_dir() and not path.is_symlink():
+            yield from _inside(path)
+        else:
+            yield path
 
 
 def blocks(names: Sequence[str], reading: Reading = Reading()) -> Iterator[Block]:
