@@ -264,6 +264,23 @@ def test_tags_of_the_chat_format(tmp_path: Path, place: int, tag: str) -> None:
     assert made(tmp_path, path, allow_tags=True) == [DIALOGUES[0], talk(*turns)]
 
 
+@pytest.mark.parametrize(
+    ("target", "record", "problem"),
+    [
+        ("documents", {"text": "a", "id": 1.5}, "id: expected `int | str | null`, got `float`"),
+        ("documents", {"text": "a", "source": ["b"]}, "source: expected `str | null`, got `array`"),
+        ("dialogues", talk(u("a"), a("b"), id=[1]), "id: expected `int | str | null`, got `array`"),
+        ("dialogues", talk(u("a"), a("b"), id=10**20), "id: expected `int | str | null`, got an integer of more than"),
+        ("prompts", talk(u("a"), safety="true"), "safety: expected `bool`, got `str`"),
+        ("comparisons", {**pair([u("a")], "b", "c"), "source": 1}, "source: expected `str | null`, got `int`"),
+    ],
+)
+def test_a_field_of_ours_that_no_stage_would_read(tmp_path: Path, target: Target, record: Any, problem: str) -> None:
+    """It came out as it was, with status 0, and the next stage refused it."""
+    path = written(tmp_path / "a.jsonl", [record])
+    assert refused(tmp_path, path, to=target).startswith(f"a.jsonl:1: {problem}")
+
+
 def test_tags_in_a_comparison_and_in_a_document(tmp_path: Path) -> None:
     for field, one in (
         ("prompt[0].content", pair("[INST]", "good", "bad")),
