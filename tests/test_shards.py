@@ -425,6 +425,13 @@ def test_a_file_cut_short_is_named(copy: Path, tmp_path: Path, name: str) -> Non
     assert name in refused(copy, tmp_path / "out")
 
 
+def test_a_name_of_a_tensor_that_is_damaged_is_one_line(copy: Path, tmp_path: Path) -> None:
+    """The header is read before any digest is held against the manifest."""
+    path = copy / "shard-00001.safetensors"
+    path.write_bytes(path.read_bytes().replace(b'"tokens"', b'"tokenr"', 1))
+    assert refused(copy, tmp_path / "out").startswith(f"{path}: holds no tokens")
+
+
 @pytest.mark.parametrize("name", ["shard-00001.safetensors", "tokenizer.model"])
 def test_a_missing_file_is_named(copy: Path, tmp_path: Path, name: str) -> None:
     (copy / name).unlink()

@@ -159,7 +159,10 @@ class Shards:
         names = sorted(out["path"] for out in self.manifest["outputs"] if _NAME.fullmatch(out["path"]))
         if not names:
             raise Fault(path, "holds no shards", "make it with llamactl tokenize")
-        self._slices = [tensors.opened(path / name, "np").get_slice("tokens") for name in names]
+        opened = {name: tensors.opened(path / name, "np") for name in names}
+        if bare := [name for name, file in opened.items() if "tokens" not in file.keys()]:  # noqa: SIM118
+            raise Fault(path / bare[0], "holds no tokens", "copy it again, or make the artifact again")
+        self._slices = [file.get_slice("tokens") for file in opened.values()]
         lengths = [piece.get_shape()[0] for piece in self._slices]
         self._ends = np.cumsum(lengths, dtype=np.int64)
         self.tokens = int(self._ends[-1])
