@@ -56,6 +56,7 @@ def convert(
 
     from llamactl import ui
     from llamactl.artifacts import corpus, jsonl
+    from llamactl.artifacts.manifest import plain
     from llamactl.artifacts.records import Comparison, Dialogue, Document, Prompt, checked
     from llamactl.artifacts.run import Run
     from llamactl.errors import Fault
@@ -66,6 +67,8 @@ def convert(
     del settings["formats"]  # it only lists them
     if safety and to != "prompts":
         raise Fault("--safety", f"tags prompts, and these are {to}", "leave it out, or --to prompts")
+    if source is not None and plain(source) != source:
+        raise Fault("--source", "is not UTF-8", "spell it in UTF-8")
     names = files or [jsonl.STDIN]
     kind = known.named(from_) if from_ else None
     kinds = tuple(kind for kind in (Document, Dialogue, Prompt, Comparison) if kind.plural == to)

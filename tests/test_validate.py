@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from conftest import DATA, Command, turns, written
+from conftest import DATA, NO_UTF8, Command, turns, written
 
 from llamactl.artifacts.jsonl import Found
 from llamactl.artifacts.records import checked
@@ -162,6 +162,16 @@ def test_prompts_that_a_held_out_file_has_too(tmp_path: Path, capsysbinary: pyte
     test = written(tmp_path / "test.jsonl", [{"messages": turns(q)} for q in ("two", "three", "four")])
     validate([str(train)], held_out=[str(test)], json=True)
     assert json.loads(capsysbinary.readouterr().out)["shared_prompts"] == {str(test): 2}
+
+
+def test_a_name_that_is_not_utf_8(tmp_path: Path, capsysbinary: pytest.CaptureFixture[bytes]) -> None:
+    path = str(written(tmp_path / NO_UTF8, [{"text": "a"}, {"text": ""}]))
+    with pytest.raises(Fault):
+        validate([path], held_out=[path], json=True)
+    report, spelled = json.loads(capsysbinary.readouterr().out), f"{tmp_path}/caf\\xe9"
+    assert report["file"] == spelled
+    assert report["refused"]["text: is empty"]["first"] == f"{spelled}:2"
+    assert report["shared_prompts"] == {spelled: 0}
 
 
 @pytest.mark.parametrize("content", ['[\n {"instruction": "a", "output": "b"}\n]', "goal,target\na,b\n", '{"goal": 1}'])

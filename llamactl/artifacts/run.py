@@ -259,7 +259,7 @@ class Run:
             yield stream
             stream.flush()
             written = files.stamp(files.partial(self.out))
-            output = files.entry(self.out, kind(self.out), written)
+            output = files.entry(self.out, kind(self.out), written) | {"path": plain(self.out.name)}
             with files.whole_file(beside(self.out)) as own:
                 own.write(dumps(self.manifest([output])))
         self._report(announce)
@@ -325,6 +325,8 @@ class Run:
         if not ui.first_rank():
             yield self.out, []
             return
+        if plain(self.out) != str(self.out):
+            raise Fault(self.out, "is not UTF-8: safetensors would read nothing that is saved there", "name another -o")
         files.followed(self.out).mkdir(parents=True, exist_ok=True)
         outputs: list[dict[str, Any]] = []
         with files.locked(self.out, self.out):

@@ -16,6 +16,7 @@ from typing import Any
 import orjson
 
 from llamactl.artifacts.jsonl import Found
+from llamactl.artifacts.manifest import plain
 from llamactl.artifacts.records import Comparison, Dialogue, Document, Message, Record, Sample, to_last_question
 from llamactl.errors import Fault
 from llamactl.text import dialogue, languages
@@ -114,7 +115,7 @@ class Survey:
         reason = re.sub(r"\[\d+\]", "", f"{field}: {fault.problem}" if field else fault.problem)
         reason = re.sub(r"\b(byte|character) \d+", r"a \1", reason)
         count, first = self.refused.get(reason, (0, where))
-        self.refused[reason] = count + 1, first
+        self.refused[reason] = count + 1, plain(first)
 
     def _check(self, record: Any, messages: Sequence[Message], where: str) -> None:
         if isinstance(record, Comparison):
