@@ -13,7 +13,7 @@ import pytest
 import sentencepiece
 from conftest import Command, with_pieces
 from safetensors.numpy import load_file
-from test_files import Disk
+from test_files import Disk, disk_of
 
 from llamactl.artifacts import corpus, files, manifest, tensors
 from llamactl.artifacts.jsonl import Block
@@ -381,6 +381,13 @@ def test_an_array_whose_tasks_are_killed_at_any_call_is_made_by_the_same_command
         if os.waitstatus_to_exitcode(status) == 0:
             break
     assert at > 16  # it was killed at all of them
+
+
+def test_a_disk_that_is_full_names_the_array(tmp_path: Path, corpus_dir: Path, tokenizer_path: Path) -> None:
+    with disk_of(1000), pytest.raises(OSError, match="File too large") as caught:
+        made(tmp_path / "out", corpus_dir, tokenizer_path, shard=Shard(0, 2))
+    assert caught.value.filename == str(tmp_path / "out")
+    assert not list((tmp_path / "out").iterdir())
 
 
 def test_of_two_parts_that_end_at_once_one_leaves_the_whole_to_the_other(array: Path, tmp_path: Path) -> None:

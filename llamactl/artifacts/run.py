@@ -365,7 +365,7 @@ class Run:
         hidden = files.partial(self.out / mark)
         hidden.mkdir(exist_ok=True)
         outputs: list[dict[str, Any]] = []
-        with files.locked(hidden, self.out / mark):
+        with files.named(self.out), files.locked(hidden, self.out / mark):
             files.clear(hidden)
             try:
                 yield hidden, outputs
