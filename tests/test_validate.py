@@ -115,6 +115,7 @@ def test_languages_are_told_by_role() -> None:
         (pair("a", "b", "b "), "rejected: is the same as chosen"),
         (pair("a", "b", ""), "rejected.content: is an answer without a text"),
         ({**pair("a", "b", "c"), "prompt": turns("a", "b")}, "prompt.role: is assistant: a prompt ends on a user turn"),
+        ({"messages": turns("a"), "safety": "true"}, "safety: expected `bool`, got `str`"),
         ({"text": ""}, "text: is empty"),
     ],
 )  # fmt: skip
@@ -129,6 +130,15 @@ def test_a_record_longer_than_the_context_would_be_refused(tokenizer: Tokenizer)
     assert surveyed(records, tokenizer, 20)["refused"] == {
         "is longer than the context, 20 tokens": {"records": 1, "first": "a:2"}
     }
+
+
+def test_a_prompt_that_leaves_no_room_for_an_answer_would_be_refused(tokenizer: Tokenizer) -> None:
+    prompt, talk = {"messages": turns("a word")}, {"messages": turns("a word", "b")}
+    full = surveyed([prompt], tokenizer)["total"]
+    assert not surveyed([prompt], tokenizer, full + 1)["refused"]
+    reason = f"fills the context, {full} tokens: no room for an answer"
+    assert surveyed([prompt], tokenizer, full)["refused"] == {reason: {"records": 1, "first": "a:1"}}
+    assert not surveyed([talk], tokenizer, surveyed([talk], tokenizer)["total"])["refused"]
 
 
 def test_a_chosen_answer_less_safe_than_the_other_is_refused(tmp_path: Path, llamactl: Command) -> None:
