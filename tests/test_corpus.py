@@ -18,6 +18,7 @@ from llamactl.artifacts.corpus import Reading
 from llamactl.artifacts.records import Document, Shard
 from llamactl.artifacts.run import Run
 from llamactl.errors import Fault
+from stages.tokenize import tokenize
 
 
 def read(*names: object, run: Run | None = None, **how: object) -> list[Document]:
@@ -303,6 +304,17 @@ def test_stdin_is_json_lines_and_may_be_compressed(tmp_path: Path, tokenizer_pat
         llamactl("tokenize", "-", "--tokenizer", tokenizer_path, "-o", out, stdin=packed, status=0)
         digests.add((out / "shard-00000.safetensors").read_bytes())
     assert len(digests) == 1
+
+
+def test_a_pipe_that_the_shell_names_is_as_stdin(tmp_path: Path, tokenizer_path: Path) -> None:
+    reading, writing = os.pipe()
+    os.write(writing, lines("one", "two"))
+    os.close(writing)
+    tokenize([f"/dev/fd/{reading}"], tokenizer_path, tmp_path / "out", workers=1, quiet=True)
+    os.close(reading)
+    made = orjson.loads((tmp_path / "out" / "run.json").read_bytes())
+    assert made["done"]["documents"] == 2
+    assert (made["inputs"][0]["kind"], made["inputs"][0]["size"]) == ("stream", len(lines("one", "two")))
 
 
 def test_empty_stdin_is_refused(tmp_path: Path, tokenizer_path: Path, llamactl: Command) -> None:

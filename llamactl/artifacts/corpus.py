@@ -1,4 +1,5 @@
-"""A corpus: ``.txt`` (one document a file), ``.jsonl`` of Documents, a directory of either, or ``-`` (JSON lines).
+"""A corpus: ``.txt`` (one document a file), ``.jsonl`` of Documents, a directory of either, or ``-``, or a pipe (JSON
+lines).
 
 Files may be compressed. A corpus is read as blocks, so that the reading (decompressing, splitting) happens once and the
 rest (parsing, checking, tokenizing) can be done by other processes: ``documents(block)`` needs nothing but the block.
@@ -12,8 +13,8 @@ from typing import NamedTuple
 
 import msgspec
 
-from llamactl.artifacts import jsonl
-from llamactl.artifacts.jsonl import STDIN, Block
+from llamactl.artifacts import jsonl, streams
+from llamactl.artifacts.jsonl import Block
 from llamactl.artifacts.records import Document, Shard, in_words
 from llamactl.artifacts.run import Run
 from llamactl.errors import Fault
@@ -51,7 +52,7 @@ def files(corpus: Sequence[str]) -> tuple[list[str], Counter[str]]:
     passed_over: Counter[str] = Counter()
     for name in corpus:
         path = Path(name)
-        if name == STDIN or (path.is_file() and name.endswith(TEXT + LINES)):
+        if (streams.is_one(name) and not name.endswith(TEXT)) or (path.is_file() and name.endswith(TEXT + LINES)):
             found.append(name)
         elif path.is_dir():
             inside = sorted(_inside(path))
@@ -181,5 +182,5 @@ def read(names: Sequence[str], reading: Reading, run: Run) -> Iterator[Document]
 
 
 def total_bytes(names: Sequence[str]) -> int | None:
-    """Bytes on disk of a corpus, or None where stdin is part of it: for progress."""
-    return None if STDIN in names else sum(Path(name).stat().st_size for name in names)
+    """Bytes on disk of a corpus, or None where a stream is part of it: for progress."""
+    return None if any(map(streams.is_one, names)) else sum(Path(name).stat().st_size for name in names)
