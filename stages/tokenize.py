@@ -67,6 +67,8 @@ def tokenize(
             bar.advance(encoded.disk, documents=run.done["documents"], tokens=run.done["tokens"])
         if not run.done["documents"] and not mark:
             raise Fault(", ".join(corpus), "holds no document that can be used", "look at what was skipped")
+        if mark:
+            shards.check_siblings(out, shard, run, overwrite)
         outputs += writer.close()
         outputs.append(model.save(directory))
         assert (writer.documents, writer.tokens) == (run.done["documents"], run.done["tokens"]), "a document was lost"

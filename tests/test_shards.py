@@ -287,6 +287,18 @@ def test_parts_made_from_another_corpus_are_refused(tmp_path: Path, corpus_dir: 
         Shards(out)
 
 
+def test_parts_of_what_comes_through_a_pipe(tmp_path: Path, tokenizer_path: Path, llamactl: Command) -> None:
+    """What comes is known at the end: a part of the same is one, a part of another is refused then."""
+    text, out = '{"text":"one"}\n{"text":"two"}\n{"text":"three"}\n', tmp_path / "out"
+    how = ("tokenize", "-", "--tokenizer", tokenizer_path, "-o", out, "--shard")
+    llamactl(*how, "0/3", stdin=text, status=0)
+    assert "(from other inputs)" in llamactl(*how, "1/3", stdin=text + text, status=1).stderr
+    for part in ("1/3", "2/3"):
+        llamactl(*how, part, stdin=text, status=0)
+    assert len(documents_of(out)) == 3
+    assert Shards(out).tokens > 6
+
+
 def test_a_part_of_another_array_is_refused_and_harms_nothing(
     tmp_path: Path, corpus_dir: Path, tokenizer_path: Path
 ) -> None:

@@ -96,15 +96,17 @@ def missing(directory: Path) -> list[Shard]:
 def check_siblings(directory: Path, part: Shard, run: Run, overwrite: bool) -> None:
     """Raise Fault where ``directory`` is no place for this part: whole already, or of an array made otherwise.
 
-    An array may be made anew part by part (``overwrite``); its size stays.
+    An array may be made anew part by part (``overwrite``); its size stays. What a part is made of that comes through a
+    pipe is known when it has: then it is to be asked again.
     """
     if not directory.is_dir():
         return
     there = parts(directory)
     if not there and (directory / manifest.FILE).exists():
         raise Fault(directory, "is whole, and was not made in parts", "name another directory with -o")
+    known = all(one["sha256"] for one in run.inputs)
     for other in there:
-        difference = "" if overwrite else run.difference(other, but=("shard",))
+        difference = run.difference(other, but=("shard",)) if known and not overwrite else ""
         if other["part"]["count"] != part.count:
             difference = f"in {other['part']['count']} parts"
         if difference:
