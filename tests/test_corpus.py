@@ -249,6 +249,13 @@ def test_wide_encodings_of_text_files(tmp_path: Path, encoding: str) -> None:
         assert texts(path, encoding=encoding) == [text]
 
 
+def test_an_encoding_that_can_spell_half_a_character(tmp_path: Path) -> None:
+    text = written(tmp_path / "a.txt", b"\xe9 \\ud800")
+    assert refused(text, encoding="unicode_escape").startswith(f"{text}: holds a lone surrogate (character 2); ")
+    line = written(tmp_path / "a.jsonl", b'{"text":"\xe9 \\ud800"}')
+    assert refused(line, encoding="unicode_escape").startswith(f"{line}:1: ")
+
+
 def test_what_is_in_neither_encoding_is_refused(tmp_path: Path) -> None:
     path = written(tmp_path / "a.txt", b"\x81\x8d")
     assert refused(path, encoding="cp1252").startswith(f"{path}: is neither UTF-8 nor cp1252 (byte 0)")

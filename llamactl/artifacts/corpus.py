@@ -6,6 +6,7 @@ rest (parsing, checking, tokenizing) can be done by other processes: ``documents
 """
 
 import os
+import re
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -24,6 +25,7 @@ TEXT = tuple(f".txt{suffix}" for suffix in PACKED)
 LINES = tuple(f".jsonl{suffix}" for suffix in PACKED)
 MAX_TEXT = 1 << 30  # bytes of one .txt document, unpacked
 
+_SURROGATE = re.compile("[\ud800-\udfff]")  # half a character, which encodings with escapes can spell
 _decoder = msgspec.json.Decoder(Document)
 
 
@@ -121,7 +123,7 @@ def _document(line: jsonl.Line, encoding: str | None) -> Place | Fault:
             used = encoding
     except msgspec.ValidationError as error:
         return Fault(line.where, in_words(error))
-    except (msgspec.DecodeError, UnicodeDecodeError) as error:
+    except (msgspec.DecodeError, UnicodeError) as error:
         remedy = "" if encoding or not _foreign(line.data) else "name the encoding, for example --encoding latin-1"
         return Fault(line.where, jsonl.what_is_wrong(line.data, error), remedy)
     except RecursionError:
@@ -163,6 +165,8 @@ def _text(path: str, encoding: str | None) -> Place | Fault:
         return Fault(
             path, f"character {text.index(chr(0))} is NUL: this is no text", "leave it out, or --encoding utf-16"
         )
+    if used and (lone := _SURROGATE.search(text)):
+        return Fault(path, f"holds a lone surrogate (character {lone.start()})", "name another --encoding")
     if not text:
         return Fault(path, "is empty", "leave it out")
     return Place(Document(text=text, source=path), path, used)
