@@ -206,9 +206,10 @@ def test_json_lines_of_documents(tmp_path: Path, end: str, bom: bytes) -> None:
         (b'{"text":"\xe9"}', "byte 9 is not UTF-8"),
         (b'{"text":"a\0"}', "byte 10 is NUL: this is no JSON"),
         (b'{"x":' + b"[" * 100_000 + b"]" * 100_000 + b',"text":"a"}', "is nested too deeply"),
-        (b'{"text":"\\udc00"}', ""),
+        (b'{"text":"\\udc00"}', "is no JSON (invalid high surrogate in string)"),
+        (b'{"text":"a\\ud83d"}', "is no JSON (no low surrogate in string)"),
     ],
-    ids=["empty", "missing", "number", "array", "cut", "latin-1", "NUL", "deep", "lone surrogate"],
+    ids=["empty", "missing", "number", "array", "cut", "latin-1", "NUL", "deep", "second half", "first half"],
 )
 def test_a_line_that_cannot_be_used(tmp_path: Path, line: bytes, problem: str) -> None:
     path = written(tmp_path / "a.jsonl", lines("a") + line + b"\n" + lines("b"))

@@ -125,6 +125,10 @@ def _document(line: jsonl.Line, encoding: str | None) -> Place | Fault:
         return Fault(line.where, in_words(error))
     except (msgspec.DecodeError, UnicodeError) as error:
         remedy = "" if encoding or not _foreign(line.data) else "name the encoding, for example --encoding latin-1"
+        try:
+            jsonl.parsed(line)
+        except Fault as fault:  # in clearer words: half a character is "truncated" input to msgspec
+            return Fault(line.where, fault.problem, remedy)
         return Fault(line.where, jsonl.what_is_wrong(line.data, error), remedy)
     except RecursionError:
         return Fault(line.where, "is nested too deeply")
