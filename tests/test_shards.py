@@ -395,6 +395,39 @@ def test_an_array_whose_tasks_are_killed_at_any_call_is_made_by_the_same_command
     assert at > 16  # it was killed at all of them
 
 
+def test_a_part_that_is_taken_back_as_another_looks_is_not_there(
+    array: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The tasks of an array that is made anew begin at once."""
+    out, load = Path(shutil.copytree(array, tmp_path / "out")), manifest.load
+
+    def late(path: Path) -> dict[str, Any]:
+        (out / "part-00001-of-00003.json").unlink(missing_ok=True)
+        return load(path)
+
+    monkeypatch.setattr(manifest, "load", late)
+    assert missing(out) == [Shard(1, 3)]
+
+
+def test_the_whole_is_made_of_all_parts_that_are_there_at_one_moment(
+    array: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """One that is written while another looks is there the next time it looks: the whole must not be without it."""
+    out, load = Path(shutil.copytree(array, tmp_path / "out")), manifest.load
+    (out / "run.json").unlink()
+    (out / "part-00001-of-00003.json").rename(tmp_path / "late")
+
+    def back(path: Path) -> dict[str, Any]:
+        if not (out / "part-00001-of-00003.json").exists():
+            (tmp_path / "late").rename(out / "part-00001-of-00003.json")
+        return load(path)
+
+    monkeypatch.setattr(manifest, "load", back)
+    assert not complete(out) and not (out / "run.json").exists()
+    assert complete(out)
+    assert Shards(out).tokens == Shards(array).tokens
+
+
 def test_a_disk_that_is_full_names_the_array(tmp_path: Path, corpus_dir: Path, tokenizer_path: Path) -> None:
     with disk_of(1000), pytest.raises(OSError, match="File too large") as caught:
         made(tmp_path / "out", corpus_dir, tokenizer_path, shard=Shard(0, 2))

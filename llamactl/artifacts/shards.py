@@ -79,8 +79,15 @@ def part_name(part: Shard) -> str:
 
 
 def parts(directory: Path) -> list[dict[str, Any]]:
-    """The manifests of the parts that are there, in order."""
-    return [manifest.load(path) for path in sorted(directory.glob("part-*-of-*.json"))]
+    """The manifests of the parts that are there, in order; one that is taken back as we look is not."""
+    there = []
+    for path in sorted(directory.glob("part-*-of-*.json")):
+        try:
+            there.append(manifest.load(path))
+        except Fault:
+            if path.exists():  # it is damaged, or was made anew meanwhile
+                there.append(manifest.load(path))
+    return there
 
 
 def missing(directory: Path) -> list[Shard]:
@@ -122,7 +129,7 @@ def complete(directory: Path) -> bool:
     one leaves it to the other.
     """
     there = parts(directory)
-    if missing(directory) or not _alike(there):
+    if {part["part"]["count"] for part in there} != {len(there)} or not _alike(there):
         return False
     path, whole = directory / manifest.FILE, manifest.dumps(manifest.merged(there))
     if not path.exists() or path.read_bytes() != whole:
