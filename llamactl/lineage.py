@@ -81,14 +81,15 @@ def as_json(tree: Lineage) -> str:
     """Artifacts, the oldest first, each with the digests of what it was made from; and what is missing."""
     found = [
         {
-            "artifact": str(manifest.artifact(path)), "manifest": facts["sha256"],
+            "artifact": manifest.plain(manifest.artifact(path)), "manifest": facts["sha256"],
             **{name: facts.get(name) for name in ("stage", "settings", "done", "device_hours", "energy_kwh")},
             "inputs": [{name: one.get(name) for name in NAMED} for one in facts["inputs"]],
         }
         for path, facts in tree.found
     ]  # fmt: skip
     missing = [
-        {"of": str(manifest.artifact(gap.of)), "as": gap.role, "path": gap.name, "why": gap.why} for gap in tree.missing
+        {"of": manifest.plain(manifest.artifact(gap.of)), "as": gap.role, "path": gap.name, "why": gap.why}
+        for gap in tree.missing
     ]
     return orjson.dumps({"artifacts": found, "missing": missing}, option=orjson.OPT_INDENT_2).decode()
 
@@ -108,7 +109,7 @@ def as_dot(tree: Lineage) -> str:
 
 
 def _quoted(text: str) -> str:
-    return orjson.dumps(text).decode()
+    return orjson.dumps(manifest.plain(text)).decode()
 
 
 def changed(tree: Lineage) -> Iterator[tuple[Path, str]]:

@@ -40,8 +40,8 @@ def _truncated(text: str) -> str:
 
 def _encoding(name: str | None) -> str | None:
     try:
-        "a".encode(name or "utf-8")
-    except LookupError:
+        "a".encode("utf-8" if name is None else name)
+    except (LookupError, UnicodeError):
         raise typer.BadParameter(f"{name} is no text encoding that Python knows, as latin-1 or utf-16 are") from None
     return name
 

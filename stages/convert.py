@@ -56,6 +56,8 @@ def convert(
 
     from llamactl import ui
     from llamactl.artifacts import corpus, jsonl
+    from llamactl.artifacts.manifest import plain
+    from llamactl.artifacts.records import Comparison, Dialogue, Document, Prompt, checked
     from llamactl.artifacts.run import Run
     from llamactl.errors import Fault
     from llamactl.formats import items, known
@@ -65,8 +67,11 @@ def convert(
     del settings["formats"]  # it only lists them
     if safety and to != "prompts":
         raise Fault("--safety", f"tags prompts, and these are {to}", "leave it out, or --to prompts")
+    if source is not None and plain(source) != source:
+        raise Fault("--source", "is not UTF-8", "spell it in UTF-8")
     names = files or [jsonl.STDIN]
     kind = known.named(from_) if from_ else None
+    kinds = tuple(kind for kind in (Document, Dialogue, Prompt, Comparison) if kind.plural == to)
     given = {name: value for name, value in (("source", source), ("safety", safety or None)) if value is not None}
     run = Run("convert", settings, {"files": names}, out)
     if run.already_made(announce=False):
@@ -78,12 +83,14 @@ def convert(
             with items.opened(name, shard, max_line) as file:
                 conversion = known.Conversion(file, to, kind)
                 for made in conversion.run(run.refuse):
+                    record = made.record | given
                     try:
-                        dialogue.check_record(made.record, made.where, allow_tags)
+                        checked(record, kinds, made.where)  # of what passes through, id, source and safety
+                        dialogue.check_record(record, made.where, allow_tags)
                     except Fault as fault:
                         run.refuse(fault)
                         continue
-                    writer.write(made.record | given)
+                    writer.write(record)
                     run.done["records"] += 1
                     bar.advance(file.tell() - read, records=run.done["records"])
                     read = file.tell()

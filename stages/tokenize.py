@@ -46,6 +46,8 @@ def tokenize(
     run.skipped.update(passed_over)
     mark = shards.part_name(shard) if shard.count > 1 else None
     if run.already_made(mark):
+        if mark:  # the run that made it may have been killed before it made the whole
+            shards.complete(out)
         return
     model = Tokenizer.load(tokenizer)
     reading = texts.Reading(encoding, shard, max_line)
@@ -65,6 +67,8 @@ def tokenize(
             bar.advance(encoded.disk, documents=run.done["documents"], tokens=run.done["tokens"])
         if not run.done["documents"] and not mark:
             raise Fault(", ".join(corpus), "holds no document that can be used", "look at what was skipped")
+        if mark:
+            shards.check_siblings(out, shard, run, overwrite)
         outputs += writer.close()
         outputs.append(model.save(directory))
         assert (writer.documents, writer.tokens) == (run.done["documents"], run.done["tokens"]), "a document was lost"

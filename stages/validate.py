@@ -34,6 +34,7 @@ def validate(
 
     from llamactl import ui
     from llamactl.artifacts import jsonl
+    from llamactl.artifacts.manifest import plain
     from llamactl.errors import Fault
     from llamactl.text.survey import KINDS, Survey, rows
     from llamactl.text.tokenizer import Tokenizer
@@ -54,14 +55,14 @@ def validate(
                 bar.advance()
         return survey
 
-    others = {name: surveyed(name).prompts for name in held_out}
+    others = {plain(name): surveyed(name).prompts for name in held_out}
     refused = 0
     for name in files or [jsonl.STDIN]:
         report = surveyed(name).report(others)
         refused += sum(found["records"] for found in report["refused"].values())
         if json:
             with jsonl.reader_may_leave():
-                sys.stdout.buffer.write(orjson.dumps({"file": name, **report}, option=orjson.OPT_APPEND_NEWLINE))
+                sys.stdout.buffer.write(orjson.dumps({"file": plain(name), **report}, option=orjson.OPT_APPEND_NEWLINE))
                 sys.stdout.flush()
             continue
         ui.table(name, rows(report))

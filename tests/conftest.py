@@ -67,6 +67,9 @@ def run(
     return subprocess.CompletedProcess(command, done.returncode, stdout, stderr)
 
 
+NO_UTF8 = os.fsdecode(b"caf\xe9")  # a name that people's files have had since before UTF-8; JSON has no word for it
+
+
 def turns(*contents: str) -> list[dict[str, Any]]:
     """Messages of a user and an assistant by turns."""
     return [{"role": ("user", "assistant")[n % 2], "content": content} for n, content in enumerate(contents)]

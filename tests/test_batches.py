@@ -7,6 +7,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from conftest import NO_UTF8
 
 from llamactl.artifacts import manifest
 from llamactl.artifacts.records import Shard
@@ -155,6 +156,11 @@ def test_epochs_are_what_counting_gives(sources: list[Shards], weights: str) -> 
         assert [one.epochs for one in seen] == [n / count for n, count in zip(had, mix.counts, strict=True)]
         had[mix.where(index)[0]] += 1
     assert [one.path for one in mix.epochs(1)] == [str(one.shards.path) for one in mix.sources]
+
+
+def test_a_name_of_a_source_that_is_not_utf_8_can_be_told_to_a_manifest(tmp_path: Path) -> None:
+    mix = Mix([Source(written(tmp_path / NO_UTF8, 50, 100), Fraction(1))], 10, 100, 0)
+    assert b"caf\\\\xe9" in manifest.dumps({"sources": [one._asdict() for one in mix.epochs(1)]})
 
 
 def test_every_sample_of_every_source_comes_once_an_epoch(sources: list[Shards]) -> None:

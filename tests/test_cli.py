@@ -314,6 +314,8 @@ def test_a_flag_means_the_same_everywhere() -> None:
         ["tokenize", "a.txt", "--tokenizer", "t.model", "--nosuch"],
         ["tokenize", "a.txt", "--tokenizer", "t.model", "--encoding", "latin-2000"],
         ["tokenize", "a.txt", "--tokenizer", "t.model", "--encoding", "rot13"],
+        ["tokenize", "a.txt", "--tokenizer", "t.model", "--encoding", ""],
+        ["tokenize", "a.txt", "--tokenizer", "t.model", "--encoding", "undefined"],
         ["tokenize", "a.txt", "--tokenizer", "t.model", "--shard", "4/4"],
         ["tokenize", "a.txt", "--tokenizer", "t.model", "--shard", "-1/4"],
         ["tokenize", "a.txt", "--tokenizer", "t.model", "--shard", "1"],

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from conftest import turns, written
+from conftest import NO_UTF8, turns, written
 
 from llamactl.align import reward
 from llamactl.artifacts.records import SAFE
@@ -191,6 +191,12 @@ def test_no_prompt_of_what_is_held_out_is_left(tokenizer_path: Path, tmp_path: P
     assert not {asked[n] for n in left} & {asked[one.number] for one in held}
     assert [one.name for one in held] == [f"no {one.number}" for one in held]
     assert [json.loads(one.line) for one in held] == [records[one.number] for one in held]
+
+
+def test_what_is_held_out_of_a_file_whose_name_is_not_utf_8(tokenizer_path: Path, tmp_path: Path) -> None:
+    path, aside = written(tmp_path / NO_UTF8, [record("a"), record("b")]), HoldOut(1, 0)
+    Reading(tokenizer_path).all.read([str(path)], aside)
+    assert [one.name[:-1] for one in aside.held()] == [f"{tmp_path}/caf\\xe9:"]
 
 
 def test_what_is_held_out_is_the_same_however_files_are_given(tokenizer_path: Path, tmp_path: Path) -> None:

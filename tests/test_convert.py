@@ -12,7 +12,7 @@ import msgspec
 import orjson
 import pytest
 import zstandard
-from conftest import DATA, Command
+from conftest import DATA, NO_UTF8, Command
 from test_formats import CASES, GOLDEN, a, converted, hh, pair, s, said, talk, text, u
 
 from llamactl.artifacts import manifest
@@ -92,6 +92,15 @@ def test_several_files_of_different_formats_and_what_the_manifest_says_of_them(t
     assert (said_so["done"], said_so["skipped"], said_so["noted"]) == ({"items": 6, "records": 5}, empty, unanswered)
     assert [(each["as"], each["path"]) for each in said_so["inputs"]] == [("files", str(file)) for file in files]
     assert (said_so["stage"], said_so["settings"]["to"], said_so["settings"]["from"]) == ("convert", "dialogues", None)
+
+
+def test_a_name_that_is_not_utf_8(tmp_path: Path) -> None:
+    path = written(tmp_path / f"{NO_UTF8}.jsonl", LINES)
+    assert made(tmp_path, path) == DIALOGUES
+    assert ran(tmp_path)["files"][0]["path"] == f"{tmp_path}/caf\\xe9.jsonl"
+    convert([str(path)], out=tmp_path / NO_UTF8, quiet=True)
+    assert records(tmp_path / NO_UTF8) == DIALOGUES
+    assert refused(tmp_path, path, source=NO_UTF8).startswith("--source: is not UTF-8; ")
 
 
 def test_a_pipe_gets_all_records_or_none(llamactl: Command) -> None:
@@ -262,6 +271,23 @@ def test_tags_of_the_chat_format(tmp_path: Path, place: int, tag: str) -> None:
     assert said_so == f"a.jsonl:2: messages[{place}].content: {problem}"
     assert made(tmp_path, path, skip_bad=True) == DIALOGUES[:1]
     assert made(tmp_path, path, allow_tags=True) == [DIALOGUES[0], talk(*turns)]
+
+
+@pytest.mark.parametrize(
+    ("target", "record", "problem"),
+    [
+        ("documents", {"text": "a", "id": 1.5}, "id: expected `int | str | null`, got `float`"),
+        ("documents", {"text": "a", "source": ["b"]}, "source: expected `str | null`, got `array`"),
+        ("dialogues", talk(u("a"), a("b"), id=[1]), "id: expected `int | str | null`, got `array`"),
+        ("dialogues", talk(u("a"), a("b"), id=10**20), "id: expected `int | str | null`, got an integer of more than"),
+        ("prompts", talk(u("a"), safety="true"), "safety: expected `bool`, got `str`"),
+        ("comparisons", {**pair([u("a")], "b", "c"), "source": 1}, "source: expected `str | null`, got `int`"),
+    ],
+)
+def test_a_field_of_ours_that_no_stage_would_read(tmp_path: Path, target: Target, record: Any, problem: str) -> None:
+    """It came out as it was, with status 0, and the next stage refused it."""
+    path = written(tmp_path / "a.jsonl", [record])
+    assert refused(tmp_path, path, to=target).startswith(f"a.jsonl:1: {problem}")
 
 
 def test_tags_in_a_comparison_and_in_a_document(tmp_path: Path) -> None:

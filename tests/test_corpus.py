@@ -1,8 +1,11 @@
 """A corpus of files as they lie about: every document is used, or skipped and counted, never lost."""
 
+import errno
 import gzip
 import io
+import os
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 import orjson
@@ -15,6 +18,7 @@ from llamactl.artifacts.corpus import Reading
 from llamactl.artifacts.records import Document, Shard
 from llamactl.artifacts.run import Run
 from llamactl.errors import Fault
+from stages.tokenize import tokenize
 
 
 def read(*names: object, run: Run | None = None, **how: object) -> list[Document]:
@@ -77,6 +81,37 @@ def test_what_is_passed_over_in_a_directory_is_counted(tmp_path: Path) -> None:
     run = counting(skip_bad=False)
     assert [document.text for document in read(tmp_path, run=run)] == ["a"]
     assert run.skipped == {"files neither .txt nor .jsonl": 2, "hidden files": 2}
+
+
+def test_links_that_are_not_followed_are_counted(tmp_path: Path) -> None:
+    elsewhere, corpus_dir = tmp_path / "elsewhere", tmp_path / "corpus"
+    written(elsewhere / "b.txt", "b")
+    written(corpus_dir / "sub" / "a.txt", "a")
+    (corpus_dir / "linked.txt").symlink_to(elsewhere / "b.txt")
+    (corpus_dir / "nowhere.txt").symlink_to("absent.txt")
+    (corpus_dir / "more").symlink_to(elsewhere)
+    os.mkfifo(corpus_dir / "pipe.txt")
+    run = counting(skip_bad=False)
+    assert [document.text for document in read(corpus_dir, run=run)] == ["b", "a"]
+    assert run.skipped == {"links to directories or to nothing, and pipes": 3}
+
+
+def test_a_directory_that_cannot_be_read_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its documents would be missing, and nobody would know."""
+    written(tmp_path / "a.txt", "a")
+    written(tmp_path / "locked" / "b.txt", "b")
+    real = os.scandir, os.listdir
+
+    def denied(which: int, path: str) -> object:
+        if Path(path).name == "locked":
+            raise PermissionError(errno.EACCES, os.strerror(errno.EACCES), str(path))
+        return real[which](path)
+
+    monkeypatch.setattr(os, "scandir", partial(denied, 0))
+    monkeypatch.setattr(os, "listdir", partial(denied, 1))
+    with pytest.raises(PermissionError) as caught:
+        read(tmp_path)
+    assert caught.value.filename == str(tmp_path / "locked")
 
 
 def test_a_hidden_file_or_directory_that_is_named_is_read(tmp_path: Path) -> None:
@@ -171,9 +206,10 @@ def test_json_lines_of_documents(tmp_path: Path, end: str, bom: bytes) -> None:
         (b'{"text":"\xe9"}', "byte 9 is not UTF-8"),
         (b'{"text":"a\0"}', "byte 10 is NUL: this is no JSON"),
         (b'{"x":' + b"[" * 100_000 + b"]" * 100_000 + b',"text":"a"}', "is nested too deeply"),
-        (b'{"text":"\\udc00"}', ""),
+        (b'{"text":"\\udc00"}', "is no JSON (invalid high surrogate in string)"),
+        (b'{"text":"a\\ud83d"}', "is no JSON (no low surrogate in string)"),
     ],
-    ids=["empty", "missing", "number", "array", "cut", "latin-1", "NUL", "deep", "lone surrogate"],
+    ids=["empty", "missing", "number", "array", "cut", "latin-1", "NUL", "deep", "second half", "first half"],
 )
 def test_a_line_that_cannot_be_used(tmp_path: Path, line: bytes, problem: str) -> None:
     path = written(tmp_path / "a.jsonl", lines("a") + line + b"\n" + lines("b"))
@@ -212,6 +248,13 @@ def test_wide_encodings_of_text_files(tmp_path: Path, encoding: str) -> None:
         path = written(tmp_path / f"{number}.txt", text.encode(encoding))
         assert refused(path).startswith(f"{path}: ")
         assert texts(path, encoding=encoding) == [text]
+
+
+def test_an_encoding_that_can_spell_half_a_character(tmp_path: Path) -> None:
+    text = written(tmp_path / "a.txt", b"\xe9 \\ud800")
+    assert refused(text, encoding="unicode_escape").startswith(f"{text}: holds a lone surrogate (character 2); ")
+    line = written(tmp_path / "a.jsonl", b'{"text":"\xe9 \\ud800"}')
+    assert refused(line, encoding="unicode_escape").startswith(f"{line}:1: ")
 
 
 def test_what_is_in_neither_encoding_is_refused(tmp_path: Path) -> None:
@@ -269,6 +312,17 @@ def test_stdin_is_json_lines_and_may_be_compressed(tmp_path: Path, tokenizer_pat
         llamactl("tokenize", "-", "--tokenizer", tokenizer_path, "-o", out, stdin=packed, status=0)
         digests.add((out / "shard-00000.safetensors").read_bytes())
     assert len(digests) == 1
+
+
+def test_a_pipe_that_the_shell_names_is_as_stdin(tmp_path: Path, tokenizer_path: Path) -> None:
+    reading, writing = os.pipe()
+    os.write(writing, lines("one", "two"))
+    os.close(writing)
+    tokenize([f"/dev/fd/{reading}"], tokenizer_path, tmp_path / "out", workers=1, quiet=True)
+    os.close(reading)
+    made = orjson.loads((tmp_path / "out" / "run.json").read_bytes())
+    assert made["done"]["documents"] == 2
+    assert (made["inputs"][0]["kind"], made["inputs"][0]["size"]) == ("stream", len(lines("one", "two")))
 
 
 def test_empty_stdin_is_refused(tmp_path: Path, tokenizer_path: Path, llamactl: Command) -> None:

@@ -177,6 +177,18 @@ def test_a_file_does_not_replace_a_directory(tmp_path: Path) -> None:
     assert names(tmp_path) == ["out"]
 
 
+def test_a_file_does_not_replace_a_pipe_or_a_device(tmp_path: Path) -> None:
+    """``-o /dev/null`` of somebody who may write there would leave the machine without one."""
+    os.mkfifo(tmp_path / "out")
+    for path in (tmp_path / "out", Path("/dev/null")):
+        with pytest.raises(Fault, match="is a device or a pipe"):
+            files.make_room(path)
+    with pytest.raises(Fault, match="is a device or a pipe"):
+        write_file(tmp_path / "out", b"x")
+    assert names(tmp_path) == ["out"]
+    assert (tmp_path / "out").is_fifo()
+
+
 def test_a_directory_replaces_a_file(tmp_path: Path) -> None:
     (tmp_path / "out").write_bytes(b"a file")
     write_directory(tmp_path / "out", NEW)

@@ -509,6 +509,11 @@ GOLDEN["topical-chat"] = Golden(
 )  # fmt: skip
 
 
+def test_an_id_of_zero_is_one() -> None:
+    chat = topical("1 Good Hi", "2 Good Hey", id=0)
+    assert converted("topical-chat", "dialogues", [chat], ["t_1"]).records[0]["id"] == 0
+
+
 def bench(number: int, *reference: str) -> Record:
     """A question of MT-bench, with reference answers or without the field."""
     own = {"question_id": number, "category": "math", "turns": ["One?", "Two?"]}

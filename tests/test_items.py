@@ -392,7 +392,7 @@ def test_a_cell_over_the_limit(tmp_path: Path) -> None:
     path = written(tmp_path / "a.csv", "a,b\n1,2\n" + "x" * 101 + ",3\n4,5\n")
     bad = "3: is no CSV: field larger than field limit (100)"
     assert told(path, max_line=100) == [(2, {"a": "1", "b": "2"}), bad, (4, {"a": "4", "b": "5"})]
-    assert len(values(path, max_line=101)) == 3
+    assert len(values(path, max_line=101)) == len(values(path, max_line=1 << 70)) == 3
 
 
 # -- nothing in it

@@ -37,6 +37,12 @@ def streamed_zst(data: bytes) -> bytes:
     return out.getvalue()
 
 
+def pzstd(data: bytes) -> bytes:
+    """As ``pzstd`` does: each frame after one that is to be skipped, which says how long it is."""
+    frame = packed_zst(data)
+    return b"\x50\x2a\x4d\x18\x04\x00\x00\x00" + len(frame).to_bytes(4, "little") + frame
+
+
 def lines(*texts: str) -> bytes:
     return b"".join(orjson.dumps({"text": text}) + b"\n" for text in texts)
 
@@ -60,7 +66,9 @@ def written(path: Path, data: bytes) -> Path:
 # -- compression
 
 
-@pytest.mark.parametrize("pack", [bytes, packed_zst, streamed_zst, gzip.compress], ids=["plain", "zst", "piped", "gz"])
+@pytest.mark.parametrize(
+    "pack", [bytes, packed_zst, streamed_zst, pzstd, gzip.compress], ids=["plain", "zst", "piped", "pzstd", "gz"]
+)
 @pytest.mark.parametrize("suffix", ["", ".zst", ".gz"])
 def test_compression_is_told_by_the_first_bytes_not_by_the_name(
     tmp_path: Path, pack: Callable[[bytes], bytes], suffix: str
@@ -69,13 +77,13 @@ def test_compression_is_told_by_the_first_bytes_not_by_the_name(
     assert texts(path) == ["one", "two"]
 
 
-@pytest.mark.parametrize("pack", [packed_zst, gzip.compress])
+@pytest.mark.parametrize("pack", [packed_zst, pzstd, gzip.compress])
 def test_files_that_were_concatenated(tmp_path: Path, pack: Callable[[bytes], bytes]) -> None:
     whole = pack(lines("one")) + pack(lines("two", "three"))
     assert texts(written(tmp_path / "a", whole)) == ["one", "two", "three"]
 
 
-@pytest.mark.parametrize("pack", [packed_zst, streamed_zst, gzip.compress], ids=["zst", "piped", "gz"])
+@pytest.mark.parametrize("pack", [packed_zst, streamed_zst, pzstd, gzip.compress], ids=["zst", "piped", "pzstd", "gz"])
 def test_a_file_cut_short_is_refused_wherever_it_was_cut(tmp_path: Path, pack: Callable[[bytes], bytes]) -> None:
     """Also where what is left unpacks to whole lines: records that are missing at the end must not go unnoticed."""
     noise = os.urandom(600_000).hex()

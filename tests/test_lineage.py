@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import pytest
+from conftest import NO_UTF8
 from test_ancestry import made
 from test_cli import Run, command, one_line
 
@@ -52,6 +53,14 @@ def test_json_names_each_input_by_digest(tree: Path, command: Run) -> None:
     digests = {Path(one["artifact"]).name: one["manifest"] for one in found["artifacts"]}
     assert [one["manifest"] for one in found["artifacts"][3]["inputs"]] == [digests["left"], digests["right"]]
     assert found["missing"] == []
+
+
+def test_a_name_that_is_not_utf_8(tree: Path, command: Run) -> None:
+    tree.parent.joinpath("text.txt").rename(NO_UTF8)
+    made(Path(f"{NO_UTF8} tokens"), NO_UTF8)
+    for form in ("--json", "--dot"):
+        shown = command("lineage", f"{NO_UTF8} tokens", form)
+        assert (shown.status, shown.stdout.count("caf\\\\xe9")) == (0, 2)
 
 
 def test_the_graph_has_an_arrow_for_each_input(tree: Path, command: Run) -> None:

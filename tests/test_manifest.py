@@ -12,7 +12,7 @@ from typing import Any
 
 import orjson
 import pytest
-from conftest import Command
+from conftest import NO_UTF8, Command
 
 from llamactl import __version__, accounts
 from llamactl.artifacts import files, manifest
@@ -360,6 +360,13 @@ def test_a_directory_of_someone_else_is_not_replaced(tmp_path: Path, small: Path
     (tmp_path / "empty").mkdir()
     tokenize([str(small)], tokenizer_path, tmp_path / "empty", workers=1)
     assert (tmp_path / "empty" / "run.json").exists()
+
+
+def test_a_training_does_not_begin_where_nothing_could_be_read_again(tmp_path: Path) -> None:
+    out = tmp_path / NO_UTF8
+    with pytest.raises(Fault, match="is not UTF-8"), Run("a test", {}, {}, out, directory=True).in_place(fresh=False):
+        pass
+    assert not out.exists()
 
 
 @pytest.mark.parametrize("flag", [{"resume": False}, {}])

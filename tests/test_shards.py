@@ -13,11 +13,12 @@ import pytest
 import sentencepiece
 from conftest import Command, with_pieces
 from safetensors.numpy import load_file
+from test_files import Disk, disk_of
 
-from llamactl.artifacts import corpus, manifest, tensors
+from llamactl.artifacts import corpus, files, manifest, tensors
 from llamactl.artifacts.jsonl import Block
 from llamactl.artifacts.records import Shard
-from llamactl.artifacts.shards import Shards, Writer, missing
+from llamactl.artifacts.shards import Shards, Writer, complete, missing
 from llamactl.errors import Fault
 from llamactl.text import encode
 from llamactl.text.tokenizer import Tokenizer
@@ -286,6 +287,18 @@ def test_parts_made_from_another_corpus_are_refused(tmp_path: Path, corpus_dir: 
         Shards(out)
 
 
+def test_parts_of_what_comes_through_a_pipe(tmp_path: Path, tokenizer_path: Path, llamactl: Command) -> None:
+    """What comes is known at the end: a part of the same is one, a part of another is refused then."""
+    text, out = '{"text":"one"}\n{"text":"two"}\n{"text":"three"}\n', tmp_path / "out"
+    how = ("tokenize", "-", "--tokenizer", tokenizer_path, "-o", out, "--shard")
+    llamactl(*how, "0/3", stdin=text, status=0)
+    assert "(from other inputs)" in llamactl(*how, "1/3", stdin=text + text, status=1).stderr
+    for part in ("1/3", "2/3"):
+        llamactl(*how, part, stdin=text, status=0)
+    assert len(documents_of(out)) == 3
+    assert Shards(out).tokens > 6
+
+
 def test_a_part_of_another_array_is_refused_and_harms_nothing(
     tmp_path: Path, corpus_dir: Path, tokenizer_path: Path
 ) -> None:
@@ -356,6 +369,81 @@ def test_overwriting_a_part_leaves_none_of_its_old_shards(
     dry_run(tmp_path / "out")
 
 
+def test_an_array_whose_tasks_are_killed_at_any_call_is_made_by_the_same_commands(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, tokenizer_path: Path
+) -> None:
+    """A task that is killed as it finishes leaves shards without its mark, or the last mark without the whole."""
+    (tmp_path / "a.jsonl").write_text('{"text":"one"}\n{"text":"two"}\n')
+    disk = Disk(monkeypatch, lambda: os._exit(9))
+    for at in range(1, 100):
+        out = tmp_path / str(at)
+        child = os.fork()
+        if child == 0:
+            disk.fail(at)
+            try:
+                for index in (0, 1):
+                    made(out, tmp_path / "a.jsonl", tokenizer_path, shard=Shard(index, 2))
+            finally:
+                os._exit(0)
+        _, status = os.waitpid(child, 0)
+        for index in (1, 0):
+            made(out, tmp_path / "a.jsonl", tokenizer_path, shard=Shard(index, 2))
+        assert len(documents_of(out)) == 2, f"killed at call {at}"
+        assert Shards(out).tokens > 4
+        if os.waitstatus_to_exitcode(status) == 0:
+            break
+    assert at > 16  # it was killed at all of them
+
+
+def test_a_part_that_is_taken_back_as_another_looks_is_not_there(
+    array: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The tasks of an array that is made anew begin at once."""
+    out, load = Path(shutil.copytree(array, tmp_path / "out")), manifest.load
+
+    def late(path: Path) -> dict[str, Any]:
+        (out / "part-00001-of-00003.json").unlink(missing_ok=True)
+        return load(path)
+
+    monkeypatch.setattr(manifest, "load", late)
+    assert missing(out) == [Shard(1, 3)]
+
+
+def test_the_whole_is_made_of_all_parts_that_are_there_at_one_moment(
+    array: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """One that is written while another looks is there the next time it looks: the whole must not be without it."""
+    out, load = Path(shutil.copytree(array, tmp_path / "out")), manifest.load
+    (out / "run.json").unlink()
+    (out / "part-00001-of-00003.json").rename(tmp_path / "late")
+
+    def back(path: Path) -> dict[str, Any]:
+        if not (out / "part-00001-of-00003.json").exists():
+            (tmp_path / "late").rename(out / "part-00001-of-00003.json")
+        return load(path)
+
+    monkeypatch.setattr(manifest, "load", back)
+    assert not complete(out) and not (out / "run.json").exists()
+    assert complete(out)
+    assert Shards(out).tokens == Shards(array).tokens
+
+
+def test_a_disk_that_is_full_names_the_array(tmp_path: Path, corpus_dir: Path, tokenizer_path: Path) -> None:
+    with disk_of(1000), pytest.raises(OSError, match="File too large") as caught:
+        made(tmp_path / "out", corpus_dir, tokenizer_path, shard=Shard(0, 2))
+    assert caught.value.filename == str(tmp_path / "out")
+    assert not list((tmp_path / "out").iterdir())
+
+
+def test_of_two_parts_that_end_at_once_one_leaves_the_whole_to_the_other(array: Path, tmp_path: Path) -> None:
+    out = Path(shutil.copytree(array, tmp_path / "out"))
+    (out / "run.json").unlink()
+    with files.whole_file(out / "run.json") as theirs:
+        assert complete(out)
+        theirs.write((array / "run.json").read_bytes())
+    assert (out / "run.json").read_bytes() == (array / "run.json").read_bytes()
+
+
 # -- damage
 
 
@@ -387,6 +475,13 @@ def test_without_verifying_a_flipped_byte_of_the_payload_passes(copy: Path) -> N
 def test_a_file_cut_short_is_named(copy: Path, tmp_path: Path, name: str) -> None:
     os.truncate(copy / name, (copy / name).stat().st_size - 10)
     assert name in refused(copy, tmp_path / "out")
+
+
+def test_a_name_of_a_tensor_that_is_damaged_is_one_line(copy: Path, tmp_path: Path) -> None:
+    """The header is read before any digest is held against the manifest."""
+    path = copy / "shard-00001.safetensors"
+    path.write_bytes(path.read_bytes().replace(b'"tokens"', b'"tokenr"', 1))
+    assert refused(copy, tmp_path / "out").startswith(f"{path}: holds no tokens")
 
 
 @pytest.mark.parametrize("name", ["shard-00001.safetensors", "tokenizer.model"])

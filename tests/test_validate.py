@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from conftest import DATA, Command, turns, written
+from conftest import DATA, NO_UTF8, Command, turns, written
 
 from llamactl.artifacts.jsonl import Found
 from llamactl.artifacts.records import checked
@@ -115,6 +115,7 @@ def test_languages_are_told_by_role() -> None:
         (pair("a", "b", "b "), "rejected: is the same as chosen"),
         (pair("a", "b", ""), "rejected.content: is an answer without a text"),
         ({**pair("a", "b", "c"), "prompt": turns("a", "b")}, "prompt.role: is assistant: a prompt ends on a user turn"),
+        ({"messages": turns("a"), "safety": "true"}, "safety: expected `bool`, got `str`"),
         ({"text": ""}, "text: is empty"),
     ],
 )  # fmt: skip
@@ -129,6 +130,15 @@ def test_a_record_longer_than_the_context_would_be_refused(tokenizer: Tokenizer)
     assert surveyed(records, tokenizer, 20)["refused"] == {
         "is longer than the context, 20 tokens": {"records": 1, "first": "a:2"}
     }
+
+
+def test_a_prompt_that_leaves_no_room_for_an_answer_would_be_refused(tokenizer: Tokenizer) -> None:
+    prompt, talk = {"messages": turns("a word")}, {"messages": turns("a word", "b")}
+    full = surveyed([prompt], tokenizer)["total"]
+    assert not surveyed([prompt], tokenizer, full + 1)["refused"]
+    reason = f"fills the context, {full} tokens: no room for an answer"
+    assert surveyed([prompt], tokenizer, full)["refused"] == {reason: {"records": 1, "first": "a:1"}}
+    assert not surveyed([talk], tokenizer, surveyed([talk], tokenizer)["total"])["refused"]
 
 
 def test_a_chosen_answer_less_safe_than_the_other_is_refused(tmp_path: Path, llamactl: Command) -> None:
@@ -162,6 +172,16 @@ def test_prompts_that_a_held_out_file_has_too(tmp_path: Path, capsysbinary: pyte
     test = written(tmp_path / "test.jsonl", [{"messages": turns(q)} for q in ("two", "three", "four")])
     validate([str(train)], held_out=[str(test)], json=True)
     assert json.loads(capsysbinary.readouterr().out)["shared_prompts"] == {str(test): 2}
+
+
+def test_a_name_that_is_not_utf_8(tmp_path: Path, capsysbinary: pytest.CaptureFixture[bytes]) -> None:
+    path = str(written(tmp_path / NO_UTF8, [{"text": "a"}, {"text": ""}]))
+    with pytest.raises(Fault):
+        validate([path], held_out=[path], json=True)
+    report, spelled = json.loads(capsysbinary.readouterr().out), f"{tmp_path}/caf\\xe9"
+    assert report["file"] == spelled
+    assert report["refused"]["text: is empty"]["first"] == f"{spelled}:2"
+    assert report["shared_prompts"] == {spelled: 0}
 
 
 @pytest.mark.parametrize("content", ['[\n {"instruction": "a", "output": "b"}\n]', "goal,target\na,b\n", '{"goal": 1}'])

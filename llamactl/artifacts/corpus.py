@@ -1,10 +1,12 @@
-"""A corpus: ``.txt`` (one document a file), ``.jsonl`` of Documents, a directory of either, or ``-`` (JSON lines).
+"""A corpus: ``.txt`` (one document a file), ``.jsonl`` of Documents, a directory of either, or ``-``, or a pipe (JSON
+lines).
 
 Files may be compressed. A corpus is read as blocks, so that the reading (decompressing, splitting) happens once and the
 rest (parsing, checking, tokenizing) can be done by other processes: ``documents(block)`` needs nothing but the block.
 """
 
 import os
+import re
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -12,8 +14,8 @@ from typing import NamedTuple
 
 import msgspec
 
-from llamactl.artifacts import jsonl
-from llamactl.artifacts.jsonl import STDIN, Block
+from llamactl.artifacts import jsonl, streams
+from llamactl.artifacts.jsonl import Block
 from llamactl.artifacts.records import Document, Shard, in_words
 from llamactl.artifacts.run import Run
 from llamactl.errors import Fault
@@ -23,6 +25,7 @@ TEXT = tuple(f".txt{suffix}" for suffix in PACKED)
 LINES = tuple(f".jsonl{suffix}" for suffix in PACKED)
 MAX_TEXT = 1 << 30  # bytes of one .txt document, unpacked
 
+_SURROGATE = re.compile("[\ud800-\udfff]")  # half a character, which encodings with escapes can spell
 _decoder = msgspec.json.Decoder(Document)
 
 
@@ -51,16 +54,18 @@ def files(corpus: Sequence[str]) -> tuple[list[str], Counter[str]]:
     passed_over: Counter[str] = Counter()
     for name in corpus:
         path = Path(name)
-        if name == STDIN or (path.is_file() and name.endswith(TEXT + LINES)):
+        if (streams.is_one(name) and not name.endswith(TEXT)) or (path.is_file() and name.endswith(TEXT + LINES)):
             found.append(name)
         elif path.is_dir():
-            inside = sorted(p for p in path.rglob("*") if p.is_file())
+            inside = sorted(_inside(path))
             seen = [p for p in inside if not any(part.startswith(".") for part in p.relative_to(path).parts)]
-            readable = [str(p) for p in seen if str(p).endswith(TEXT + LINES)]
+            there = [p for p in seen if p.is_file()]
+            readable = [str(p) for p in there if str(p).endswith(TEXT + LINES)]
             if not readable:
                 raise Fault(name, "holds no .txt and no .jsonl files (plain, .gz or .zst)", "name another directory")
             passed_over["hidden files"] += len(inside) - len(seen)
-            passed_over["files neither .txt nor .jsonl"] += len(seen) - len(readable)
+            passed_over["links to directories or to nothing, and pipes"] += len(seen) - len(there)
+            passed_over["files neither .txt nor .jsonl"] += len(there) - len(readable)
             found += readable
         elif path.exists():
             raise Fault(name, "is neither .txt nor .jsonl (plain, .gz or .zst)", "rename it, or convert it")
@@ -71,6 +76,15 @@ def files(corpus: Sequence[str]) -> tuple[list[str], Counter[str]]:
     if twice := [name for name, place in zip(found, places, strict=True) if times[place] > 1]:
         raise Fault(twice[0], "is named twice, or lies in a directory that is named too", "name it once")
     return found, +passed_over
+
+
+def _inside(directory: Path) -> Iterator[Path]:
+    """All that lies in a directory and below; links to others are not followed. OSError where one cannot be read."""
+    for path in directory.iterdir():
+        if path.is_dir() and not path.is_symlink():
+            yield from _inside(path)
+        else:
+            yield path
 
 
 def blocks(names: Sequence[str], reading: Reading = Reading()) -> Iterator[Block]:
@@ -109,8 +123,12 @@ def _document(line: jsonl.Line, encoding: str | None) -> Place | Fault:
             used = encoding
     except msgspec.ValidationError as error:
         return Fault(line.where, in_words(error))
-    except (msgspec.DecodeError, UnicodeDecodeError) as error:
+    except (msgspec.DecodeError, UnicodeError) as error:
         remedy = "" if encoding or not _foreign(line.data) else "name the encoding, for example --encoding latin-1"
+        try:
+            jsonl.parsed(line)
+        except Fault as fault:  # in clearer words: half a character is "truncated" input to msgspec
+            return Fault(line.where, fault.problem, remedy)
         return Fault(line.where, jsonl.what_is_wrong(line.data, error), remedy)
     except RecursionError:
         return Fault(line.where, "is nested too deeply")
@@ -151,6 +169,8 @@ def _text(path: str, encoding: str | None) -> Place | Fault:
         return Fault(
             path, f"character {text.index(chr(0))} is NUL: this is no text", "leave it out, or --encoding utf-16"
         )
+    if used and (lone := _SURROGATE.search(text)):
+        return Fault(path, f"holds a lone surrogate (character {lone.start()})", "name another --encoding")
     if not text:
         return Fault(path, "is empty", "leave it out")
     return Place(Document(text=text, source=path), path, used)
@@ -170,5 +190,5 @@ def read(names: Sequence[str], reading: Reading, run: Run) -> Iterator[Document]
 
 
 def total_bytes(names: Sequence[str]) -> int | None:
-    """Bytes on disk of a corpus, or None where stdin is part of it: for progress."""
-    return None if STDIN in names else sum(Path(name).stat().st_size for name in names)
+    """Bytes on disk of a corpus, or None where a stream is part of it: for progress."""
+    return None if any(map(streams.is_one, names)) else sum(Path(name).stat().st_size for name in names)

@@ -112,10 +112,10 @@ def followed(path: Path) -> Path:
 
 
 def make_room(path: Path) -> None:
-    """See that a file can have this name; raises Fault where it is a directory's."""
+    """See that a file can have this name; raises Fault where it is a directory's, a device's or a pipe's."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    if path.is_dir():
-        raise Fault(path, "is a directory", "name a file with -o")
+    if path.exists() and not path.is_file():
+        raise Fault(path, f"is a {'directory' if path.is_dir() else 'device or a pipe'}", "name a file with -o")
 
 
 @contextmanager

@@ -129,7 +129,7 @@ def open_input(path: str) -> Iterator[Input]:
         if not magic:
             raise Fault(path if path != STDIN else "stdin", "is empty", "give it something to read, or leave it out")
         tell = int if isinstance(raw, streams.Stream) or not raw.seekable() else raw.tell
-        if magic == b"\x28\xb5\x2f\xfd":
+        if magic == b"\x28\xb5\x2f\xfd" or magic[1:] == b"\x2a\x4d\x18":  # pzstd begins with a frame to be skipped
             yield Input(io.BufferedReader(_Stream(_unpacked(_chunks(magic, raw, ZSTD_BITE))), BLOCK), tell)
         elif magic[:2] == b"\x1f\x8b":
             yield Input(

@@ -106,7 +106,7 @@ def kind(path: Path) -> str:
         return "tokenizer"
     if path.is_dir():
         return "model" if (path / "config.json").exists() else "shards" if any(path.glob("shard-*")) else "directory"
-    return path.name.removesuffix(".gz").removesuffix(".zst").rpartition(".")[2] or "file"
+    return plain(path.name).removesuffix(".gz").removesuffix(".zst").rpartition(".")[2] or "file"
 
 
 def _directory_files(path: Path, made_by: dict[str, Any] | None, verify: bool) -> dict[str, files.Stamp]:

@@ -262,7 +262,7 @@ class Run:
             yield stream
             stream.flush()
             written = files.stamp(files.partial(self.out))
-            output = files.entry(self.out, kind(self.out), written)
+            output = files.entry(self.out, kind(self.out), written) | {"path": plain(self.out.name)}
             with files.whole_file(beside(self.out)) as own:
                 own.write(dumps(self.manifest([output])))
         self._report(announce)
@@ -328,6 +328,8 @@ class Run:
         if not ui.first_rank():
             yield self.out, []
             return
+        if plain(self.out) != str(self.out):
+            raise Fault(self.out, "is not UTF-8: safetensors would read nothing that is saved there", "name another -o")
         files.followed(self.out).mkdir(parents=True, exist_ok=True)
         outputs: list[dict[str, Any]] = []
         with files.locked(self.out, self.out):
@@ -356,26 +358,30 @@ class Run:
 
     @contextmanager
     def part(self, mark: str) -> Iterator[tuple[Path, list[dict[str, Any]]]]:
-        """One part of a directory that several runs fill; ``mark`` is the manifest that says the part is whole."""
+        """One part of a directory that several runs fill; ``mark`` is the manifest that says the part is whole.
+
+        Its hidden directory is there until the mark is: at any moment one of the two says that ``out`` is ours.
+        """
         assert self.out is not None
         files.followed(self.out).mkdir(parents=True, exist_ok=True)
-        self._refuse_foreign("part-*")
+        self._refuse_foreign("part-*", ".part-*")
         hidden = files.partial(self.out / mark)
         hidden.mkdir(exist_ok=True)
         outputs: list[dict[str, Any]] = []
-        with files.locked(hidden, self.out / mark):
+        with files.named(self.out), files.locked(hidden, self.out / mark):
             files.clear(hidden)
             try:
                 yield hidden, outputs
-                for output in outputs:
-                    files.sync(hidden / output["path"])
+                (hidden / mark).write_bytes(dumps(self.manifest(outputs)))
+                names = [*(output["path"] for output in outputs), mark]
+                for name in names:
+                    files.sync(hidden / name)
                 self._take_back(mark)
-                for output in outputs:
-                    (hidden / output["path"]).replace(self.out / output["path"])
+                for name in names:
+                    (hidden / name).replace(self.out / name)
+                files.sync(self.out)
             finally:
                 files.remove(hidden)
-        with files.whole_file(self.out / mark) as stream:
-            stream.write(dumps(self.manifest(outputs)))
         self._report()
 
     def _take_back(self, mark: str) -> None:

@@ -8,6 +8,7 @@ leaves ``part-i-of-n.json`` when it is whole; the part that finds all others the
 
 import re
 from collections.abc import Iterator
+from contextlib import suppress
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -78,8 +79,15 @@ def part_name(part: Shard) -> str:
 
 
 def parts(directory: Path) -> list[dict[str, Any]]:
-    """The manifests of the parts that are there, in order."""
-    return [manifest.load(path) for path in sorted(directory.glob("part-*-of-*.json"))]
+    """The manifests of the parts that are there, in order; one that is taken back as we look is not."""
+    there = []
+    for path in sorted(directory.glob("part-*-of-*.json")):
+        try:
+            there.append(manifest.load(path))
+        except Fault:
+            if path.exists():  # it is damaged, or was made anew meanwhile
+                there.append(manifest.load(path))
+    return there
 
 
 def missing(directory: Path) -> list[Shard]:
@@ -95,15 +103,17 @@ def missing(directory: Path) -> list[Shard]:
 def check_siblings(directory: Path, part: Shard, run: Run, overwrite: bool) -> None:
     """Raise Fault where ``directory`` is no place for this part: whole already, or of an array made otherwise.
 
-    An array may be made anew part by part (``overwrite``); its size stays.
+    An array may be made anew part by part (``overwrite``); its size stays. What a part is made of that comes through a
+    pipe is known when it has: then it is to be asked again.
     """
     if not directory.is_dir():
         return
     there = parts(directory)
     if not there and (directory / manifest.FILE).exists():
         raise Fault(directory, "is whole, and was not made in parts", "name another directory with -o")
+    known = all(one["sha256"] for one in run.inputs)
     for other in there:
-        difference = "" if overwrite else run.difference(other, but=("shard",))
+        difference = run.difference(other, but=("shard",)) if known and not overwrite else ""
         if other["part"]["count"] != part.count:
             difference = f"in {other['part']['count']} parts"
         if difference:
@@ -115,13 +125,16 @@ def check_siblings(directory: Path, part: Shard, run: Run, overwrite: bool) -> N
 def complete(directory: Path) -> bool:
     """Write ``run.json`` of the whole array if all its parts are there and alike; whether they are.
 
-    Every part leaves its mark before it looks, so whichever comes last sees all; two that see all write the same.
+    Every part leaves its mark before it looks, so whichever comes last sees all; two that see all write the same, so
+    one leaves it to the other.
     """
     there = parts(directory)
-    if missing(directory) or not _alike(there):
+    if {part["part"]["count"] for part in there} != {len(there)} or not _alike(there):
         return False
-    with files.whole_file(directory / manifest.FILE) as file:
-        file.write(manifest.dumps(manifest.merged(there)))
+    path, whole = directory / manifest.FILE, manifest.dumps(manifest.merged(there))
+    if not path.exists() or path.read_bytes() != whole:
+        with suppress(Fault), files.whole_file(path) as file:
+            file.write(whole)
     return True
 
 
@@ -155,7 +168,10 @@ class Shards:
         names = sorted(out["path"] for out in self.manifest["outputs"] if _NAME.fullmatch(out["path"]))
         if not names:
             raise Fault(path, "holds no shards", "make it with llamactl tokenize")
-        self._slices = [tensors.opened(path / name, "np").get_slice("tokens") for name in names]
+        opened = {name: tensors.opened(path / name, "np") for name in names}
+        if bare := [name for name, file in opened.items() if "tokens" not in file.keys()]:  # noqa: SIM118
+            raise Fault(path / bare[0], "holds no tokens", "copy it again, or make the artifact again")
+        self._slices = [file.get_slice("tokens") for file in opened.values()]
         lengths = [piece.get_shape()[0] for piece in self._slices]
         self._ends = np.cumsum(lengths, dtype=np.int64)
         self.tokens = int(self._ends[-1])

@@ -77,7 +77,7 @@ class TopicalChat(Format):
     @classmethod
     def of(cls, item: Item) -> Self:
         one = msgspec.convert(item.value, cls)
-        one.id = one.id or item.name
+        one.id = item.name if one.id is None else one.id
         return one
 
     def talks(self, tally: Tally) -> Iterator[Talk]:

@@ -9,6 +9,7 @@ is ours.)
 import csv
 import io
 import re
+import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import PurePath
@@ -64,7 +65,7 @@ class File:
             yield from jsonl.lines(block, shard, self._max_line)
 
     def _rows(self) -> Iterator[Item | Fault]:
-        csv.field_size_limit(self._max_line)
+        csv.field_size_limit(min(self._max_line, sys.maxsize))
         text = io.TextIOWrapper(self._given.stream, "utf-8-sig", errors="surrogateescape", newline="")
         rows = csv.reader(text, strict=True, delimiter=_DELIMITERS[self.shape])
         header: list[str] = []

@@ -6,6 +6,7 @@ from collections.abc import Iterator
 from typing import Any, NamedTuple
 
 from llamactl.artifacts.jsonl import Refuse
+from llamactl.artifacts.manifest import plain
 from llamactl.errors import Fault
 from llamactl.formats import chats, instructions, oasst, ours, preferences, safety
 from llamactl.formats.items import File, Item
@@ -94,7 +95,7 @@ class Conversion:
     def facts(self) -> dict[str, Any]:
         """For the manifest: the file, its format, and what was odd in it."""
         return {
-            "path": self.file.path, "format": self.kind.name if self.kind else None, "items": self.items,
+            "path": plain(self.file.path), "format": self.kind.name if self.kind else None, "items": self.items,
             "skipped": dict(+self.tally.skipped), "noted": dict(+self.tally.noted),
         }  # fmt: skip
 

@@ -49,15 +49,10 @@ def encode_block(tokenizer: Tokenizer, block: Block, reading: corpus.Reading) ->
             faults.append(found)
             continue
         text = found.document.text
-        try:
-            size = len(text.encode())
-        except UnicodeEncodeError as error:
-            faults.append(Fault(found.where, f"text: holds a lone surrogate (character {error.start})"))
-            continue
         ids = tokenizer.encode_bytes(text)
         pieces += (bos, ids, eos)
         lengths.append(len(ids) // width + 2)
-        done.update(documents=1, bytes=size, tokens=lengths[-1])
+        done.update(documents=1, bytes=len(text.encode()), tokens=lengths[-1])
         if found.as_encoding:
             noted[f"documents read as {found.as_encoding}"] += 1
         if SPACE in text:

@@ -16,7 +16,18 @@ from typing import Any
 import orjson
 
 from llamactl.artifacts.jsonl import Found
-from llamactl.artifacts.records import Comparison, Dialogue, Document, Message, Record, Sample, to_last_question
+from llamactl.artifacts.manifest import plain
+from llamactl.artifacts.records import (
+    Comparison,
+    Dialogue,
+    Document,
+    Message,
+    Prompt,
+    Record,
+    Sample,
+    checked,
+    to_last_question,
+)
 from llamactl.errors import Fault
 from llamactl.text import dialogue, languages
 from llamactl.text.tokenizer import Tokenizer
@@ -95,10 +106,12 @@ class Survey:
             without = sum(message.role == "assistant" and not message.weight for message in messages)
             self.seen["answers without loss (weight 0)"] += without
         try:
-            self._check(record, messages, where)
+            self._check(found, messages)
             self.lengths.append(length := self._length(record, messages))
             if self._context and length > self._context:
                 raise Fault(where, f"is longer than the context, {self._context:,} {self.unit}")
+            if length == self._context and _kind(record) == "prompts":
+                raise Fault(where, f"fills the context, {length:,} {self.unit}: no room for an answer")
         except Fault as fault:
             self._refuse(fault, where)
         if isinstance(record, Comparison):
@@ -114,9 +127,10 @@ class Survey:
         reason = re.sub(r"\[\d+\]", "", f"{field}: {fault.problem}" if field else fault.problem)
         reason = re.sub(r"\b(byte|character) \d+", r"a \1", reason)
         count, first = self.refused.get(reason, (0, where))
-        self.refused[reason] = count + 1, first
+        self.refused[reason] = count + 1, plain(first)
 
-    def _check(self, record: Any, messages: Sequence[Message], where: str) -> None:
+    def _check(self, found: Found[Any], messages: Sequence[Message]) -> None:
+        record, where = found.record, found.where
         if isinstance(record, Comparison):
             chosen, rejected = record.chosen[0], record.rejected[0]
             dialogue.check_comparison(record.prompt, chosen, rejected, where, self._allow_tags)
@@ -124,6 +138,7 @@ class Survey:
             if not record.text:
                 raise Fault(f"{where}: text", "is empty")
         elif _kind(record) == "prompts":
+            checked(found.raw, (Prompt,), where)  # a Dialogue may have anything as ``safety``
             dialogue.check_prompt(messages, where, self._allow_tags)
         else:
             dialogue.check_answers(messages, where, self._allow_tags)

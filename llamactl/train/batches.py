@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, NamedTuple
 import numpy as np
 
 from llamactl import ui
+from llamactl.artifacts.manifest import plain
 from llamactl.artifacts.shards import Shards
 from llamactl.errors import Fault
 
@@ -121,7 +122,7 @@ class Mix:
         rest, index = Fraction(1), samples
         for source, count in zip(self.sources, self.counts, strict=True):
             had = int(index * (source.share / rest) + Fraction(1, 2)) if source is not self.sources[-1] else index
-            seen.append(Epochs(str(source.shards.path), float(source.share), had, had / count))
+            seen.append(Epochs(plain(source.shards.path), float(source.share), had, had / count))
             index, rest = index - had, rest - source.share
         return seen
 

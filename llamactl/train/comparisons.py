@@ -12,6 +12,7 @@ import orjson
 
 from llamactl import ui
 from llamactl.artifacts import files, jsonl
+from llamactl.artifacts.manifest import plain
 from llamactl.artifacts.records import Comparison, Rating, SafetyLabel
 from llamactl.artifacts.run import Run
 from llamactl.errors import Fault
@@ -110,7 +111,7 @@ class Comparisons:
                 margin = self._margins.get(record.rating, 0.0) if record.rating else 0.0
                 safe = self._safe[record.safety_label] if record.safety_label else None
                 if hold_out:
-                    name = found.where if record.id is None else str(record.id)
+                    name = plain(found.where if record.id is None else str(record.id))
                     line = orjson.dumps(found.raw) if ui.first_rank() else b""  # which alone writes it
                     hold_out.offer(key, Held(len(self.pairs), name, line))
                 self.prompts.append(short)
