@@ -1,5 +1,4 @@
-"""A corpus: ``.txt`` (one document a file), ``.jsonl`` of Documents, a directory of either, or ``-``, or a pipe (JSON
-lines).
+"""A corpus: ``.txt`` (one document a file), ``.jsonl`` of Documents, a directory of either, or a pipe of JSON lines.
 
 Files may be compressed. A corpus is read as blocks, so that the reading (decompressing, splitting) happens once and the
 rest (parsing, checking, tokenizing) can be done by other processes: ``documents(block)`` needs nothing but the block.
