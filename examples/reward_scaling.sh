@@ -32,9 +32,10 @@ done
 [ -n "$data" ] && [ ${#models[@]} -gt 0 ] || usage
 [ -r "$data" ] || { echo "$data: no such file" >&2; exit 1; }
 
-# Prompts in the order of their digests: the first are held out, and each part of the rest holds the smaller ones.
+# Prompts in the order of their digests: the first are held out, and each part of the rest holds the smaller ones. The same
+# data makes the same parts; of others rm-train says that its models were made otherwise.
 mkdir -p "$out"
-[ -s "$out/held-out.jsonl" ] || python3 - "$data" "$out" "$count" <<'PARTS'
+python3 - "$data" "$out" "$count" <<'PARTS'
 import hashlib, json, os, sys
 
 data, out, count = sys.argv[1:]
@@ -52,7 +53,7 @@ rest = [line for group in lines for line in group]
 if not held or len(rest) < 8:
     sys.exit(f"{data}: too little to hold {wanted} out and train on an eighth of the rest")
 parts = {f"part-{part}.jsonl": rest[: len(rest) // part] for part in (8, 4, 2, 1)} | {"held-out.jsonl": held}
-for name, part in parts.items():  # what is held out comes last: it is there, so all are
+for name, part in parts.items():
     with open(f"{out}/{name}.beside", "w", encoding="utf-8") as file:
         file.writelines(part)
     os.replace(f"{out}/{name}.beside", f"{out}/{name}")

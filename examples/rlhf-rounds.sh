@@ -61,10 +61,12 @@ versions+=("$out/v5-ppo" "$out/v5")
 
 scored=()
 for version in "${versions[@]}"; do
-    file=$out/held-out-$(basename "$version").jsonl
-    [ -s "$file" ] || llamactl generate "$version" "$held" -k "$n" --temperature 1 "${sampling[@]}" |
-        llamactl score --reward "helpfulness=$helpful" ${safe:+--reward "safety=$safe"} -o "$file" >&2
-    scored+=("$version" "$file")
+    name=$(basename "$version")
+    [ "$version" != "$chat" ] || name=chat # its own name may be that of a version: v5 of rounds before these
+    llamactl generate "$version" "$held" -k "$n" --temperature 1 "${sampling[@]}" -o "$out/answers-$name.jsonl" >&2
+    llamactl score "$out/answers-$name.jsonl" --reward "helpfulness=$helpful" ${safe:+--reward "safety=$safe"} \
+        -o "$out/held-out-$name.jsonl" >&2
+    scored+=("$version" "$out/held-out-$name.jsonl")
 done
 
 python3 - "${scored[@]}" <<'TABLE'

@@ -23,6 +23,7 @@ from llamactl.errors import Fault
 from llamactl.grid import Grid, grid
 
 ITERATION = "iteration"  # what the manifest has of a version of a model, which a run has left on its way
+ITERATION_SECONDS = ("sample_seconds", "score_seconds", "update_seconds")  # of one of ppo
 VERSIONS = "versions of a run, which are counted with it"
 SLURM = ("JobID", "Elapsed", "AllocTRES")  # what of sacct's output is needed; more is used where it is there
 SACCT = "sacct --parsable2 --format JobID,JobName,Elapsed,AllocTRES,NNodes,NodeList,Start,End,ConsumedEnergyRaw"
@@ -73,7 +74,7 @@ def read(paths: Iterable[str], run: Run) -> Iterator[Work]:
                 elif own:
                     yield made(own, facts)
                 elif source.name == metrics.FILE:
-                    yield _unfinished(source)
+                    yield from _unfinished(source, run)
                 else:
                     yield from _lines(name, run)
             except Fault as fault:
@@ -138,18 +139,27 @@ def made(path: Path, facts: Mapping[str, Any]) -> Work:
     )  # fmt: skip
 
 
-def _unfinished(path: Path) -> Work:
+def _unfinished(path: Path, run: Run) -> Iterator[Work]:
     """A training that has no manifest yet: what its newest state says, else what the steps in its metrics took.
 
     Metrics do not tell what they ran on: their hours are the job's, and ``--watts`` is of all of its devices.
     """
     if (facts := state.facts(path.with_name("state"))) and "account" in facts:
-        return made(path, {**facts["account"], "stage": facts["asked"]["stage"]})._replace(name=str(path.parent))
-    seconds, tokens = 0.0, 0
-    for line in path.read_bytes().splitlines():
+        yield made(path, {**facts["account"], "stage": facts["asked"]["stage"]})._replace(name=str(path.parent))
+        return
+    seconds, tokens, lines = 0.0, 0, path.read_bytes().splitlines()
+    if lines and re.match(rb'{"step": ?0,', lines[0]):  # what was measured before the first step
+        del lines[0]
+    if not lines:
+        run.skipped["trainings that have not made a step"] += 1
+        return
+    for line in lines:
         try:
             step = orjson.loads(line)
-            seconds += (step["tokens"] - tokens) / step["tokens_per_second"] + step.get("save_seconds", 0.0)
+            if "update_seconds" in step:
+                seconds += sum(step[name] for name in ITERATION_SECONDS)
+            else:
+                seconds += (step["tokens"] - tokens) / step["tokens_per_second"] + step.get("save_seconds", 0.0)
             tokens = step["tokens"]
         except orjson.JSONDecodeError:
             continue  # the last line of a run that was killed while it wrote
@@ -157,7 +167,7 @@ def _unfinished(path: Path) -> Work:
             break
     if not tokens or seconds < 0:
         raise Fault(path, "is no metrics.jsonl of llamactl", "name another file")
-    return Work(str(path), "", "all devices of a metrics.jsonl", 1, seconds / 3600)
+    yield Work(str(path), "", "all devices of a metrics.jsonl", 1, seconds / 3600)
 
 
 def _lines(name: str, run: Run) -> Iterator[Work]:

@@ -92,6 +92,7 @@ def pretrain(
     plan = schedule.planned(
         config.context, row, lr=lr, warmup=warmup, steps=steps, tokens=tokens, epochs=epochs,
         epoch=sum(mix.counts), batch_size=batch_size, micro_batch=micro_batch, save_every=save_every, keep=keep,
+        devices=devices,
     )  # fmt: skip
     settings = {
         "size": size, **asdict(config), **plan.settings(), "weight_decay": weight_decay, "precision": precision,

@@ -137,7 +137,7 @@ def rm_train(
         -(-pairs.places // len(pairs)), Size(shape, 0.0, 5e-6 if config.parameters > 5e10 else 1e-5, 512), lr=lr,
         warmup=(lambda steps: max(5, -(-3 * steps // 100))) if warmup is None else warmup, steps=steps, tokens=tokens,
         epochs=epochs or (None if steps or tokens else 1.0), epoch=len(pairs), batch_size=batch_size,
-        micro_batch=micro_batch, save_every=save_every, keep=keep, unit="pairs",
+        micro_batch=micro_batch, save_every=save_every, keep=keep, devices=devices, unit="pairs",
     )  # fmt: skip
     run.settings |= plan.settings()
     if not dry_run and run.already_made():

@@ -122,7 +122,7 @@ def sft(
     plan = schedule.planned(
         shape.context, Size(shape, 0.0, 2e-5, 64), lr=lr, warmup=warmup, steps=steps, tokens=tokens,
         epochs=epochs or (None if steps or tokens else 2.0), epoch=len(packs.packs), batch_size=batch_size,
-        micro_batch=micro_batch, save_every=save_every, keep=keep,
+        micro_batch=micro_batch, save_every=save_every, keep=keep, devices=devices,
     )  # fmt: skip
     run.settings |= plan.settings()
     if not dry_run and run.already_made():

@@ -327,6 +327,26 @@ def test_metrics_that_were_torn_and_what_are_none(
         assert refused(path).startswith(f"{path}: is no metrics.jsonl of llamactl")
 
 
+def test_metrics_of_trainings_that_measure_before_they_begin_and_of_ppo(
+    tmp_path: Path, command: Callable[..., tuple[int, str, str]]
+) -> None:
+    """Where no state is saved yet: none of them keeps what else lies in their folder from being counted."""
+    before = {"step": 0, "eval_loss": 6.4}
+    iteration = {"tokens": 9, "sample_seconds": 5.0, "score_seconds": 3.0, "update_seconds": 2.0}
+    for name, steps in {
+        "sft": [before, {"step": 1, "tokens": 100, "tokens_per_second": 10}],
+        "ppo": [{"step": 0, "eval_reward": 0.1}, {"step": 1, **iteration}, {"step": 2, **iteration}],
+        "measured": [before],
+        "begun": [],
+    }.items():
+        (tmp_path / name).mkdir()
+        written(tmp_path / name / "metrics.jsonl", steps)
+    status, stdout, stderr = command(tmp_path, "--watts", 9, "--format", "json")
+    assert (status, stderr) == (0, "carbon: skipped 2 trainings that have not made a step\n")
+    took = {Path(one["name"]).parent.name: one["device_hours"] for one in json.loads(stdout)["runs"]}
+    assert took == {"ppo": pytest.approx(20 / 3600), "sft": pytest.approx(10 / 3600)}
+
+
 # -- runs of others
 
 

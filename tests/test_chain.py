@@ -169,6 +169,42 @@ def test_reward_models_of_figure_6(tmp_path: Path) -> None:
     )
     assert calls[9] == "eval reward out/in_large-8 --data out/held-out.jsonl -o out/in_large-8.scores.jsonl"
 
+    kept = (tmp_path / "data.jsonl").read_text().splitlines()[:40]
+    (tmp_path / "data.jsonl").write_text("\n".join(kept) + "\n")
+    assert scaling("-d", "data.jsonl", "-o", "out", "small").returncode == 0
+    held_out, rest = ((tmp_path / "out" / f"{name}.jsonl").read_text().splitlines() for name in ("held-out", "part-1"))
+    assert sorted([*held_out, *rest]) == sorted(kept)  # of other data: no parts of earlier ones are trained on
+
+
+# A llamactl whose scores say of which model the answers are.
+JUDGING = """#!/usr/bin/env bash
+set -euo pipefail
+echo "$*" >>"$CALLS"
+out=${*: -1}
+case $1 in
+    generate) echo "$2" >"$out" ;;
+    score) printf '{"messages": [], "scores": {"helpfulness": %d}}\\n' "$(wc -c <"$2")" >"$out" ;;
+esac
+"""
+
+
+def test_a_chat_model_that_is_named_as_a_version_is_not_taken_for_it(tmp_path: Path) -> None:
+    """Rounds that go on from the last version of earlier ones; what was made before is the stages' to tell."""
+    pretended = tmp_path / "bin" / "llamactl"
+    pretended.parent.mkdir()
+    pretended.write_text(JUDGING)
+    pretended.chmod(0o755)
+    env = {**os.environ, "PATH": f"{pretended.parent}:{os.environ['PATH']}", "CALLS": str(tmp_path / "calls")}
+    arguments = ["-m", "earlier-rounds/v5", "-p", "p.jsonl", "-e", "e.jsonl", "-r", "rm", "-o", "new"]
+    command = [str(EXAMPLES / "rlhf-rounds.sh"), *arguments]
+    for times in (1, 2):
+        done = subprocess.run(command, cwd=tmp_path, env=env, capture_output=True, text=True)
+        assert done.returncode == 0, done.stderr
+        rows = {line.split()[0]: line.split()[1] for line in done.stdout.splitlines()[2:]}
+        assert (rows["earlier-rounds/v5"], rows["new/v5"]) == ("+18.000", "+7.000")
+        calls = (tmp_path / "calls").read_text().splitlines()
+        assert [call.split()[0] for call in calls].count("generate") == 7 * times
+
 
 # A llamactl that answers by what it is asked, and scores and counts by the number of its records.
 ANSWERING = """#!/usr/bin/env bash

@@ -114,6 +114,8 @@ def test_a_smaller_batch_is_named_that_all_processes_can_share(
     asked = {**NOTHING_ASKED, "epochs": 1, "batch_size": 512}
     planned(100, size("7b"), **asked, epoch=187, keep=2)
     assert "--batch-size, as 96, comes nearer" in capsys.readouterr().err
+    planned(100, size("7b"), **asked, epoch=187, keep=2, devices=64)  # of a plan, which is not for this job
+    assert "--batch-size, as 64, comes nearer" in capsys.readouterr().err
 
 
 def test_a_short_run_warms_up_over_a_tenth() -> None:

@@ -60,9 +60,9 @@ class Plan(NamedTuple):
         ]
 
 
-def _smaller(batch_size: int, samples: float) -> int:
+def _smaller(batch_size: int, samples: float, world: int) -> int:
     """The largest smaller batch that all processes can share, whose full steps come to little more than ``samples``."""
-    world, most = ui.world_size(), min(batch_size - 1, int(samples))
+    most = min(batch_size - 1, int(samples))
     sizes = range(most - most % world, 0, -world)
     return next((size for size in sizes if math.ceil(samples / size) * size <= MORE * samples), world)
 
@@ -81,11 +81,13 @@ def planned(
     micro_batch: int | None,
     save_every: int | None,
     keep: int,
+    devices: int | None = None,
     unit: str = "sequences",
 ) -> Plan:
     """A training's plan: what was asked for, and for the rest the size's row. An ``epoch`` is so many samples.
 
-    ``context`` is the tokens of a sample, or of one on average; ``warmup`` may be a function of the steps.
+    ``context`` is the tokens of a sample, or of one on average; ``warmup`` may be a function of the steps. ``devices``
+    are those of a plan, where they are not those of this job.
     """
     lengths = {"--steps": steps, "--tokens": tokens, "--epochs": epochs}
     if len(given := [flag for flag, value in lengths.items() if value is not None]) > 1:
@@ -99,7 +101,7 @@ def planned(
     samples = epochs * epoch if epochs else (tokens or row.tokens) / context
     steps = steps or math.ceil(samples / batch_size)
     if epochs and steps * batch_size > MORE * samples:
-        fewer = _smaller(batch_size, samples)
+        fewer = _smaller(batch_size, samples, devices or ui.world_size())
         remedy = f"; a smaller --batch-size, as {fewer:,}, comes nearer" if fewer < batch_size else ""
         made = steps * batch_size / epoch
         ui.warn(f"--epochs {epochs:g}: whole steps of {batch_size:,} {unit} make {made:.2f}{remedy}")
