@@ -120,6 +120,24 @@ def test_a_file_that_is_otherwise_is_refused_at_its_line(
     assert not done.stdout
 
 
+@pytest.mark.parametrize("letter", ["", "BC"])
+def test_a_letter_that_is_none_is_refused(tmp_path: Path, letter: str) -> None:
+    (tmp_path / "law_test.csv").write_text(f"why,one,two,three,four,{letter}\n")
+    one = {"question": "why", "options": ["(A)one", "(B)two", "(C)three"], "label": letter}
+    for given in (f"mmlu={tmp_path / 'law_test.csv'}", f"agieval={written(tmp_path / 'law.jsonl', [one])}"):
+        with pytest.raises(Fault, match=r":1(:| is no question)"):
+            Given.of(given).items(0, None)
+
+
+def test_labels_that_are_no_text_are_a_fault_and_a_byte_order_mark_is_none(tmp_path: Path) -> None:
+    written(tmp_path / "valid.jsonl", [{"goal": "g", "sol1": "a", "sol2": "b"}])
+    (tmp_path / "valid-labels.lst").write_bytes(b"\xff\n")
+    with pytest.raises(Fault, match=r"valid-labels.lst: byte 0 is not UTF-8"):
+        Given.of(f"piqa={tmp_path / 'valid.jsonl'}").items(None, None)
+    (tmp_path / "svamp.json").write_text('\ufeff[{"Body": "One apple", "Question": "How many?", "Answer": 1}]')
+    assert len(Given.of(f"{tmp_path / 'svamp.json'}").items(0, None)) == 1
+
+
 def test_winogrande_and_boolq_as_their_authors_have_them(tmp_path: Path) -> None:
     one = {"sentence": "The cup broke the plate because _ was hard.", "option1": "it", "option2": "she", "answer": "2"}
     ((question, _),) = Given.of(f"winogrande={written(tmp_path / 'w.jsonl', [one])}").items(None, None)

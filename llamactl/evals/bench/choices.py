@@ -11,7 +11,7 @@ from typing import Any
 import msgspec
 
 from llamactl.errors import Fault
-from llamactl.evals.bench.files import REMEDY, lines
+from llamactl.evals.bench.files import REMEDY, content, lines
 from llamactl.evals.bench.questions import Choice, plain
 
 
@@ -36,10 +36,7 @@ class _Piqa(msgspec.Struct):
 def piqa(path: Path) -> Iterator[Choice]:
     """PIQA (Bisk et al., 2020); its labels are in a file beside, ``valid-labels.lst`` of ``valid.jsonl``."""
     beside = path.with_name(f"{path.name.partition('.')[0]}-labels.lst")
-    try:
-        labels = beside.read_text().split()
-    except FileNotFoundError:
-        raise Fault(beside, "no such file: it holds the labels", REMEDY) from None
+    labels = content(beside).split()
     items = list(lines(path, _Piqa))
     if len(labels) != len(items) or not set(labels) <= {"0", "1"}:
         raise Fault(beside, f"does not hold a 0 or 1 for each of the {len(items):,} questions of {path.name}", REMEDY)

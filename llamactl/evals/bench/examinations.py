@@ -11,7 +11,7 @@ import msgspec
 
 from llamactl.errors import Fault
 from llamactl.evals.bench.choices import choice
-from llamactl.evals.bench.files import REMEDY, checked, lines, rows, whole
+from llamactl.evals.bench.files import REMEDY, checked, content, lines, rows, whole
 from llamactl.evals.bench.questions import BETWEEN, Choice, Open, Question
 
 LETTERS = "ABCDEFGHIJKLMNOPQRSTUVWXYZ"
@@ -28,7 +28,7 @@ def mmlu(path: Path) -> Iterator[Choice]:
     part = re.sub(r"_(test|val|dev)$", "", path.name.partition(".")[0])
     heading = f"The following are multiple choice questions (with answers) about {part.replace('_', ' ')}.{BETWEEN}"
     for where, row in rows(path):
-        if len(row) != 6 or row[5].strip() not in LETTERS[:4]:
+        if len(row) != 6 or row[5].strip() not in list(LETTERS[:4]):
             raise Fault(where, "is no question, four options and one of A to D", REMEDY)
         question, *options, letter = row
         right, text = LETTERS.index(letter.strip()), lettered(question, options)
@@ -55,7 +55,7 @@ def agieval(path: Path) -> Iterator[Choice]:
 
 
 def _examined(one: _Agieval, where: str, part: str) -> Choice:
-    if one.label not in LETTERS[: len(one.options)]:
+    if one.label not in list(LETTERS[: len(one.options)]):
         raise Fault(f"{where}: label", f"{one.label} is no letter of the {len(one.options)} options", REMEDY)
     question = "\n".join(filter(None, (one.passage, one.question)))
     options = [re.sub(r"^\([A-Z]\)", "", option) for option in one.options]
@@ -113,11 +113,7 @@ def bbh(path: Path) -> Iterator[Open]:
 def _thoughts(path: Path) -> list[str]:
     """What a task is, and its examples, as text."""
     file = path.parent.parent / "cot-prompts" / f"{path.name.partition('.')[0]}.txt"
-    try:
-        text = file.read_text(encoding="utf-8")
-    except FileNotFoundError:
-        raise Fault(file, "no such file: it holds the examples", REMEDY) from None
-    return [piece.strip() for piece in re.split(r"\n\n(?=Q: )", text.partition("-----\n")[2])]
+    return [piece.strip() for piece in re.split(r"\n\n(?=Q: )", content(file).partition("-----\n")[2])]
 
 
 def bbh_examples(path: Path) -> list[Question]:
