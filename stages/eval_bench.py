@@ -79,7 +79,7 @@ def bench(
         raise fault
     settings = {name: value for name, value in settings.items() if name not in ("answers", "benchmarks", "run_code")}
     settings |= {"precision": precision or stored, "benchmarks": list(given)}
-    read = {name: [*one.files, *filter(None, map(one.beside, one.files))] for name, one in given.items()}
+    read = {name: one.read for name, one in given.items()}
     run = Run("eval bench", settings, {"model": [model], **read}, out, aside={"--answers": answers})
     if run.already_made(announce=False):
         return

@@ -120,6 +120,45 @@ def test_a_file_that_is_otherwise_is_refused_at_its_line(
     assert not done.stdout
 
 
+@pytest.mark.parametrize(
+    ("name", "there", "asked"),
+    [
+        ("gsm8k", "example_model_solutions test test_socratic train train_socratic", ["test"]),
+        ("nq", "NQ-open.dev NQ-open.train NQ-open.efficientqa.test.1.1 NQ-open.efficientqa.dev", ["NQ-open.dev"]),
+        ("hellaswag", "hellaswag_test hellaswag_train hellaswag_val", ["hellaswag_val"]),
+        ("piqa", "tests train valid", ["valid"]),
+        ("winogrande", "dev test train_l train_xs", ["dev"]),
+        ("commonsenseqa", "dev_rand_split test_rand_split_no_answers train_rand_split", ["dev_rand_split"]),
+        ("openbookqa", "dev test train", ["test"]),
+        ("arc-easy", "ARC-Easy-Dev ARC-Easy-Test ARC-Easy-Train", ["ARC-Easy-Test"]),
+        ("humaneval", "HumanEval example_problem example_samples", ["HumanEval"]),
+        (
+            "agieval", "v1/aqua-rat v1/gaokao-biology v1/jec-qa-ca v1/logiqa-en v1/logiqa-zh v1/lsat-rc v1/math"
+            " v1/sat-en v1/sat-en-without-passage v1/sat-math",
+            ["aqua-rat", "logiqa-en", "lsat-rc", "sat-en-without-passage", "sat-en", "sat-math"],
+        ),
+    ],
+)  # fmt: skip
+def test_of_a_folder_as_it_is_published_what_the_paper_asks_is_asked(
+    tmp_path: Path, name: str, there: str, asked: list[str]
+) -> None:
+    (tmp_path / "v1").mkdir()
+    for file in there.split():
+        (tmp_path / f"{file}.jsonl").touch()
+    assert [file.name.removesuffix(".jsonl") for file in Given.of(f"{name}={tmp_path}").files] == asked
+
+
+def test_examples_are_of_the_train_file_of_the_same_set(tmp_path: Path) -> None:
+    for of in ("Challenge", "Easy"):
+        for split in ("Test", "Train"):
+            written(tmp_path / f"ARC-{of}-{split}.jsonl", [{**one, "query": f"{of} {split}"} for one in CHOICES])
+    ((question, (example,)), *_) = Given.of(f"arc-easy={tmp_path}").items(1, None)
+    assert (question.text.split("\n")[0], example.split("\n")[0]) == ("Easy Test", "Easy Train")
+    # examples of a train file are its own first questions, not the same questions in other words beside it
+    written(tmp_path / "ARC-Easy-Train_again.jsonl", CHOICES)
+    assert len(Given.of(f"arc-easy={tmp_path / 'ARC-Easy-Train.jsonl'}").items(1, None)) == len(CHOICES) - 1
+
+
 @pytest.mark.parametrize("letter", ["", "BC"])
 def test_a_letter_that_is_none_is_refused(tmp_path: Path, letter: str) -> None:
     (tmp_path / "law_test.csv").write_text(f"why,one,two,three,four,{letter}\n")
@@ -424,6 +463,9 @@ def test_scores_of_all_kinds(tmp_path: Path, command: Run, base_model: Path, mod
     # again, and otherwise
     assert "already made" in command("eval", "bench", base_model, *given, *flags).stderr
     assert "with shots None, not 1" in one_line(command("eval", "bench", base_model, *given, *flags, "--shots", 1))
+    with (tmp_path / "mmlu" / "dev" / "law_dev.csv").open("a") as examples:
+        examples.write("why,one,two,three,four,A\n")
+    assert "from other inputs" in one_line(command("eval", "bench", base_model, *given, *flags))
 
 
 def test_what_has_no_room_is_counted_and_said(tmp_path: Path, command: Run, base_model: Path) -> None:
@@ -441,7 +483,7 @@ def test_what_has_no_room_is_counted_and_said(tmp_path: Path, command: Run, base
 def test_a_limit_is_spread_over_all(tmp_path: Path) -> None:
     mmlu = Given.of(files(tmp_path)[1])
     assert [item.question.part for item in mmlu.items(0, 4)] == ["art", "art", "law", "law"]
-    assert len(mmlu.items(0, 100)) == 12
+    assert [len(mmlu.items(0, limit)) for limit in (1, 5, 7, 11, 12, 100)] == [1, 5, 7, 11, 12, 12]
     assert [len(item.examples) for item in mmlu.items(2, None)] == [2] * 12
 
 

@@ -33,14 +33,18 @@ class _Piqa(msgspec.Struct):
     sol2: str
 
 
+def labels(path: Path) -> Path:
+    """The file of a file's labels: ``valid-labels.lst`` of ``valid.jsonl``."""
+    return path.with_name(f"{path.name.partition('.')[0]}-labels.lst")
+
+
 def piqa(path: Path) -> Iterator[Choice]:
-    """PIQA (Bisk et al., 2020); its labels are in a file beside, ``valid-labels.lst`` of ``valid.jsonl``."""
-    beside = path.with_name(f"{path.name.partition('.')[0]}-labels.lst")
-    labels = content(beside).split()
-    items = list(lines(path, _Piqa))
-    if len(labels) != len(items) or not set(labels) <= {"0", "1"}:
-        raise Fault(beside, f"does not hold a 0 or 1 for each of the {len(items):,} questions of {path.name}", REMEDY)
-    for (where, one), label in zip(items, labels, strict=True):
+    """PIQA (Bisk et al., 2020); its labels are in a file beside."""
+    items, right = list(lines(path, _Piqa)), content(labels(path)).split()
+    if len(right) != len(items) or not set(right) <= {"0", "1"}:
+        problem = f"does not hold a 0 or 1 for each of the {len(items):,} questions of {path.name}"
+        raise Fault(labels(path), problem, REMEDY)
+    for (where, one), label in zip(items, right, strict=True):
         yield choice(where, plain(one.goal), (one.sol1, one.sol2), int(label))
 
 

@@ -35,10 +35,14 @@ def mmlu(path: Path) -> Iterator[Choice]:
         yield choice(where, text, LETTERS[:4], right, part=part, heading=heading)
 
 
+def dev(path: Path) -> Path:
+    """The file of ``dev``, in the folder beside, of a subject's file of ``test`` or ``val``."""
+    return path.parent.parent / "dev" / re.sub(r"_(test|val)\.", "_dev.", path.name)
+
+
 def mmlu_examples(path: Path) -> list[Question]:
-    """Those of a subject's file of ``test`` or ``val``: its file of ``dev``, in the folder beside."""
-    own = re.sub(r"_(test|val)\.", "_dev.", path.name)
-    return list(mmlu(path.parent.parent / "dev" / own))
+    """Those of a subject."""
+    return list(mmlu(dev(path)))
 
 
 class _Agieval(msgspec.Struct):
@@ -63,9 +67,14 @@ def _examined(one: _Agieval, where: str, part: str) -> Choice:
     return choice(where, lettered(question, options), letters, LETTERS.index(one.label), part=part)
 
 
+def demonstrations(path: Path) -> Path:
+    """The table of examples, in the folder above."""
+    return path.parent.parent / "few_shot_prompts.csv"
+
+
 def agieval_examples(path: Path) -> list[Question]:
-    """Those of an examination: every second row of its column of ``few_shot_prompts.csv``, in the folder above."""
-    table = path.parent.parent / "few_shot_prompts.csv"
+    """Those of an examination: every second row of its column."""
+    table = demonstrations(path)
     (_, names), *examples = rows(table)
     part = path.name.partition(".")[0]
     passage = part != "sat-en-without-passage"
@@ -110,10 +119,15 @@ def bbh(path: Path) -> Iterator[Open]:
         )  # fmt: skip
 
 
+def thoughts(path: Path) -> Path:
+    """A task's chain-of-thought prompt, in the folder beside."""
+    return path.parent.parent / "cot-prompts" / f"{path.name.partition('.')[0]}.txt"
+
+
 def _thoughts(path: Path) -> list[str]:
     """What a task is, and its examples, as text."""
-    file = path.parent.parent / "cot-prompts" / f"{path.name.partition('.')[0]}.txt"
-    return [piece.strip() for piece in re.split(r"\n\n(?=Q: )", content(file).partition("-----\n")[2])]
+    text = content(thoughts(path)).partition("-----\n")[2]
+    return [piece.strip() for piece in re.split(r"\n\n(?=Q: )", text)]
 
 
 def bbh_examples(path: Path) -> list[Question]:
