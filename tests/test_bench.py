@@ -285,7 +285,8 @@ def test_which_option_is_chosen_by_which_rule() -> None:
     ("answer", "right", "same"),
     [
         ("The Onion!", "onion", True), ("an  onion", "Onion", True), ("onions", "onion", False), ("", "onion", False),
-        ("A", "B", False),
+        ("A", "B", False), ("King\N{RIGHT SINGLE QUOTATION MARK}s", "King's", True),
+        ("Beyonc\u00e9", "Beyonce\u0301", True), ("Beyonce", "Beyonc\u00e9", False),
     ],
 )  # fmt: skip
 def test_words_are_compared_as_squad_has_it(answer: str, right: str, same: bool) -> None:
@@ -303,6 +304,7 @@ def test_f1_is_of_the_nearest_answer() -> None:
     [
         ("so 5 + 3 = 8\n#### 1,234", "1234"), ("It costs $1,000.50 in all.", "1000.5"), ("-3 degrees", "-3"),
         ("#### 72 or 73", "72"), ("2, 3", "3"), ("none", None), ("about .5", "0.5"), ("in 1999.", "1999"),
+        ("#### -$5", "-5"), ("\N{MINUS SIGN}5", "-5"), ("10-20", "20"), ("so 10 - 20 = -10", "-10"), ("#### 1,5", "1"),
     ],
 )  # fmt: skip
 def test_the_number_of_an_answer(text: str, number: str | None) -> None:
@@ -316,6 +318,12 @@ def test_the_number_of_an_answer(text: str, number: str | None) -> None:
         (r"so \boxed{\frac{1}{2}}", r"\dfrac12", True), (r"\boxed{1{,}000}", r"1{,}000", True),
         (r"$\boxed{x = 5}$.", "5", True), (r"\boxed{10\text{ cm}}", "10", True), (r"\boxed{a}; \boxed{b}", "b", True),
         (r"\boxed{90^\circ}", "90", True), (r"\boxed{\text{even}}", "even", True), (r"\boxed{3}", "4", False),
+        (r"\boxed{1{,}000}", "1000", True), (r"\boxed{0.5}", r"\$0.50", True), (r"\boxed{10.0}", r"10\text{ cm}", True),
+        (r"\boxed{1/2}", r"\frac{1}{2}", True), (r"\boxed{-0.5}", r"-\frac12", True), (r"\boxed{k=5}", "5", True),
+        (r"\boxed{\frac1{72}}", r"\frac{1}{72}", True), (r"\boxed{\frac{1}2}", r"\frac12", True),
+        (r"\boxed{\sqrt3}", r"\sqrt{3}", True), (r"\boxed{1/0}", r"\frac{1}{1}", False),
+        (r"\boxed{12}", "1,2", False), (r"\boxed{1, 2}", "1,2", True), (r"\boxed{1e999999999}", "1", False),
+        (r"\boxed{\begin{pmatrix} 1 \\ 2 \end{pmatrix}}", r"\begin{pmatrix}1\\2\end{pmatrix}", True),
         ("The answer is $0.50$.", "0.5", True), ("nothing", "1", False), (r"\boxed{\{1,2\}}", r"\{1, 2\}", True),
         (r"\boxed{50\%}", "50", True), (r"\boxed 7$", "7", True), (r"\boxed{unclosed", "unclosed", False),
     ],
