@@ -59,7 +59,7 @@ def bench(
     from llamactl.artifacts import jsonl
     from llamactl.artifacts.run import Run
     from llamactl.errors import Fault
-    from llamactl.evals.bench import answering, results
+    from llamactl.evals.bench import answering, programs, results
     from llamactl.evals.bench.known import Given, Likeliest, Passed
     from llamactl.evals.bench.questions import Item
     from llamactl.model import device as devices
@@ -83,6 +83,8 @@ def bench(
     run = Run("eval bench", settings, {"model": [model], **read}, out, aside={"--answers": answers})
     if run.already_made(announce=False):
         return
+    if any(isinstance(one.benchmark.how, Passed) for one in given.values()):
+        programs.tried()
     tokenizer, target = Tokenizer.load(model), devices.chosen(device)
     tokenizer.fitting(config.vocab, model)
     run.effort.use(devices.title(target), devices.gpus(target))

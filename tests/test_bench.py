@@ -2,6 +2,8 @@
 
 import gzip
 import json
+import subprocess
+import sys
 import time
 from collections.abc import Sequence
 from pathlib import Path
@@ -370,6 +372,27 @@ def test_a_program_without_end_is_ended_with_what_it_has_started(tmp_path: Path)
     assert programs.passed(started, PATIENCE)
     time.sleep(3)
     assert not mark.exists()
+
+
+def test_what_has_got_away_ends_no_evaluation() -> None:
+    writing = "os.setsid()\n  for n in range(1000):\n    open(f'{n}', 'w')\n    time.sleep(1e-3)\n  os._exit(0)"
+    assert programs.passed(f"import os, time\nif not os.fork():\n  {writing}\ntime.sleep(0.3)", PATIENCE)
+
+
+def test_a_program_may_wait_for_others_but_not_compute_for_ever() -> None:
+    assert programs.passed("import time; time.sleep(4)", PATIENCE)
+    began = time.monotonic()
+    assert not programs.passed("while True: pass", 2 * PATIENCE)
+    assert time.monotonic() - began < PATIENCE
+
+
+def test_where_no_program_runs_none_is_judged(monkeypatch: pytest.MonkeyPatch) -> None:
+    programs.tried()
+    less = "ulimit -v 3000000; exec \"$0\" -c 'from llamactl.evals.bench import programs; programs.tried()'"
+    subprocess.run(["sh", "-c", less, sys.executable], check=True)  # a bound that is there already is kept to
+    monkeypatch.setattr(sys, "executable", "false")
+    with pytest.raises(Fault, match="none would pass"):
+        programs.tried()
 
 
 def _later(mark: Path) -> str:
