@@ -20,6 +20,7 @@ from llamactl.evals.bench import answering, answers, programs, results
 from llamactl.evals.bench.answering import Outcome, picked
 from llamactl.evals.bench.known import BENCHMARKS, Given, Likeliest, Passed, Written
 from llamactl.evals.bench.likelihood import log_probs
+from llamactl.evals.bench.published import LLAMA_2
 from llamactl.evals.bench.questions import Choice, Ending, Open, Task, asked, ending, endings
 from llamactl.model import trees
 from llamactl.model.llama import Llama
@@ -429,6 +430,13 @@ def test_means_by_part_and_group() -> None:
     assert first.rows[0][-4:] == ("45.3", "54.8", "62.6", "68.9")
     assert first.rows[-1][-4:] == ("48.9", "55.4", "58.7", "63.6")
     assert [table.title for table in parted] == ["mmlu by subject, %"]
+
+
+@pytest.mark.parametrize("group", sorted(results.WHOLE))
+def test_published_rows_of_a_group_have_its_published_mean(group: str) -> None:
+    rows = [LLAMA_2[name] for name, one in BENCHMARKS.items() if one.group == group]
+    for mean, *values in zip(LLAMA_2[group], *rows, strict=True):
+        assert sum(values) / len(values) == pytest.approx(mean, abs=0.051)
 
 
 # -- the command
