@@ -2,10 +2,12 @@
 
 import gzip
 import json
+import os
 import subprocess
 import sys
 import time
 from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -126,6 +128,7 @@ def test_a_file_that_is_otherwise_is_refused_at_its_line(
 @pytest.mark.parametrize(
     ("name", "there", "asked"),
     [
+        ("siqa", "dev train", ["dev"]),
         ("gsm8k", "example_model_solutions test test_socratic train train_socratic", ["test"]),
         ("nq", "NQ-open.dev NQ-open.train NQ-open.efficientqa.test.1.1 NQ-open.efficientqa.dev", ["NQ-open.dev"]),
         ("hellaswag", "hellaswag_test hellaswag_train hellaswag_val", ["hellaswag_val"]),
@@ -191,6 +194,34 @@ def test_winogrande_and_boolq_as_their_authors_have_them(tmp_path: Path) -> None
     two = {"question": "is it so", "passage": "It is.", "answer": True}
     ((question, _),) = Given.of(f"boolq={written(tmp_path / 'b.jsonl', [two])}").items(None, None)
     assert question.solved == "Passage: It is.\nQuestion: is it so?\nAnswer: yes"
+
+
+def test_siqa_and_triviaqa_as_their_authors_have_them(tmp_path: Path) -> None:
+    one = {"context": "Ann fell.", "question": "Why?", "answerA": "ice", "answerB": "sun", "answerC": "luck"}
+    written(tmp_path / "dev.jsonl", [one, one])
+    (tmp_path / "dev-labels.lst").write_text("1\n3\n")
+    given = Given.of(f"siqa={tmp_path / 'dev.jsonl'}")
+    assert [item.question.solved for item in given.items(None, None)] == [
+        "Ann fell.\nQuestion: Why?\nAnswer: ice", "Ann fell.\nQuestion: Why?\nAnswer: luck",
+    ]  # fmt: skip
+    assert given.read == [tmp_path / "dev.jsonl", tmp_path / "dev-labels.lst"]
+    (tmp_path / "dev-labels.lst").write_text("1\n0\n")
+    with pytest.raises(Fault, match="does not hold 1 or 2 or 3 for each of the 2 questions"):
+        given.items(None, None)
+    two = {"Data": [{"Question": "Who?", "QuestionId": "a", "Answer": {"Value": "Ann", "Aliases": ["Anna", "Ann"]}}]}
+    (tmp_path / "unfiltered-web-dev.json").write_text(json.dumps(two))
+    ((question, _),) = Given.of(f"triviaqa={tmp_path}").items(0, None)
+    assert isinstance(question, Open)
+    assert (question.solved, question.answers) == ("Question: Who?\nAnswer: Ann", ("Ann", "Anna"))
+
+
+def test_a_benchmark_may_come_through_a_pipe(command: Run, base_model: Path, tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "pipe")
+    text = "".join(json.dumps(one) + "\n" for one in CHOICES)
+    with ThreadPoolExecutor() as pool:
+        pool.submit((tmp_path / "pipe").write_text, text)
+        done = command("eval", "bench", base_model, f"arc-easy={tmp_path / 'pipe'}")
+    assert scores(done.stdout)["arc-easy", "accuracy"]["n"] == 3, done.stderr
 
 
 # -- likelihoods

@@ -83,15 +83,15 @@ BENCHMARKS: Mapping[str, Benchmark] = {
     "humaneval": Benchmark(CODE, 0, ("HumanEval*.jsonl*", "*.jsonl*"), writing.humaneval, _FUNCTION),
     "mbpp": Benchmark(CODE, 3, ("*.jsonl*",), writing.mbpp, Passed(("[DONE]",), 512), writing.mbpp_examples),
     "piqa": Benchmark(COMMONSENSE, 0, _HELD_OUT, choices.piqa, _PER_CHARACTER, beside=choices.labels),
-    "siqa": Benchmark(COMMONSENSE, 0, _HELD_OUT, choices.siqa, _PER_CHARACTER),
+    "siqa": Benchmark(COMMONSENSE, 0, _HELD_OUT, choices.siqa, _PER_CHARACTER, beside=choices.labels),
     "hellaswag": Benchmark(COMMONSENSE, 0, _HELD_OUT, choices.hellaswag, _PER_CHARACTER),
     "winogrande": Benchmark(COMMONSENSE, 0, _HELD_OUT, choices.winogrande, _LOG_P),
-    "arc-easy": Benchmark(COMMONSENSE, 0, _EASY, choices.arc, _PER_CHARACTER),
-    "arc-challenge": Benchmark(COMMONSENSE, 0, _CHALLENGE, choices.arc, _PER_CHARACTER),
+    "arc-easy": Benchmark(COMMONSENSE, 0, _EASY, choices.ai2, _PER_CHARACTER),
+    "arc-challenge": Benchmark(COMMONSENSE, 0, _CHALLENGE, choices.ai2, _PER_CHARACTER),
     "openbookqa": Benchmark(COMMONSENSE, 0, _TEST, choices.ai2, _LESS_NOTHING),
     "commonsenseqa": Benchmark(COMMONSENSE, 7, _HELD_OUT, choices.ai2, _PER_CHARACTER),
     "nq": Benchmark(WORLD, 5, ("NQ-open.dev.jsonl*", *_HELD_OUT), writing.natural_questions, _LINE),
-    "triviaqa": Benchmark(WORLD, 5, _HELD_OUT, writing.triviaqa, _LINE),
+    "triviaqa": Benchmark(WORLD, 5, ("unfiltered-web-dev.json*", *_HELD_OUT), writing.triviaqa, _LINE),
     "squad": Benchmark(READING, 0, ("*dev*.json*", "*.en.json*", "*.json*"), writing.squad, _SPAN),
     "boolq": Benchmark(READING, 0, _HELD_OUT, choices.boolq, _LESS_NOTHING),
     "gsm8k": Benchmark(MATH, 8, _TEST, writing.gsm8k, _NUMBER),
@@ -147,7 +147,7 @@ class Given(NamedTuple):
             raise Fault(given, f"{name} is no benchmark", f"NAME=PATH, with a NAME of {', '.join(BENCHMARKS)}")
         if not path.exists():
             raise Fault(path, "no such file or directory", "name where it lies; nothing is downloaded")
-        if path.is_file():
+        if not path.is_dir():
             return cls(name, [path])
         patterns = BENCHMARKS[name].files
         found = next((some for pattern in patterns if (some := sorted(path.glob(pattern)))), [])

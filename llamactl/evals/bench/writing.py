@@ -32,8 +32,27 @@ class _Triviaqa(msgspec.Struct):
     aliases: list[str] = []
 
 
+class _Named(msgspec.Struct, rename="pascal"):
+    value: str
+    aliases: list[str]
+
+
+class _Asked(msgspec.Struct, rename="pascal"):
+    question: str
+    answer: _Named
+
+
+class _Data(msgspec.Struct, rename="pascal"):
+    data: list[_Asked]
+
+
 def triviaqa(path: Path) -> Iterator[Open]:
-    """TriviaQA (Joshi et al., 2017), as a context that ends on ``Answer:``, an answer and its aliases."""
+    """TriviaQA (Joshi et al., 2017); in JSON lines as a context that ends on ``Answer:``, an answer and its aliases."""
+    if ".json" in path.suffixes:
+        for place, item in enumerate(whole(path, _Data).data):
+            names = [item.answer.value, *item.answer.aliases]
+            yield _named(f"{path}: item {place}", plain(item.question), list(dict.fromkeys(names)))
+        return
     for where, one in lines(path, _Triviaqa):
         yield _named(where, one.context.strip(), list(dict.fromkeys([one.answer, *one.aliases])))
 
