@@ -307,6 +307,8 @@ def test_which_option_is_chosen_by_which_rule() -> None:
     question = Choice(where="f:1", text="", answer="", options=(" ab", " abcdefgh", " abc"), right=0)
     found = {"log_p": [-3.0, -4.0, -2.9], "nothing": [-9.0, -4.5, -3.0]}
     assert [picked(question, rule, found) for rule in ("log_p", "per_character", "less_nothing")] == [2, 1, 0]
+    spaced = {"log_p": [-1.0, -3.5, -1.7]}  # were their spaces counted, it would be the first
+    assert picked(question, "per_character", spaced) == 1
     assert answering.values(question, Likeliest("less_nothing"), found) == {
         "accuracy": 1.0, "accuracy_log_p": 0.0, "accuracy_per_character": 0.0,
     }  # fmt: skip
