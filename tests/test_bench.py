@@ -78,6 +78,16 @@ def test_the_published_programs_pass_their_tests_and_others_do_not() -> None:
         assert not any(programs.each(wrong))
 
 
+def test_what_prepares_the_tests_of_mbpp_may_name_what_the_program_defines(tmp_path: Path) -> None:
+    one = {
+        "text": "Write a class.", "code": "class Node:\r\n    size = 1", "task_id": 11,
+        "test_setup_code": "root = Node()", "test_list": ["assert root.size == 1"],
+    }  # fmt: skip
+    ((task, _),) = Given.of(f"mbpp={written(tmp_path / 'mbpp.jsonl', [one])}").items(0, None)
+    assert isinstance(task, Task)
+    assert programs.passed(task.before + answers.cut(task.answer, ("[DONE]",)) + task.after, PATIENCE)
+
+
 @real
 def test_prompts_are_the_published_ones() -> None:
     mmlu = Given.of(f"mmlu={EVAL / 'mmlu'}").items(1, None)[0]

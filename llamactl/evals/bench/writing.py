@@ -184,7 +184,5 @@ def _mbpp(path: Path) -> Iterator[tuple[int, Task]]:
         asked, checks = one.text.strip(), "\n".join(tests)
         text = f"You are an expert Python programmer, and here is your task: {asked} "
         text += f"Your code should pass these tests:\n\n{checks}\n[BEGIN]\n"
-        yield (
-            one.task_id,
-            Task(where=where, text=text, answer=f"{code}\n[DONE]", before=f"{setup}\n", after=f"\n{checks}\n"),
-        )
+        after = f"\n{setup}\n{checks}\n"  # what prepares the tests may name what the program defines
+        yield one.task_id, Task(where=where, text=text, answer=f"{code}\n[DONE]", before="", after=after)
