@@ -60,7 +60,7 @@ def bench(
     from llamactl.artifacts.run import Run
     from llamactl.errors import Fault
     from llamactl.evals.bench import answering, programs, results
-    from llamactl.evals.bench.known import Given, Likeliest, Passed
+    from llamactl.evals.bench.known import Given, Passed
     from llamactl.evals.bench.questions import Item
     from llamactl.model import device as devices
     from llamactl.model import generate as sampler
@@ -91,7 +91,6 @@ def bench(
     memory = None if cache_memory is None else int(cache_memory * hardware.GIB)
     drawing = answering.Drawing(k, temperature, top_p, seed, memory)
     asked = {name: one.items(shots, limit) for name, one in given.items()}
-    written = sum(len(asked[name]) for name, one in given.items() if not isinstance(one.benchmark.how, Likeliest))
     devices.keep_freed_memory()
 
     outcomes: dict[str, list[answering.Outcome]] = {}
@@ -100,11 +99,8 @@ def bench(
         ui.Working("eval bench", sum(map(len, asked.values())), "questions") as bar,
         job.metered(run),
     ):
-        dtype = devices.PRECISIONS[precision or stored]
-        if written:
-            network = sampler.load(model, target, dtype, written, job.part)
-        else:
-            network = Llama.load(model, target, dtype, part=job.part)
+        # as for samples, also where none is drawn: what a benchmark gives does not depend on others beside it
+        network = sampler.load(model, target, devices.PRECISIONS[precision or stored], part=job.part)
 
         def answered(name: str, some: Sequence[Item]) -> Iterator[tuple[int, answering.Found]]:
             """What comes of those questions of a benchmark that this process works on."""

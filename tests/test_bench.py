@@ -550,6 +550,17 @@ def test_scores_of_all_kinds(tmp_path: Path, command: Run, base_model: Path, mod
     assert "from other inputs" in one_line(command("eval", "bench", base_model, *given, *flags))
 
 
+def test_what_a_benchmark_gives_does_not_depend_on_others(tmp_path: Path, command: Run, base_model: Path) -> None:
+    easy, _, nq, _ = files(tmp_path)
+    found = []
+    for given in ([easy], [easy, nq]):
+        shown = tmp_path / f"{len(given)}.jsonl"
+        done = command("eval", "bench", base_model, *given, "--precision", "bf16", "--answers", shown)
+        assert done.status == 0, done.stderr
+        found.append([json.loads(line)["log_p"] for line in shown.read_text().splitlines()[:3]])
+    assert found[0] == found[1]
+
+
 def test_what_has_no_room_is_counted_and_said(tmp_path: Path, command: Run, base_model: Path) -> None:
     long = {**CHOICES[0], "query": "Question: " + "which " * 200}
     file = written(tmp_path / "four.jsonl", [*CHOICES, long])
