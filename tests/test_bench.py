@@ -162,6 +162,8 @@ def test_of_a_folder_as_it_is_published_what_the_paper_asks_is_asked(
     for file in there.split():
         (tmp_path / f"{file}.jsonl").touch()
     assert [file.name.removesuffix(".jsonl") for file in Given.of(f"{name}={tmp_path}").files] == asked
+    if name == "agieval":
+        assert Given.of(f"agieval={tmp_path / 'v1'}").files == Given.of(f"agieval={tmp_path}").files
 
 
 def test_examples_are_of_the_train_file_of_the_same_set(tmp_path: Path) -> None:

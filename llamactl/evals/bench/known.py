@@ -66,7 +66,7 @@ class Benchmark(NamedTuple):
 _HELD_OUT = ("*val*.jsonl*", "*dev*.jsonl*", "*.jsonl*")  # whose tests are published without answers
 _TEST = ("test.jsonl*", "*test*.jsonl*", *_HELD_OUT)
 _EASY, _CHALLENGE = ((f"*{of}*[Tt]est*.jsonl*", f"*{of}*.jsonl*") for of in ("[Ee]asy", "[Cc]hallenge"))
-_ENGLISH = "v1/[als]*[!z]?.jsonl"  # those with options: not gaokao-, jec-qa-, -zh and math
+_ENGLISH = "[als]*[!z]?.jsonl"  # those with options: not gaokao-, jec-qa-, -zh and math
 _LOG_P, _PER_CHARACTER, _LESS_NOTHING = Likeliest("log_p"), Likeliest("per_character"), Likeliest("less_nothing")
 _WORDS = {"exact_match": answers.exact}
 _LINE = Written(answers.first_line, _WORDS, ("\n",), 32)
@@ -119,7 +119,7 @@ BENCHMARKS: Mapping[str, Benchmark] = {
     "agieval": Benchmark(
         ALONE,
         5,
-        (f"data/{_ENGLISH}", _ENGLISH),
+        (f"data/v1/{_ENGLISH}", f"v1/{_ENGLISH}", _ENGLISH),
         examinations.agieval,
         _LOG_P,
         examinations.agieval_examples,
