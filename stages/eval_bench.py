@@ -63,8 +63,8 @@ def bench(
     from llamactl.artifacts import journal, jsonl
     from llamactl.artifacts.run import Run
     from llamactl.errors import Fault
-    from llamactl.evals.bench import answering, results
-    from llamactl.evals.bench.known import Given, Likeliest, Passed
+    from llamactl.evals.bench import answering, programs, results
+    from llamactl.evals.bench.known import Given, Passed
     from llamactl.evals.bench.questions import Item
     from llamactl.model import device as devices
     from llamactl.model import generate as sampler
@@ -87,13 +87,14 @@ def bench(
     run = Run("eval bench", settings, {"model": [model], **read}, out, aside={"--answers": answers})
     if run.already_made(announce=False):
         return
+    if any(isinstance(one.benchmark.how, Passed) for one in given.values()):
+        programs.tried()
     tokenizer, target = Tokenizer.load(model), devices.chosen(device)
     tokenizer.fitting(config.vocab, model)
     run.effort.use(devices.title(target), devices.gpus(target))
     memory = None if cache_memory is None else int(cache_memory * hardware.GIB)
     drawing = answering.Drawing(k, temperature, top_p, seed, memory)
     asked = [(name, item) for name, one in given.items() for item in one.items(shots, limit)]
-    written = sum(not isinstance(given[name].benchmark.how, Likeliest) for name, _ in asked)
     devices.keep_freed_memory()
 
     def answered(some: Sequence[tuple[str, Item]]) -> Iterator[tuple[int, answering.Found]]:
@@ -105,11 +106,8 @@ def bench(
                 yield places[number], value
 
     with parallel.joined(target, tensor_parallel, stops=False) as job, journal.kept(run) as through, job.metered(run):
-        dtype = devices.PRECISIONS[precision or stored]
-        if written:
-            network = sampler.load(model, target, dtype, written, job.part)
-        else:
-            network = Llama.load(model, target, dtype, part=job.part)
+        # as for samples, also where none is drawn: what a benchmark gives does not depend on others beside it
+        network = sampler.load(model, target, devices.PRECISIONS[precision or stored], part=job.part)
         with ui.Working("eval bench", len(asked), "questions", len(through)) as bar:
             for number, value in job.rest(through, asked, answered):
                 through.add(number, [], {"found": value})

@@ -2,8 +2,12 @@
 
 import gzip
 import json
+import os
+import subprocess
+import sys
 import time
 from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -19,6 +23,7 @@ from llamactl.evals.bench import answering, answers, programs, results
 from llamactl.evals.bench.answering import Outcome, picked
 from llamactl.evals.bench.known import BENCHMARKS, Given, Likeliest, Passed, Written
 from llamactl.evals.bench.likelihood import log_probs
+from llamactl.evals.bench.published import LLAMA_2
 from llamactl.evals.bench.questions import Choice, Ending, Item, Open, Task, asked, ending, endings
 from llamactl.model import trees
 from llamactl.model.llama import Llama
@@ -72,6 +77,16 @@ def test_the_published_programs_pass_their_tests_and_others_do_not() -> None:
         wrong = [one.before + "    return None\n" + one.after for one in tasks]
         assert list(programs.each(right, PATIENCE)) == [True] * len(tasks)
         assert not any(programs.each(wrong))
+
+
+def test_what_prepares_the_tests_of_mbpp_may_name_what_the_program_defines(tmp_path: Path) -> None:
+    one = {
+        "text": "Write a class.", "code": "class Node:\r\n    size = 1", "task_id": 11,
+        "test_setup_code": "root = Node()", "test_list": ["assert root.size == 1"],
+    }  # fmt: skip
+    ((task, _),) = Given.of(f"mbpp={written(tmp_path / 'mbpp.jsonl', [one])}").items(0, None)
+    assert isinstance(task, Task)
+    assert programs.passed(task.before + answers.cut(task.answer, ("[DONE]",)) + task.after, PATIENCE)
 
 
 @real
@@ -128,6 +143,66 @@ def test_all_files_are_known_by_which_questions_are_made() -> None:
     assert count == {name: both.get(name, 1) for name in REAL}
 
 
+@pytest.mark.parametrize(
+    ("name", "there", "asked"),
+    [
+        ("siqa", "dev train", ["dev"]),
+        ("gsm8k", "example_model_solutions test test_socratic train train_socratic", ["test"]),
+        ("nq", "NQ-open.dev NQ-open.train NQ-open.efficientqa.test.1.1 NQ-open.efficientqa.dev", ["NQ-open.dev"]),
+        ("hellaswag", "hellaswag_test hellaswag_train hellaswag_val", ["hellaswag_val"]),
+        ("piqa", "tests train valid", ["valid"]),
+        ("winogrande", "dev test train_l train_xs", ["dev"]),
+        ("commonsenseqa", "dev_rand_split test_rand_split_no_answers train_rand_split", ["dev_rand_split"]),
+        ("openbookqa", "dev test train", ["test"]),
+        ("arc-easy", "ARC-Easy-Dev ARC-Easy-Test ARC-Easy-Train", ["ARC-Easy-Test"]),
+        ("humaneval", "HumanEval example_problem example_samples", ["HumanEval"]),
+        (
+            "agieval", "v1/aqua-rat v1/gaokao-biology v1/jec-qa-ca v1/logiqa-en v1/logiqa-zh v1/lsat-rc v1/math"
+            " v1/sat-en v1/sat-en-without-passage v1/sat-math",
+            ["aqua-rat", "logiqa-en", "lsat-rc", "sat-en-without-passage", "sat-en", "sat-math"],
+        ),
+    ],
+)  # fmt: skip
+def test_of_a_folder_as_it_is_published_what_the_paper_asks_is_asked(
+    tmp_path: Path, name: str, there: str, asked: list[str]
+) -> None:
+    (tmp_path / "v1").mkdir()
+    for file in there.split():
+        (tmp_path / f"{file}.jsonl").touch()
+    assert [file.name.removesuffix(".jsonl") for file in Given.of(f"{name}={tmp_path}").files] == asked
+    if name == "agieval":
+        assert Given.of(f"agieval={tmp_path / 'v1'}").files == Given.of(f"agieval={tmp_path}").files
+
+
+def test_examples_are_of_the_train_file_of_the_same_set(tmp_path: Path) -> None:
+    for of in ("Challenge", "Easy"):
+        for split in ("Test", "Train"):
+            written(tmp_path / f"ARC-{of}-{split}.jsonl", [{**one, "query": f"{of} {split}"} for one in CHOICES])
+    ((question, (example,)), *_) = Given.of(f"arc-easy={tmp_path}").items(1, None)
+    assert (question.text.split("\n")[0], example.split("\n")[0]) == ("Easy Test", "Easy Train")
+    # examples of a train file are its own first questions, not the same questions in other words beside it
+    written(tmp_path / "ARC-Easy-Train_again.jsonl", CHOICES)
+    assert len(Given.of(f"arc-easy={tmp_path / 'ARC-Easy-Train.jsonl'}").items(1, None)) == len(CHOICES) - 1
+
+
+@pytest.mark.parametrize("letter", ["", "BC"])
+def test_a_letter_that_is_none_is_refused(tmp_path: Path, letter: str) -> None:
+    (tmp_path / "law_test.csv").write_text(f"why,one,two,three,four,{letter}\n")
+    one = {"question": "why", "options": ["(A)one", "(B)two", "(C)three"], "label": letter}
+    for given in (f"mmlu={tmp_path / 'law_test.csv'}", f"agieval={written(tmp_path / 'law.jsonl', [one])}"):
+        with pytest.raises(Fault, match=r":1(:| is no question)"):
+            Given.of(given).items(0, None)
+
+
+def test_labels_that_are_no_text_are_a_fault_and_a_byte_order_mark_is_none(tmp_path: Path) -> None:
+    written(tmp_path / "valid.jsonl", [{"goal": "g", "sol1": "a", "sol2": "b"}])
+    (tmp_path / "valid-labels.lst").write_bytes(b"\xff\n")
+    with pytest.raises(Fault, match=r"valid-labels.lst: byte 0 is not UTF-8"):
+        Given.of(f"piqa={tmp_path / 'valid.jsonl'}").items(None, None)
+    (tmp_path / "svamp.json").write_text('\ufeff[{"Body": "One apple", "Question": "How many?", "Answer": 1}]')
+    assert len(Given.of(f"{tmp_path / 'svamp.json'}").items(0, None)) == 1
+
+
 def test_winogrande_and_boolq_as_their_authors_have_them(tmp_path: Path) -> None:
     one = {"sentence": "The cup broke the plate because _ was hard.", "option1": "it", "option2": "she", "answer": "2"}
     ((question, _),) = Given.of(f"winogrande={written(tmp_path / 'w.jsonl', [one])}").items(None, None)
@@ -139,6 +214,34 @@ def test_winogrande_and_boolq_as_their_authors_have_them(tmp_path: Path) -> None
     two = {"question": "is it so", "passage": "It is.", "answer": True}
     ((question, _),) = Given.of(f"boolq={written(tmp_path / 'b.jsonl', [two])}").items(None, None)
     assert question.solved == "Passage: It is.\nQuestion: is it so?\nAnswer: yes"
+
+
+def test_siqa_and_triviaqa_as_their_authors_have_them(tmp_path: Path) -> None:
+    one = {"context": "Ann fell.", "question": "Why?", "answerA": "ice", "answerB": "sun", "answerC": "luck"}
+    written(tmp_path / "dev.jsonl", [one, one])
+    (tmp_path / "dev-labels.lst").write_text("1\n3\n")
+    given = Given.of(f"siqa={tmp_path / 'dev.jsonl'}")
+    assert [item.question.solved for item in given.items(None, None)] == [
+        "Ann fell.\nQuestion: Why?\nAnswer: ice", "Ann fell.\nQuestion: Why?\nAnswer: luck",
+    ]  # fmt: skip
+    assert given.read == [tmp_path / "dev.jsonl", tmp_path / "dev-labels.lst"]
+    (tmp_path / "dev-labels.lst").write_text("1\n0\n")
+    with pytest.raises(Fault, match="does not hold 1 or 2 or 3 for each of the 2 questions"):
+        given.items(None, None)
+    two = {"Data": [{"Question": "Who?", "QuestionId": "a", "Answer": {"Value": "Ann", "Aliases": ["Anna", "Ann"]}}]}
+    (tmp_path / "unfiltered-web-dev.json").write_text(json.dumps(two))
+    ((question, _),) = Given.of(f"triviaqa={tmp_path}").items(0, None)
+    assert isinstance(question, Open)
+    assert (question.solved, question.answers) == ("Question: Who?\nAnswer: Ann", ("Ann", "Anna"))
+
+
+def test_a_benchmark_may_come_through_a_pipe(command: Run, base_model: Path, tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "pipe")
+    text = "".join(json.dumps(one) + "\n" for one in CHOICES)
+    with ThreadPoolExecutor() as pool:
+        pool.submit((tmp_path / "pipe").write_text, text)
+        done = command("eval", "bench", base_model, f"arc-easy={tmp_path / 'pipe'}")
+    assert scores(done.stdout)["arc-easy", "accuracy"]["n"] == 3, done.stderr
 
 
 # -- likelihoods
@@ -224,6 +327,8 @@ def test_which_option_is_chosen_by_which_rule() -> None:
     question = Choice(where="f:1", text="", answer="", options=(" ab", " abcdefgh", " abc"), right=0)
     found = {"log_p": [-3.0, -4.0, -2.9], "nothing": [-9.0, -4.5, -3.0]}
     assert [picked(question, rule, found) for rule in ("log_p", "per_character", "less_nothing")] == [2, 1, 0]
+    spaced = {"log_p": [-1.0, -3.5, -1.7]}  # were their spaces counted, it would be the first
+    assert picked(question, "per_character", spaced) == 1
     assert answering.values(question, Likeliest("less_nothing"), found) == {
         "accuracy": 1.0, "accuracy_log_p": 0.0, "accuracy_per_character": 0.0,
     }  # fmt: skip
@@ -236,7 +341,8 @@ def test_which_option_is_chosen_by_which_rule() -> None:
     ("answer", "right", "same"),
     [
         ("The Onion!", "onion", True), ("an  onion", "Onion", True), ("onions", "onion", False), ("", "onion", False),
-        ("A", "B", False),
+        ("A", "B", False), ("King\N{RIGHT SINGLE QUOTATION MARK}s", "King's", True),
+        ("Beyonc\u00e9", "Beyonce\u0301", True), ("Beyonce", "Beyonc\u00e9", False),
     ],
 )  # fmt: skip
 def test_words_are_compared_as_squad_has_it(answer: str, right: str, same: bool) -> None:
@@ -254,6 +360,7 @@ def test_f1_is_of_the_nearest_answer() -> None:
     [
         ("so 5 + 3 = 8\n#### 1,234", "1234"), ("It costs $1,000.50 in all.", "1000.5"), ("-3 degrees", "-3"),
         ("#### 72 or 73", "72"), ("2, 3", "3"), ("none", None), ("about .5", "0.5"), ("in 1999.", "1999"),
+        ("#### -$5", "-5"), ("\N{MINUS SIGN}5", "-5"), ("10-20", "20"), ("so 10 - 20 = -10", "-10"), ("#### 1,5", "1"),
     ],
 )  # fmt: skip
 def test_the_number_of_an_answer(text: str, number: str | None) -> None:
@@ -267,6 +374,12 @@ def test_the_number_of_an_answer(text: str, number: str | None) -> None:
         (r"so \boxed{\frac{1}{2}}", r"\dfrac12", True), (r"\boxed{1{,}000}", r"1{,}000", True),
         (r"$\boxed{x = 5}$.", "5", True), (r"\boxed{10\text{ cm}}", "10", True), (r"\boxed{a}; \boxed{b}", "b", True),
         (r"\boxed{90^\circ}", "90", True), (r"\boxed{\text{even}}", "even", True), (r"\boxed{3}", "4", False),
+        (r"\boxed{1{,}000}", "1000", True), (r"\boxed{0.5}", r"\$0.50", True), (r"\boxed{10.0}", r"10\text{ cm}", True),
+        (r"\boxed{1/2}", r"\frac{1}{2}", True), (r"\boxed{-0.5}", r"-\frac12", True), (r"\boxed{k=5}", "5", True),
+        (r"\boxed{\frac1{72}}", r"\frac{1}{72}", True), (r"\boxed{\frac{1}2}", r"\frac12", True),
+        (r"\boxed{\sqrt3}", r"\sqrt{3}", True), (r"\boxed{1/0}", r"\frac{1}{1}", False),
+        (r"\boxed{12}", "1,2", False), (r"\boxed{1, 2}", "1,2", True), (r"\boxed{1e999999999}", "1", False),
+        (r"\boxed{\begin{pmatrix} 1 \\ 2 \end{pmatrix}}", r"\begin{pmatrix}1\\2\end{pmatrix}", True),
         ("The answer is $0.50$.", "0.5", True), ("nothing", "1", False), (r"\boxed{\{1,2\}}", r"\{1, 2\}", True),
         (r"\boxed{50\%}", "50", True), (r"\boxed 7$", "7", True), (r"\boxed{unclosed", "unclosed", False),
     ],
@@ -315,6 +428,27 @@ def test_a_program_without_end_is_ended_with_what_it_has_started(tmp_path: Path)
     assert not mark.exists()
 
 
+def test_what_has_got_away_ends_no_evaluation() -> None:
+    writing = "os.setsid()\n  for n in range(1000):\n    open(f'{n}', 'w')\n    time.sleep(1e-3)\n  os._exit(0)"
+    assert programs.passed(f"import os, time\nif not os.fork():\n  {writing}\ntime.sleep(0.3)", PATIENCE)
+
+
+def test_a_program_may_wait_for_others_but_not_compute_for_ever() -> None:
+    assert programs.passed("import time; time.sleep(4)", PATIENCE)
+    began = time.monotonic()
+    assert not programs.passed("while True: pass", 2 * PATIENCE)
+    assert time.monotonic() - began < PATIENCE
+
+
+def test_where_no_program_runs_none_is_judged(monkeypatch: pytest.MonkeyPatch) -> None:
+    programs.tried()
+    less = "ulimit -v 3000000; exec \"$0\" -c 'from llamactl.evals.bench import programs; programs.tried()'"
+    subprocess.run(["sh", "-c", less, sys.executable], check=True)  # a bound that is there already is kept to
+    monkeypatch.setattr(sys, "executable", "false")
+    with pytest.raises(Fault, match="none would pass"):
+        programs.tried()
+
+
 def _later(mark: Path) -> str:
     return f"import time; time.sleep(2.5); open({str(mark)!r}, 'w')"
 
@@ -349,6 +483,13 @@ def test_means_by_part_and_group() -> None:
     assert first.rows[0][-4:] == ("45.3", "54.8", "62.6", "68.9")
     assert first.rows[-1][-4:] == ("48.9", "55.4", "58.7", "63.6")
     assert [table.title for table in parted] == ["mmlu by subject, %"]
+
+
+@pytest.mark.parametrize("group", sorted(results.WHOLE))
+def test_published_rows_of_a_group_have_its_published_mean(group: str) -> None:
+    rows = [LLAMA_2[name] for name, one in BENCHMARKS.items() if one.group == group]
+    for mean, *values in zip(LLAMA_2[group], *rows, strict=True):
+        assert sum(values) / len(values) == pytest.approx(mean, abs=0.051)
 
 
 # -- the command
@@ -422,6 +563,20 @@ def test_scores_of_all_kinds(tmp_path: Path, command: Run, base_model: Path, mod
     # again, and otherwise
     assert "already made" in command("eval", "bench", base_model, *given, *flags).stderr
     assert "with shots None, not 1" in one_line(command("eval", "bench", base_model, *given, *flags, "--shots", 1))
+    with (tmp_path / "mmlu" / "dev" / "law_dev.csv").open("a") as examples:
+        examples.write("why,one,two,three,four,A\n")
+    assert "from other inputs" in one_line(command("eval", "bench", base_model, *given, *flags))
+
+
+def test_what_a_benchmark_gives_does_not_depend_on_others(tmp_path: Path, command: Run, base_model: Path) -> None:
+    easy, _, nq, _ = files(tmp_path)
+    found = []
+    for given in ([easy], [easy, nq]):
+        shown = tmp_path / f"{len(given)}.jsonl"
+        done = command("eval", "bench", base_model, *given, "--precision", "bf16", "--answers", shown)
+        assert done.status == 0, done.stderr
+        found.append([json.loads(line)["log_p"] for line in shown.read_text().splitlines()[:3]])
+    assert found[0] == found[1]
 
 
 def test_what_was_interrupted_goes_on_with_the_questions_that_are_left(
@@ -472,7 +627,7 @@ def test_what_has_no_room_is_counted_and_said(tmp_path: Path, command: Run, base
 def test_a_limit_is_spread_over_all(tmp_path: Path) -> None:
     mmlu = Given.of(files(tmp_path)[1])
     assert [item.question.part for item in mmlu.items(0, 4)] == ["art", "art", "law", "law"]
-    assert [len(mmlu.items(0, limit)) for limit in (1, 5, 7, 11, 100)] == [1, 5, 7, 11, 12]
+    assert [len(mmlu.items(0, limit)) for limit in (1, 5, 7, 11, 12, 100)] == [1, 5, 7, 11, 12, 12]
     assert [len(item.examples) for item in mmlu.items(2, None)] == [2] * 12
 
 

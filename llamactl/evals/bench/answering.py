@@ -162,10 +162,10 @@ def values(question: Question, how: Likeliest | Written | Passed, found: dict[st
 
 
 def picked(question: Choice, rule: Rule, found: dict[str, Any]) -> int:
-    """The option that is likeliest by a rule; the first of several."""
+    """The option that is likeliest by a rule; the first of several. Its space is no character."""
     log_p = found["log_p"]
     if rule == "per_character":
-        log_p = [value / len(option) for value, option in zip(log_p, question.options, strict=True)]
+        log_p = [value / max(1, len(option.strip())) for value, option in zip(log_p, question.options, strict=True)]
     elif rule == "less_nothing":
         log_p = [value - less for value, less in zip(log_p, found["nothing"], strict=True)]
     return max(range(len(log_p)), key=log_p.__getitem__)

@@ -6,20 +6,24 @@ et al., 2016), the last number for GSM8K (Cobbe et al., 2021), the boxed express
 
 import re
 import string
+import unicodedata
 from collections import Counter
 from collections.abc import Callable, Sequence
-from decimal import Decimal, InvalidOperation
+from fractions import Fraction
 
 Measure = Callable[[str, Sequence[str]], float]  # of an answer and those that are right: 0 to 1
 
-_NUMBER = re.compile(r"-?(?:\d{1,3}(?:,\d{3})+|\d+)(?:\.\d+)?|-?\.\d+")
+# a minus behind a digit or a letter is none of the number's: 10-20
+_NUMBER = re.compile(r"(?:(?<!\w)-)?(?:(?:\d{1,3}(?:,\d{3})+(?!\d)|\d+)(?:\.\d+)?|\.\d+)(?:e[-+]?\d{1,3}(?!\w))?", re.I)
 _ARTICLE = re.compile(r"\b(a|an|the)\b")
-_SIGNS = str.maketrans("", "", string.punctuation)
+_SIGNS = str.maketrans("", "", string.punctuation + "‘’´“”")
 _THEREFORE = re.compile(r"answer is:?\s*(.*?)\.?\s*(?:\n|$)", re.IGNORECASE)
 _WORDED = re.compile(r"\\(?:text|mathrm|mbox|textbf)\s*\{([^{}]*)\}")
-_SPACES = re.compile(r"\\[!,;:\s]|\\q?quad\b|~|\s+")
+_SPACES = re.compile(r"(?<!\\)\\[!,;:\s]|\\q?quad\b|~|\s+")
 _SIZES = re.compile(r"\\(?:left|right|displaystyle|limits)\b")
-_BARE = re.compile(r"\\frac(\d)(\d)")
+_BARE = re.compile(r"(\\(?:frac|sqrt)|\\frac\{[^{}]*\})(\w)")
+_RATIO = re.compile(r"(-?)\\frac\{(\d+)\}\{(\d+)\}")
+_NAMED = re.compile(r"^[A-Za-z]\w?=(?!.*=)")
 
 
 def cut(text: str, stops: Sequence[str]) -> str:
@@ -33,8 +37,8 @@ def first_line(text: str) -> str:
 
 
 def words(text: str) -> str:
-    """Lower case, without punctuation and articles, one space between words."""
-    return " ".join(_ARTICLE.sub(" ", text.lower().translate(_SIGNS)).split())
+    """Lower case, without punctuation and articles, one space between words; an accent is one however it is coded."""
+    return " ".join(_ARTICLE.sub(" ", unicodedata.normalize("NFD", text).lower().translate(_SIGNS)).split())
 
 
 def exact(answer: str, right: Sequence[str]) -> float:
@@ -54,6 +58,7 @@ def _f1(answer: Sequence[str], right: Sequence[str]) -> float:
 
 def number(text: str) -> str:
     """The number behind ``####``, or the last one there is."""
+    text = text.replace("$", "").replace("\N{MINUS SIGN}", "-")
     _, mark, marked = text.rpartition("####")
     found = _NUMBER.findall(marked if mark else text)
     return str(found[0 if mark else -1]) if found else ""
@@ -64,11 +69,11 @@ def equal(answer: str, right: Sequence[str]) -> float:
     return float(any(_value(answer) is not None and _value(answer) == _value(one) for one in right))
 
 
-def _value(text: str) -> Decimal | None:
-    try:
-        return Decimal(text.replace(",", ""))
-    except InvalidOperation:
+def _value(text: str) -> Fraction | None:
+    above, mark, below = text.partition("/")
+    if not _NUMBER.fullmatch(above) or (mark and not (below.isdecimal() and int(below))):
         return None
+    return Fraction(above.replace(",", "")) / int(below or 1)
 
 
 def boxed(text: str) -> str:
@@ -94,18 +99,21 @@ def _braced(text: str) -> str:
 
 def same_formula(answer: str, right: Sequence[str]) -> float:
     """Whether it is one of ``right``, whatever LaTeX makes of it on paper: as text, or as the same number."""
-    return float(any(_formula(answer) == _formula(one) for one in right) or equal(_formula(answer), right))
+    formulas = [_formula(one) for one in right]
+    return float(_formula(answer) in formulas or equal(_formula(answer), formulas))
 
 
 def _formula(text: str) -> str:
-    r"""Without spaces, sizes, units in words, signs of money, per cent and degree; ``\frac12`` as ``\frac{1}{2}``."""
+    r"""Without spaces, sizes, units in words, signs of money, per cent and degree; ``\frac12`` as ``1/2``."""
     text = _SIZES.sub("", text.replace("\\dfrac", "\\frac").replace("\\tfrac", "\\frac"))
-    text = text.replace("\\$", "").replace("$", "").replace("\\%", "").replace("%", "")
-    text = text.replace("^{\\circ}", "").replace("^\\circ", "")
+    text = text.replace("\\$", "").replace("$", "").replace("\\%", "").replace("%", "").replace("{,}", ",")
     worded = _WORDED.sub(lambda found: found[1], text)
     unworded = _WORDED.sub("", text) if _NUMBER.search(_WORDED.sub("", text)) else worded
-    text = _BARE.sub(r"\\frac{\1}{\2}", _SPACES.sub("", unworded))
-    return text.rstrip(".").removeprefix("x=").removeprefix("y=")
+    text = _SPACES.sub("", unworded).replace("^{\\circ}", "").replace("^\\circ", "").rstrip(".")
+    # first what is above the line, then what is below
+    text = _BARE.sub(r"\1{\2}", _BARE.sub(r"\1{\2}", _NAMED.sub("", text)))
+    whole = _RATIO.fullmatch(text)
+    return "{}{}/{}".format(*whole.groups()) if whole else text
 
 
 def concluded(text: str) -> str:

@@ -11,7 +11,7 @@ from typing import Any
 import msgspec
 
 from llamactl.errors import Fault
-from llamactl.evals.bench.files import REMEDY, lines
+from llamactl.evals.bench.files import REMEDY, T, checked, content, lines
 from llamactl.evals.bench.questions import Choice, plain
 
 
@@ -33,39 +33,57 @@ class _Piqa(msgspec.Struct):
     sol2: str
 
 
-def piqa_labels(path: Path) -> Path:
-    """Where they are."""
+def labels(path: Path) -> Path:
+    """The file of a file's labels: ``valid-labels.lst`` of ``valid.jsonl``."""
     return path.with_name(f"{path.name.partition('.')[0]}-labels.lst")
 
 
+def _labelled(path: Path, kind: type[T], known: Sequence[str]) -> Iterator[tuple[str, T, int]]:
+    """Objects of JSON lines, where each stands, and the place of its label among those that are ``known``."""
+    items, right = list(lines(path, kind)), content(labels(path)).split()
+    if len(right) != len(items) or not set(right) <= set(known):
+        problem = f"does not hold {' or '.join(known)} for each of the {len(items):,} questions of {path.name}"
+        raise Fault(labels(path), problem, REMEDY)
+    for (where, one), label in zip(items, right, strict=True):
+        yield where, one, known.index(label)
+
+
 def piqa(path: Path) -> Iterator[Choice]:
-    """PIQA (Bisk et al., 2020); its labels are in a file beside, ``valid-labels.lst`` of ``valid.jsonl``."""
-    beside = piqa_labels(path)
-    try:
-        labels = beside.read_text().split()
-    except FileNotFoundError:
-        raise Fault(beside, "no such file: it holds the labels", REMEDY) from None
-    items = list(lines(path, _Piqa))
-    if len(labels) != len(items) or not set(labels) <= {"0", "1"}:
-        raise Fault(beside, f"does not hold a 0 or 1 for each of the {len(items):,} questions of {path.name}", REMEDY)
-    for (where, one), label in zip(items, labels, strict=True):
-        yield choice(where, plain(one.goal), (one.sol1, one.sol2), int(label))
+    """PIQA (Bisk et al., 2020); its labels are in a file beside."""
+    for where, one, right in _labelled(path, _Piqa, ("0", "1")):
+        yield choice(where, plain(one.goal), (one.sol1, one.sol2), right)
 
 
 class _Siqa(msgspec.Struct):
     context: str
     question: str
+
+    @property
+    def text(self) -> str:
+        return f"{self.context.strip()}\n{plain(self.question)}"
+
+
+class _SiqaLabelled(_Siqa):
+    answerA: str  # noqa: N815
+    answerB: str  # noqa: N815
+    answerC: str  # noqa: N815
+
+
+class _SiqaListed(_Siqa):
     options: list[str]
     answer: str
 
 
 def siqa(path: Path) -> Iterator[Choice]:
-    """SIQA (Sap et al., 2019), with its options in a list."""
-    for where, one in lines(path, _Siqa):
-        if one.answer not in one.options:
+    """SIQA (Sap et al., 2019), with its labels in a file beside, or with its options in a list."""
+    if labels(path).exists():
+        for where, one, right in _labelled(path, _SiqaLabelled, ("1", "2", "3")):
+            yield choice(where, one.text, (one.answerA, one.answerB, one.answerC), right)
+        return
+    for where, item in lines(path, _SiqaListed):
+        if item.answer not in item.options:
             raise Fault(f"{where}: answer", "is none of the options", REMEDY)
-        text = f"{one.context.strip()}\n{plain(one.question)}"
-        yield choice(where, text, one.options, one.options.index(one.answer))
+        yield choice(where, item.text, item.options, item.options.index(item.answer))
 
 
 class _Hellaswag(msgspec.Struct):
@@ -129,11 +147,11 @@ class _Gold(msgspec.Struct):
     gold: int
 
 
-def queries(path: Path) -> Iterator[Choice]:
-    """ARC (Clark et al., 2018) and BoolQ (Clark et al., 2019), as a query, choices and the right one's place."""
-    for where, one in lines(path, _Gold):
-        right = _one_of(one.choices, one.gold, where, "gold")
-        yield choice(where, f"{one.query.strip()}\nAnswer:", one.choices, right)
+def _queried(raw: Any, where: str) -> Choice:
+    """As a query, choices and the right one's place."""
+    one = checked(raw, _Gold, where)
+    right = _one_of(one.choices, one.gold, where, "gold")
+    return choice(where, f"{one.query.strip()}\nAnswer:", one.choices, right)
 
 
 class _Labelled(msgspec.Struct):
@@ -152,19 +170,17 @@ class _Ai2(msgspec.Struct):
 
 
 def ai2(path: Path) -> Iterator[Choice]:
-    """OpenBookQA, ARC and CommonsenseQA as AI2 publishes them."""
-    for where, one in lines(path, _Ai2):
-        labels = [choice.label for choice in one.question.choices]
-        if one.answerKey not in labels:
+    """OpenBookQA, ARC (Clark et al., 2018) and CommonsenseQA as AI2 publishes them, or as queries with choices."""
+    for where, raw in lines(path, dict):
+        if "query" in raw:
+            yield _queried(raw, where)
+            continue
+        one = checked(raw, _Ai2, where)
+        letters = [choice.label for choice in one.question.choices]
+        if one.answerKey not in letters:
             raise Fault(f"{where}: answerKey", f"{one.answerKey} is no label of a choice", REMEDY)
         texts = [choice.text for choice in one.question.choices]
-        yield choice(where, plain(one.question.stem), texts, labels.index(one.answerKey))
-
-
-def arc(path: Path) -> Iterator[Choice]:
-    """ARC in either form."""
-    _, raw = next(lines(path, dict))
-    yield from queries(path) if "query" in raw else ai2(path)
+        yield choice(where, plain(one.question.stem), texts, letters.index(one.answerKey))
 
 
 class _Boolq(msgspec.Struct):
@@ -174,11 +190,11 @@ class _Boolq(msgspec.Struct):
 
 
 def boolq(path: Path) -> Iterator[Choice]:
-    """BoolQ as its authors publish it, or as queries with choices."""
-    _, raw = next(lines(path, dict))
-    if "query" in raw:
-        yield from queries(path)
-        return
-    for where, one in lines(path, _Boolq):
+    """BoolQ (Clark et al., 2019) as its authors publish it, or as queries with choices."""
+    for where, raw in lines(path, dict):
+        if "query" in raw:
+            yield _queried(raw, where)
+            continue
+        one = checked(raw, _Boolq, where)
         text = f"Passage: {one.passage.strip()}\n{plain(one.question.strip().removesuffix('?') + '?')}"
         yield choice(where, text, ("no", "yes"), int(one.answer))

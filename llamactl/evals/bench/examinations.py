@@ -11,7 +11,7 @@ import msgspec
 
 from llamactl.errors import Fault
 from llamactl.evals.bench.choices import choice
-from llamactl.evals.bench.files import REMEDY, checked, lines, rows, whole
+from llamactl.evals.bench.files import REMEDY, checked, content, lines, rows, whole
 from llamactl.evals.bench.questions import BETWEEN, Choice, Open, Question
 
 LETTERS = "ABCDEFGHIJKLMNOPQRSTUVWXYZ"
@@ -28,21 +28,21 @@ def mmlu(path: Path) -> Iterator[Choice]:
     part = re.sub(r"_(test|val|dev)$", "", path.name.partition(".")[0])
     heading = f"The following are multiple choice questions (with answers) about {part.replace('_', ' ')}.{BETWEEN}"
     for where, row in rows(path):
-        if len(row) != 6 or row[5].strip() not in LETTERS[:4]:
+        if len(row) != 6 or row[5].strip() not in list(LETTERS[:4]):
             raise Fault(where, "is no question, four options and one of A to D", REMEDY)
         question, *options, letter = row
         right, text = LETTERS.index(letter.strip()), lettered(question, options)
         yield choice(where, text, LETTERS[:4], right, part=part, heading=heading)
 
 
-def mmlu_dev(path: Path) -> Path:
-    """Where the examples are of a subject's file of ``test`` or ``val``: its file of ``dev``, in the folder beside."""
+def dev(path: Path) -> Path:
+    """The file of ``dev``, in the folder beside, of a subject's file of ``test`` or ``val``."""
     return path.parent.parent / "dev" / re.sub(r"_(test|val)\.", "_dev.", path.name)
 
 
 def mmlu_examples(path: Path) -> list[Question]:
-    """A subject's."""
-    return list(mmlu(mmlu_dev(path)))
+    """Those of a subject."""
+    return list(mmlu(dev(path)))
 
 
 class _Agieval(msgspec.Struct):
@@ -59,7 +59,7 @@ def agieval(path: Path) -> Iterator[Choice]:
 
 
 def _examined(one: _Agieval, where: str, part: str) -> Choice:
-    if one.label not in LETTERS[: len(one.options)]:
+    if one.label not in list(LETTERS[: len(one.options)]):
         raise Fault(f"{where}: label", f"{one.label} is no letter of the {len(one.options)} options", REMEDY)
     question = "\n".join(filter(None, (one.passage, one.question)))
     options = [re.sub(r"^\([A-Z]\)", "", option) for option in one.options]
@@ -67,14 +67,14 @@ def _examined(one: _Agieval, where: str, part: str) -> Choice:
     return choice(where, lettered(question, options), letters, LETTERS.index(one.label), part=part)
 
 
-def agieval_table(path: Path) -> Path:
-    """Where the examples of all examinations are."""
+def demonstrations(path: Path) -> Path:
+    """The table of examples, in the folder above."""
     return path.parent.parent / "few_shot_prompts.csv"
 
 
 def agieval_examples(path: Path) -> list[Question]:
     """Those of an examination: every second row of its column."""
-    table = agieval_table(path)
+    table = demonstrations(path)
     (_, names), *examples = rows(table)
     part = path.name.partition(".")[0]
     passage = part != "sat-en-without-passage"
@@ -119,19 +119,15 @@ def bbh(path: Path) -> Iterator[Open]:
         )  # fmt: skip
 
 
-def bbh_prompt(path: Path) -> Path:
-    """Where a task's chain-of-thought prompt is."""
+def thoughts(path: Path) -> Path:
+    """A task's chain-of-thought prompt, in the folder beside."""
     return path.parent.parent / "cot-prompts" / f"{path.name.partition('.')[0]}.txt"
 
 
 def _thoughts(path: Path) -> list[str]:
     """What a task is, and its examples, as text."""
-    file = bbh_prompt(path)
-    try:
-        text = file.read_text(encoding="utf-8")
-    except FileNotFoundError:
-        raise Fault(file, "no such file: it holds the examples", REMEDY) from None
-    return [piece.strip() for piece in re.split(r"\n\n(?=Q: )", text.partition("-----\n")[2])]
+    text = content(thoughts(path)).partition("-----\n")[2]
+    return [piece.strip() for piece in re.split(r"\n\n(?=Q: )", text)]
 
 
 def bbh_examples(path: Path) -> list[Question]:

@@ -35,10 +35,19 @@ def lines(path: Path, kind: type[T]) -> Iterator[tuple[str, T]]:
             yield line.where, checked(jsonl.parsed(line), kind, line.where)
 
 
-def whole(path: Path, kind: type[T]) -> T:
-    """A file that is one JSON value."""
+def content(path: Path) -> str:
+    """All that a file says."""
     with jsonl.open_input(str(path)) as given:
         data = given.stream.read()
+    try:
+        return data.decode("utf-8-sig")
+    except UnicodeDecodeError as error:
+        raise Fault(path, f"byte {error.start} is not UTF-8", REMEDY) from None
+
+
+def whole(path: Path, kind: type[T]) -> T:
+    """A file that is one JSON value."""
+    data = content(path).encode()
     try:
         return checked(jsonl.loads(data), kind, str(path))
     except orjson.JSONDecodeError as error:

@@ -50,7 +50,7 @@ class Benchmark(NamedTuple):
     """A row of the table; ``files`` are patterns of its files in its folder, of which the first that is there counts.
 
     Without ``examples`` they are of a file with ``train`` in its name beside, else the first questions, which are not
-    asked then.
+    asked then. ``beside`` is what is read with a file, such as its labels.
     """
 
     group: str
@@ -59,11 +59,14 @@ class Benchmark(NamedTuple):
     read: Callable[[Path], Iterator[Question]]
     how: Likeliest | Written | Passed
     examples: Examples | None = None
-    needs: Callable[[Path], Path] | None = None  # the file beside one of questions that is read with it
     parted: bool = False  # whether its parts are measured, too
+    beside: Callable[[Path], Path] | None = None
 
 
-_QUESTIONS = ("*test*.jsonl*", "*val*.jsonl*", "*dev*.jsonl*", "*.jsonl*")
+_HELD_OUT = ("*val*.jsonl*", "*dev*.jsonl*", "*.jsonl*")  # whose tests are published without answers
+_TEST = ("test.jsonl*", "*test*.jsonl*", *_HELD_OUT)
+_EASY, _CHALLENGE = ((f"*{of}*[Tt]est*.jsonl*", f"*{of}*.jsonl*") for of in ("[Ee]asy", "[Cc]hallenge"))
+_ENGLISH = "[als]*[!z]?.jsonl"  # those with options: not gaokao-, jec-qa-, -zh and math
 _LOG_P, _PER_CHARACTER, _LESS_NOTHING = Likeliest("log_p"), Likeliest("per_character"), Likeliest("less_nothing")
 _WORDS = {"exact_match": answers.exact}
 _LINE = Written(answers.first_line, _WORDS, ("\n",), 32)
@@ -77,33 +80,33 @@ CODE, COMMONSENSE, WORLD = "Code", "Commonsense Reasoning", "World Knowledge"  #
 READING, MATH, ALONE = "Reading Comprehension", "Math", ""
 
 BENCHMARKS: Mapping[str, Benchmark] = {
-    "humaneval": Benchmark(CODE, 0, ("*.jsonl*",), writing.humaneval, _FUNCTION),
+    "humaneval": Benchmark(CODE, 0, ("HumanEval*.jsonl*", "*.jsonl*"), writing.humaneval, _FUNCTION),
     "mbpp": Benchmark(CODE, 3, ("*.jsonl*",), writing.mbpp, Passed(("[DONE]",), 512), writing.mbpp_examples),
-    "piqa": Benchmark(COMMONSENSE, 0, _QUESTIONS, choices.piqa, _PER_CHARACTER, needs=choices.piqa_labels),
-    "siqa": Benchmark(COMMONSENSE, 0, _QUESTIONS, choices.siqa, _PER_CHARACTER),
-    "hellaswag": Benchmark(COMMONSENSE, 0, _QUESTIONS, choices.hellaswag, _PER_CHARACTER),
-    "winogrande": Benchmark(COMMONSENSE, 0, _QUESTIONS, choices.winogrande, _LOG_P),
-    "arc-easy": Benchmark(COMMONSENSE, 0, ("*[Ee]asy*.jsonl*",), choices.arc, _PER_CHARACTER),
-    "arc-challenge": Benchmark(COMMONSENSE, 0, ("*[Cc]hallenge*.jsonl*",), choices.arc, _PER_CHARACTER),
-    "openbookqa": Benchmark(COMMONSENSE, 0, _QUESTIONS, choices.ai2, _LESS_NOTHING),
-    "commonsenseqa": Benchmark(COMMONSENSE, 7, _QUESTIONS, choices.ai2, _PER_CHARACTER),
-    "nq": Benchmark(WORLD, 5, _QUESTIONS, writing.natural_questions, _LINE),
-    "triviaqa": Benchmark(WORLD, 5, _QUESTIONS, writing.triviaqa, _LINE),
+    "piqa": Benchmark(COMMONSENSE, 0, _HELD_OUT, choices.piqa, _PER_CHARACTER, beside=choices.labels),
+    "siqa": Benchmark(COMMONSENSE, 0, _HELD_OUT, choices.siqa, _PER_CHARACTER, beside=choices.labels),
+    "hellaswag": Benchmark(COMMONSENSE, 0, _HELD_OUT, choices.hellaswag, _PER_CHARACTER),
+    "winogrande": Benchmark(COMMONSENSE, 0, _HELD_OUT, choices.winogrande, _LOG_P),
+    "arc-easy": Benchmark(COMMONSENSE, 0, _EASY, choices.ai2, _PER_CHARACTER),
+    "arc-challenge": Benchmark(COMMONSENSE, 0, _CHALLENGE, choices.ai2, _PER_CHARACTER),
+    "openbookqa": Benchmark(COMMONSENSE, 0, _TEST, choices.ai2, _LESS_NOTHING),
+    "commonsenseqa": Benchmark(COMMONSENSE, 7, _HELD_OUT, choices.ai2, _PER_CHARACTER),
+    "nq": Benchmark(WORLD, 5, ("NQ-open.dev.jsonl*", *_HELD_OUT), writing.natural_questions, _LINE),
+    "triviaqa": Benchmark(WORLD, 5, ("unfiltered-web-dev.json*", *_HELD_OUT), writing.triviaqa, _LINE),
     "squad": Benchmark(READING, 0, ("*dev*.json*", "*.en.json*", "*.json*"), writing.squad, _SPAN),
-    "boolq": Benchmark(READING, 0, _QUESTIONS, choices.boolq, _LESS_NOTHING),
-    "gsm8k": Benchmark(MATH, 8, _QUESTIONS, writing.gsm8k, _NUMBER),
-    "math": Benchmark(MATH, 4, _QUESTIONS, writing.math, _FORMULA, parted=True),
+    "boolq": Benchmark(READING, 0, _HELD_OUT, choices.boolq, _LESS_NOTHING),
+    "gsm8k": Benchmark(MATH, 8, _TEST, writing.gsm8k, _NUMBER),
+    "math": Benchmark(MATH, 4, _TEST, writing.math, _FORMULA, parted=True),
     "mmlu": Benchmark(
         ALONE, 5, ("data/test/*.csv", "test/*.csv", "*_test.csv"), examinations.mmlu, _LOG_P,
-        examinations.mmlu_examples, examinations.mmlu_dev, parted=True,
+        examinations.mmlu_examples, True, examinations.dev,
     ),
     "bbh": Benchmark(
         ALONE, 3, ("bbh/*.json", "*.json"), examinations.bbh, _THOUGHT,
-        examinations.bbh_examples, examinations.bbh_prompt, parted=True,
+        examinations.bbh_examples, True, examinations.thoughts,
     ),
     "agieval": Benchmark(
-        ALONE, 5, ("data/v1/*.jsonl", "v1/*.jsonl"), examinations.agieval, _LOG_P,
-        examinations.agieval_examples, examinations.agieval_table, parted=True,
+        ALONE, 5, (f"data/v1/{_ENGLISH}", f"v1/{_ENGLISH}", _ENGLISH), examinations.agieval, _LOG_P,
+        examinations.agieval_examples, True, examinations.demonstrations,
     ),
     "winograd": Benchmark(ALONE, 0, ("*.jsonl*",), choices.winograd, _LOG_P),
     "svamp": Benchmark(ALONE, 8, ("*.json",), writing.svamp, _NUMBER),
@@ -126,7 +129,7 @@ class Given(NamedTuple):
             raise Fault(given, f"{name} is no benchmark", f"NAME=PATH, with a NAME of {', '.join(BENCHMARKS)}")
         if not path.exists():
             raise Fault(path, "no such file or directory", "name where it lies; nothing is downloaded")
-        if path.is_file():
+        if not path.is_dir():
             return cls(name, [path])
         patterns = BENCHMARKS[name].files
         found = next((some for pattern in patterns if (some := sorted(path.glob(pattern)))), [])
@@ -159,8 +162,8 @@ class Given(NamedTuple):
                 )
                 raise Fault(file, problem, "fewer --shots, or name a file that has more")
             found += [Item(question, [one.solved for one in examples]) for question in questions]
-        count = len(found) if limit is None else min(limit, len(found))
-        return [found[place * len(found) // count] for place in range(count)]
+        taken = len(found) if limit is None else min(limit, len(found))
+        return [found[number * len(found) // taken] for number in range(taken)]
 
     def _examples(self, file: Path, number: int, questions: list[Question]) -> Sequence[Question]:
         """So many, if there are; where they are the first questions they are taken out of these."""
@@ -168,20 +171,25 @@ class Given(NamedTuple):
             return []
         if self.benchmark.examples:
             return self.benchmark.examples(file)[:number]
-        if beside := self._beside(file):
-            return list(islice(self.benchmark.read(beside), number))
+        if train := self._train(file):
+            return list(islice(self.benchmark.read(train), number))
         some = questions[:number]
         del questions[:number]
         return some
 
+    def _train(self, file: Path) -> Path | None:
+        """The file that examples are read from, where it is one beside: named as this one up to ``train``."""
+        if self.benchmark.examples or "train" in file.name.lower():
+            return None
+        for one in sorted(file.parent.iterdir()):
+            before, train, _ = one.name.lower().partition("train")
+            if train and file.name.lower().startswith(before) and one.suffix == file.suffix:
+                return one
+        return None
+
     @property
     def read(self) -> list[Path]:
-        """All files that are read."""
-        needs = self.benchmark.needs or self._beside
-        beside = (one for one in map(needs, self.files) if one and one.exists())
-        return list(dict.fromkeys([*self.files, *beside]))
-
-    def _beside(self, file: Path) -> Path | None:
-        """The file that examples are read from, where it is one beside."""
-        found = sorted(one for one in file.parent.glob("*train*") if one.suffix == file.suffix and one != file)
-        return found[0] if found and not self.benchmark.examples else None
+        """All files that its questions and examples are made of."""
+        files = [*self.files, *filter(None, map(self._train, self.files))]
+        beside = map(self.benchmark.beside, files) if self.benchmark.beside else ()
+        return list(dict.fromkeys([*files, *filter(Path.exists, beside)]))

@@ -77,7 +77,7 @@ def _cells(one: Measurement) -> tuple[str, str, str]:
 
 def _published(name: str) -> tuple[str, ...]:
     row = LLAMA_2.get(name)
-    return tuple(NONE if value is None else f"{value:g}" for value in row) if row else (NONE,) * len(MODELS)
+    return tuple(f"{value:g}" for value in row) if row else (NONE,) * len(MODELS)
 
 
 def scores(

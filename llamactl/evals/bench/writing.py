@@ -32,8 +32,27 @@ class _Triviaqa(msgspec.Struct):
     aliases: list[str] = []
 
 
+class _Named(msgspec.Struct, rename="pascal"):
+    value: str
+    aliases: list[str]
+
+
+class _Asked(msgspec.Struct, rename="pascal"):
+    question: str
+    answer: _Named
+
+
+class _Data(msgspec.Struct, rename="pascal"):
+    data: list[_Asked]
+
+
 def triviaqa(path: Path) -> Iterator[Open]:
-    """TriviaQA (Joshi et al., 2017), as a context that ends on ``Answer:``, an answer and its aliases."""
+    """TriviaQA (Joshi et al., 2017); in JSON lines as a context that ends on ``Answer:``, an answer and its aliases."""
+    if ".json" in path.suffixes:
+        for place, item in enumerate(whole(path, _Data).data):
+            names = [item.answer.value, *item.answer.aliases]
+            yield _named(f"{path}: item {place}", plain(item.question), list(dict.fromkeys(names)))
+        return
     for where, one in lines(path, _Triviaqa):
         yield _named(where, one.context.strip(), list(dict.fromkeys([one.answer, *one.aliases])))
 
@@ -165,7 +184,5 @@ def _mbpp(path: Path) -> Iterator[tuple[int, Task]]:
         asked, checks = one.text.strip(), "\n".join(tests)
         text = f"You are an expert Python programmer, and here is your task: {asked} "
         text += f"Your code should pass these tests:\n\n{checks}\n[BEGIN]\n"
-        yield (
-            one.task_id,
-            Task(where=where, text=text, answer=f"{code}\n[DONE]", before=f"{setup}\n", after=f"\n{checks}\n"),
-        )
+        after = f"\n{setup}\n{checks}\n"  # what prepares the tests may name what the program defines
+        yield one.task_id, Task(where=where, text=text, answer=f"{code}\n[DONE]", before="", after=after)
