@@ -203,6 +203,21 @@ def test_labels_that_are_no_text_are_a_fault_and_a_byte_order_mark_is_none(tmp_p
     assert len(Given.of(f"{tmp_path / 'svamp.json'}").items(0, None)) == 1
 
 
+def test_a_table_of_examples_may_be_ragged_and_not_empty(tmp_path: Path) -> None:
+    one = {"question": "Why?", "options": ["(A)this", "(B)that"], "label": "B"}
+    (tmp_path / "v1").mkdir()
+    written(tmp_path / "v1" / "lsat-lr.jsonl", [one])
+    table = tmp_path / "few_shot_prompts.csv"
+    cell = json.dumps(one | {"question": "How?"}).replace('"', '""')
+    table.write_text(f'"","lsat-ar","lsat-lr"\n"sample 1","","{cell}"\n"explanation 1"\n"sample 2"\n')
+    ((question, examples),) = Given.of(f"agieval={tmp_path}").items(None, None)
+    assert examples == ["How?\nA. this\nB. that\nAnswer: B"]
+    assert question.text == "Why?\nA. this\nB. that\nAnswer:"
+    table.write_text("\n")
+    with pytest.raises(Fault, match="has no column lsat-lr"):
+        Given.of(f"agieval={tmp_path}").items(None, None)
+
+
 def test_winogrande_and_boolq_as_their_authors_have_them(tmp_path: Path) -> None:
     one = {"sentence": "The cup broke the plate because _ was hard.", "option1": "it", "option2": "she", "answer": "2"}
     ((question, _),) = Given.of(f"winogrande={written(tmp_path / 'w.jsonl', [one])}").items(None, None)

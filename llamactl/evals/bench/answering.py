@@ -17,7 +17,19 @@ from llamactl.evals.bench import programs
 from llamactl.evals.bench.answers import cut
 from llamactl.evals.bench.known import RULES, Likeliest, Passed, Rule, Written
 from llamactl.evals.bench.likelihood import log_probs
-from llamactl.evals.bench.questions import NOTHING, Choice, Item, Question, Task, asked, ending, endings, prompt
+from llamactl.evals.bench.questions import (
+    NOTHING,
+    Choice,
+    Ending,
+    Item,
+    Open,
+    Question,
+    Task,
+    asked,
+    ending,
+    endings,
+    prompt,
+)
 from llamactl.model import generate as sampler
 from llamactl.model.drawing import Sampling
 from llamactl.model.llama import Llama
@@ -51,32 +63,37 @@ def at(
     return partial(tested, partial(written, model, tokenizer, how, drawing))
 
 
+class Ways(NamedTuple):
+    """How a question may go on, by each option; the same after ``NOTHING`` where that counts; examples before it."""
+
+    options: list[Ending]
+    nothing: list[Ending]
+    shots: int
+
+
 def chosen(model: Llama, tokenizer: Tokenizer, how: Likeliest, items: Sequence[Item]) -> Iterator[tuple[int, Found]]:
-    """log p of each question's options, and what it has been asked with."""
-    context, numbered = model.config.context, iter(enumerate(items))
+    """log p of each question's options."""
+    numbered = iter(enumerate(items))
     while window := list(islice(numbered, WINDOW)):
-        asks = {
-            place: endings(tokenizer, question, examples, context)
-            for place, (question, examples) in window
-            if isinstance(question, Choice)
-        }
-        fits = {place: ask for place, ask in asks.items() if ask}
-        nothing = {
-            place: [ending(tokenizer, NOTHING, option) for option in question.options]
-            for place, (question, _) in window
-            if isinstance(question, Choice) and how.by == "less_nothing" and place in fits
-        }
-        every = [one for found, _ in fits.values() for one in found]
-        found = log_probs(model, [*every, *(one for some in nothing.values() for one in some)])
+        ways = {place: _ways(tokenizer, how, item, model.config.context) for place, item in window}
+        found = log_probs(model, [one for some in ways.values() if some for one in (*some.options, *some.nothing)])
         if not all(map(isfinite, found.values())):
             raise Fault("the model", "its scores are no numbers (NaN or infinite)", "look at how it was trained")
-        for place in asks:
-            if place not in fits:
+        for place, some in ways.items():
+            if some is None:
                 yield place, None
                 continue
-            ways, shots = fits[place]
-            alone = {"nothing": [found[one] for one in nothing[place]]} if place in nothing else {}
-            yield place, {"shots": shots, "log_p": [found[one] for one in ways], **alone}
+            named = {"log_p": some.options, "nothing": some.nothing}
+            log_p = {name: [found[one] for one in endings] for name, endings in named.items() if endings}
+            yield place, {"shots": some.shots, **log_p}
+
+
+def _ways(tokenizer: Tokenizer, how: Likeliest, item: Item, context: int) -> Ways | None:
+    question, examples = item
+    assert isinstance(question, Choice)
+    found = endings(tokenizer, question, examples, context)
+    beside = question.options if how.by == "less_nothing" else ()
+    return found and Ways(found[0], [ending(tokenizer, NOTHING, option) for option in beside], found[1])
 
 
 def written(
@@ -153,8 +170,9 @@ def values(question: Question, how: Likeliest | Written | Passed, found: dict[st
         n, right = len(found["passed"]), sum(found["passed"])
         return {f"pass@{k}": programs.pass_at(k, n, right) for k in (1, 10, 100) if k <= n}
     if isinstance(how, Written):
+        assert isinstance(question, Open)
         said = how.read(found["responses"][0])
-        return {name: measure(said, question.answers) for name, measure in how.measures.items()}  # type: ignore[attr-defined]
+        return {name: measure(said, question.answers) for name, measure in how.measures.items()}
     assert isinstance(question, Choice)
     rules: list[Rule] = [how.by] if how.by == "log_p" else [how.by, "log_p", "per_character"]
     by = {rule: float(picked(question, rule, found) == question.right) for rule in dict.fromkeys(rules)}

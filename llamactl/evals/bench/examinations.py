@@ -75,14 +75,14 @@ def demonstrations(path: Path) -> Path:
 def agieval_examples(path: Path) -> list[Question]:
     """Those of an examination: every second row of its column."""
     table = demonstrations(path)
-    (_, names), *examples = rows(table)
+    (_, names), *examples = [*rows(table)] or [("", [])]
     part = path.name.partition(".")[0]
     passage = part != "sat-en-without-passage"
     if (column := part if passage else "sat-en") not in names:
         raise Fault(table, f"has no column {column}", REMEDY)
     found: list[Question] = []
     for where, row in examples[::2]:
-        if cell := row[names.index(column)]:
+        if cell := dict(zip(names, row, strict=False)).get(column):
             one = checked(_value(cell, where), _Agieval, where)
             found.append(_examined(one if passage else msgspec.structs.replace(one, passage=None), where, part))
     return found
