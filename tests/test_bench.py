@@ -123,7 +123,7 @@ CHOICES = [
         ("nq", [{"question": "who", "answer": []}] * 6, ":1: has no answer"),
         ("gsm8k", [{"question": "how many", "answer": "none"}] * 9, ":1: answer: holds no number"),
         ("math", [{"problem": "p", "solution": "s"}] * 5, ":1: solution: has no answer in a box"),
-        ("gsm8k", [{"question": "how many", "answer": "1"}] * 4, "examples where 8 are due"),
+        ("gsm8k", [{"question": "how many", "answer": "1"}] * 4, "0 questions to ask, and 4 of 8 examples"),
         ("piqa", [{"goal": "g", "sol1": "a", "sol2": "b"}], "-labels.lst: no such file"),
         ("winogrande", [{"sentence": "no gap", "option1": "a", "option2": "b", "answer": "1"}], "has no gap (_)"),
     ],

@@ -157,13 +157,11 @@ class Given(NamedTuple):
             questions = list(self.benchmark.read(file))
             examples = self._examples(file, number, questions)
             if len(examples) < (number if shots else min(number, 1)) or not questions:
-                problem = (
-                    f"has {len(questions):,} questions to ask, and {len(examples)} examples where {number} are due"
-                )
+                problem = f"has {len(questions):,} questions to ask, and {len(examples)} of {number} examples"
                 raise Fault(file, problem, "fewer --shots, or name a file that has more")
             found += [Item(question, [one.solved for one in examples]) for question in questions]
         taken = len(found) if limit is None else min(limit, len(found))
-        return [found[number * len(found) // taken] for number in range(taken)]
+        return [found[place * len(found) // taken] for place in range(taken)]
 
     def _examples(self, file: Path, number: int, questions: list[Question]) -> Sequence[Question]:
         """So many, if there are; where they are the first questions they are taken out of these."""

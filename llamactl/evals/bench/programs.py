@@ -1,8 +1,8 @@
 """Programs that a model has written, run against their tests (Chen et al., 2021: HumanEval).
 
 Each is a process of its own, in a folder that is deleted, with a bound on seconds, memory and the size of files, and
-no environment. That keeps accidents away, and is no wall against ill will: a program can read what
-its user can read, and reach the network. Run them in a container.
+no environment. That keeps accidents away, and is no wall against ill will: a program can read what its user can read,
+and reach the network. Run them in a container.
 """
 
 import os
@@ -21,8 +21,8 @@ from pathlib import Path
 from llamactl.errors import Fault
 
 SECONDS = 10.0  # until it is ended, also where it sleeps
-# HumanEval's own bound, but of the processor's seconds: what else is computed beside is not the program's fault; bytes
-# of addresses, of a file
+# The processor's seconds, HumanEval's bound, as what is computed beside is not the program's fault; bytes of addresses
+# and of a file.
 BOUNDS = {"CPU": 3, "AS": 4 << 30, "FSIZE": 16 << 20, "CORE": 0}
 
 # What the new process begins with: limits are set there, as this one may have threads, which a fork does not bring.
