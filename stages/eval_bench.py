@@ -128,7 +128,7 @@ def bench(
                 ", ".join(given), f"no question has room in a context of {config.context:,} tokens", "ask others"
             )
         measured = {name: [*results.measured(name, some, seed)] for name, some in outcomes.items() if some}
-        told = {name: answering.told(one.benchmark.how, drawing) for name, one in given.items()}
+        told = {name: answering.told(one.benchmark.how, drawing, config.context) for name, one in given.items()}
         scores = results.scores(model, measured, outcomes, told, seed)
         through.add(len(asked), [to_builtins(score) for score in scores])
         run.done["questions"] = sum(map(len, outcomes.values()))

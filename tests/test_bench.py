@@ -547,6 +547,7 @@ def test_scores_of_all_kinds(tmp_path: Path, command: Run, base_model: Path, mod
     assert found["nq", "exact_match"]["n"] == 3  # five are the examples
     assert found["humaneval", "pass@1"]["value"] == 0 and found["humaneval", "pass@1"]["n"] == 1
     assert "temperature 0.1, top-p 0.95, seed 0" in found["humaneval", "pass@1"]["scoring"]
+    assert "or 64 tokens; 2 samples" in found["humaneval", "pass@1"]["scoring"]  # half of the context
     assert "log p per character" in found["arc-easy", "accuracy"]["scoring"]
     records = [json.loads(line) for line in shown.read_text().splitlines()]
     assert [record["task"] for record in records] == ["arc-easy"] * 3 + ["mmlu"] * 12 + ["nq"] * 3 + ["humaneval"]

@@ -101,7 +101,7 @@ def written(
 ) -> Iterator[tuple[int, Found]]:
     """What the model writes after each question, up to a stop; ``cut`` says how often none came."""
     context = model.config.context
-    room = min(how.room, context // 2)
+    room = _room(how, context)
     places: list[int] = []
     asks: list[tuple[Asked, int]] = []
     for place, (question, examples) in enumerate(items):
@@ -119,6 +119,11 @@ def written(
         ends = [answer.stopped or len(answer.ids) < room or stopped(answer.ids) for answer in answers]
         told = {"shots": shots, "responses": [cut(text, how.stops) for text in texts], "cut": ends.count(False)}
         yield places[number], told
+
+
+def _room(how: Written | Passed, context: int) -> int:
+    """Tokens that an answer may have: at most half of the context, so that there is some for the question."""
+    return min(how.room, context // 2)
 
 
 def _stopped(tokenizer: Tokenizer, stops: Sequence[str], ids: Sequence[int]) -> bool:
@@ -189,12 +194,12 @@ def picked(question: Choice, rule: Rule, found: dict[str, Any]) -> int:
     return max(range(len(log_p)), key=log_p.__getitem__)
 
 
-def told(how: Likeliest | Written | Passed, drawing: Drawing) -> str:
-    """How it is scored, for Scores."""
+def told(how: Likeliest | Written | Passed, drawing: Drawing, context: int) -> str:
+    """How it is scored, for Scores, of a model of this context."""
     if isinstance(how, Likeliest):
         return f"the option of the highest {RULES[how.by]}"
     greedy = isinstance(how, Written) or drawing.temperature == 0
     drawn = "greedy" if greedy else f"temperature {drawing.temperature:g}, top-p {drawing.top_p:g}, seed {drawing.seed}"
     stops = ", ".join(map(repr, how.stops))
     after = f"; {drawing.k} samples, run against their tests" if isinstance(how, Passed) else ""
-    return f"{drawn}, up to {stops} or {how.room} tokens{after}"
+    return f"{drawn}, up to {stops} or {_room(how, context)} tokens{after}"
