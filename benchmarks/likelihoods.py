@@ -30,10 +30,8 @@ Run: benchmarks/run.sh makes lm-eval's environment and runs this with its defaul
 
 import argparse
 import json
-import os
 import random
 import shutil
-import subprocess
 import sys
 import tempfile
 import time
@@ -41,10 +39,10 @@ from itertools import cycle
 from pathlib import Path
 from typing import Any
 
-from measure import Clock, Spread, append_json, count_of_threads, memory, note, python_of, table
+from measure import Clock, Spread, append_json, count_of_threads, memory, note, table
 from pretraining import SEED
 from runs import documented, make_tokenizer
-from tuning import CORPUS, OURS, PRECISIONS, SHAPES, save_sharper_weights
+from tuning import CORPUS, OURS, PRECISIONS, SHAPES, save_sharper_weights, turn
 
 CONTEXT = 2048
 SUBJECTS, QUESTIONS, EXAMPLES, ENDINGS = 5, 20, 5, 200
@@ -177,16 +175,6 @@ def work(candidate: str, asked: argparse.Namespace) -> None:
 # --- the driver ---
 
 
-def turn(candidate: str, kind: str, asked: argparse.Namespace, folder: Path) -> dict[str, Any]:
-    """A candidate's process, from its start to its end."""
-    python = python_of("lmeval" if candidate in BATCHES else None)
-    env = {**os.environ, "OMP_NUM_THREADS": str(asked.threads), "HF_HUB_OFFLINE": "1", "HF_DATASETS_OFFLINE": "1"}
-    flags = {"--work": candidate, "--kind": kind, "--folder": folder, "--precision": asked.precision}
-    words = [str(word) for pair in {**flags, "--threads": asked.threads}.items() for word in pair]
-    done = subprocess.run([python, __file__, *words], stdout=subprocess.PIPE, env=env, check=True)
-    return json.loads(done.stdout)
-
-
 def measured(kind: str, asked: argparse.Namespace, folder: Path) -> None:
     """A table."""
     clock, candidates = Clock.now(), asked.candidate or CANDIDATES
@@ -194,7 +182,9 @@ def measured(kind: str, asked: argparse.Namespace, folder: Path) -> None:
     for number in range(asked.rounds):
         for candidate in candidates:
             note(f"{kind}, round {number + 1} of {asked.rounds}: {candidate}")
-            turns[candidate].append(turn(candidate, kind, asked, folder))
+            flags = {"--kind": kind, "--folder": folder, "--precision": asked.precision, "--threads": asked.threads}
+            words = [str(word) for pair in flags.items() for word in pair]
+            turns[candidate].append(turn(__file__, candidate, words, asked.threads, folder, "lmeval"))
     others = clock.others()
     count = len(next(iter(turns.values()))[0]["log_p"])
     speeds = {one: Spread.of([count / turn["seconds"] for turn in mine]) for one, mine in turns.items()}

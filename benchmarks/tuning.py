@@ -145,6 +145,7 @@ class Step(NamedTuple):
     places: int
 
 
+PEERS = ("TRL", "lm-eval")  # how those are called that have an environment of their own
 READY = Step(0.0, 0.0, 0, 0)  # comes before the first step: everything is there
 
 
@@ -409,8 +410,8 @@ def work(candidate: str, asked: argparse.Namespace, steps_of: Callable[[Task, st
 def turn(
     script: str, candidate: str, worker: list[str], threads: int, folder: Path, peers: str = "trl"
 ) -> dict[str, Any]:
-    """A candidate's process, from its start to its end; ``peers`` is the environment of TRL."""
-    python = python_of(peers if candidate.startswith("TRL") else None)
+    """A candidate's process, from its start to its end; ``peers`` is the environment of those that are not ours."""
+    python = python_of(peers if candidate.startswith(PEERS) else None)
     env = {**os.environ, "OMP_NUM_THREADS": str(threads)}
     env |= {"HF_HUB_OFFLINE": "1", "HF_HUB_DISABLE_TELEMETRY": "1", "HF_HOME": str(folder / "hugging-face")}
     done = subprocess.run([python, script, *worker, "--work", candidate], stdout=subprocess.PIPE, env=env, check=True)

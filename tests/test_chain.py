@@ -75,6 +75,16 @@ def test_the_chain_from_text_to_scores(tmp_path: Path, corpus_dir: Path) -> None
 
 EXAMPLES = ROOT / "examples"
 
+
+def pretending(script: str, tmp_path: Path) -> dict[str, str]:
+    """An environment in which ``llamactl`` is this script, which writes down how it is called."""
+    pretended = tmp_path / "bin" / "llamactl"
+    pretended.parent.mkdir()
+    pretended.write_text(script)
+    pretended.chmod(0o755)
+    return {**os.environ, "PATH": f"{pretended.parent}:{os.environ['PATH']}", "CALLS": str(tmp_path / "calls")}
+
+
 # A llamactl that trains nothing: a head of three numbers, and a score that says which data there were.
 PRETENDED = """#!/usr/bin/env bash
 set -euo pipefail
@@ -124,11 +134,7 @@ def test_the_demo_counts_its_steps() -> None:
 
 
 def test_reward_models_of_figure_6(tmp_path: Path) -> None:
-    pretended = tmp_path / "bin" / "llamactl"
-    pretended.parent.mkdir()
-    pretended.write_text(PRETENDED)
-    pretended.chmod(0o755)
-    env = {**os.environ, "PATH": f"{pretended.parent}:{os.environ['PATH']}", "CALLS": str(tmp_path / "calls")}
+    env = pretending(PRETENDED, tmp_path)
 
     def scaling(*arguments: str) -> "subprocess.CompletedProcess[str]":
         command = [str(EXAMPLES / "reward_scaling.sh"), *arguments]
@@ -190,11 +196,7 @@ esac
 
 def test_a_chat_model_that_is_named_as_a_version_is_not_taken_for_it(tmp_path: Path) -> None:
     """Rounds that go on from the last version of earlier ones; what was made before is the stages' to tell."""
-    pretended = tmp_path / "bin" / "llamactl"
-    pretended.parent.mkdir()
-    pretended.write_text(JUDGING)
-    pretended.chmod(0o755)
-    env = {**os.environ, "PATH": f"{pretended.parent}:{os.environ['PATH']}", "CALLS": str(tmp_path / "calls")}
+    env = pretending(JUDGING, tmp_path)
     arguments = ["-m", "earlier-rounds/v5", "-p", "p.jsonl", "-e", "e.jsonl", "-r", "rm", "-o", "new"]
     command = [str(EXAMPLES / "rlhf-rounds.sh"), *arguments]
     for times in (1, 2):
@@ -227,11 +229,7 @@ esac
 
 def test_safety_against_its_share_of_the_data(tmp_path: Path) -> None:
     """Figures 15 and 33."""
-    pretended = tmp_path / "bin" / "llamactl"
-    pretended.parent.mkdir()
-    pretended.write_text(ANSWERING)
-    pretended.chmod(0o755)
-    env = {**os.environ, "PATH": f"{pretended.parent}:{os.environ['PATH']}", "CALLS": str(tmp_path / "calls")}
+    env = pretending(ANSWERING, tmp_path)
     env |= {"SAMPLING": "--top-p 0.5", "SCORING": "--truncate"}
 
     def scaling(*arguments: str, **more: str) -> "subprocess.CompletedProcess[str]":

@@ -372,6 +372,20 @@ def test_a_longer_answer_begins_as_a_shorter_one_does(model: Llama) -> None:
     assert [ids for ids, _ in short] == [ids[:5] for ids, _ in long]
 
 
+@both_ways
+def test_an_answer_ends_where_its_request_has_enough(model: Llama) -> None:
+    """And those of others beside it do not: each begins as it does without."""
+    asked = [Request(ids, (1.0, 0.0, 1.0)) for ids in prompts(model, [3, 5])]
+    plainly = sampled(model, asked)
+    first, second = sampled(model, [asked[0]._replace(until=lambda ids: len(ids) == 2 or ids[-1] == 40), asked[1]])
+    assert second == plainly[1]
+    for (ids, stopped), (whole, _) in zip(first, plainly[0], strict=True):
+        end = next((n for n, token in enumerate(whole, 1) if n == 2 or token == 40), len(whole))
+        assert ids == whole[:end]
+        assert stopped == (len(whole) < 2 and whole != [40])
+    assert any(len(ids) < len(whole) for (ids, _), (whole, _) in zip(first, plainly[0], strict=True))
+
+
 def test_decode_draws_each_sample_to_its_end() -> None:
     model = attentive(ending=0.6)
     asked = requests(model)

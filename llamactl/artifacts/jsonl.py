@@ -15,7 +15,7 @@ from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from itertools import chain
 from pathlib import Path
-from typing import Any, BinaryIO, Generic, NamedTuple, NoReturn, cast
+from typing import Any, BinaryIO, Generic, NamedTuple, NoReturn, TypeVar, cast
 
 import orjson
 import zstandard
@@ -35,6 +35,7 @@ _DIGITS = bytes.maketrans(b"123456789", b"0" * 9)
 _LONG = b"0" * 19  # digits: an integer of fewer fits in 64 bits
 
 Refuse = Callable[[Fault], None]
+T = TypeVar("T")
 
 
 def refuse(fault: Fault) -> NoReturn:
@@ -292,16 +293,21 @@ def read(
                 refuse(_foreign(fault, line, kinds))
 
 
-def scores(paths: Iterable[str], refuse: Refuse = refuse) -> Iterator[tuple[str, Score]]:
-    """Scores from files or stdin, in order, and where each stands; other fields than theirs are passed over."""
+def values(paths: Iterable[str], made: Callable[[Any, str], T], refuse: Refuse = refuse) -> Iterator[tuple[str, T]]:
+    """What is ``made`` of each line's value and its place, in order, and where it stands."""
     for block in blocks(paths):
         for line in lines(block, Shard()):
             try:
                 if isinstance(line, Fault):
                     raise line
-                yield line.where, measured(parsed(line), line.where)
+                yield line.where, made(parsed(line), line.where)
             except Fault as fault:
                 refuse(fault)
+
+
+def scores(paths: Iterable[str], refuse: Refuse = refuse) -> Iterator[tuple[str, Score]]:
+    """Scores from files or stdin, in order, and where each stands; other fields than theirs are passed over."""
+    return values(paths, measured, refuse)
 
 
 def _foreign(fault: Fault, line: Line | Fault, kinds: Iterable[type[R]]) -> Fault:

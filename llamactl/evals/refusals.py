@@ -10,8 +10,7 @@ from typing import Literal, NamedTuple
 import numpy as np
 
 from llamactl.artifacts.records import Dialogue, Sample
-from llamactl.bootstrap import ratios
-from llamactl.evals.reward import Measurement
+from llamactl.evals.reward import Measurement, mean_of
 from llamactl.evals.reward_tables import Table
 
 Label = Literal["safe", "unsafe"]
@@ -66,10 +65,8 @@ def measured(answers: Sequence[Seen], seed: int) -> Iterator[Measurement]:
 
 
 def _share(answers: Sequence[Seen], seed: int, group: dict[str, str] | None = None) -> Measurement:
-    values = np.array([[float(one.refused)] for one in answers])
-    (estimate,) = ratios([one.prompt for one in answers], values, np.ones_like(values), seed)
-    assert estimate
-    return Measurement("refusals", estimate.value, len(answers), estimate.stderr, estimate.interval, group)
+    values = np.array([float(one.refused) for one in answers])
+    return mean_of("refusals", [one.prompt for one in answers], values, seed, group)
 
 
 def tables(found: Mapping[str, Sequence[Measurement]]) -> Iterator[Table]:

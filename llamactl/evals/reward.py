@@ -107,9 +107,10 @@ class Judged:
 # -- means
 
 
-def _mean(
+def mean_of(
     metric: str, prompts: Sequence[bytes], values: Floats, seed: int, group: dict[str, str] | None = None
 ) -> Measurement:
+    """The mean of a value for each pair or answer, whose ``prompts`` tell which are drawn together."""
     (estimate,) = ratios(prompts, values[:, None], np.ones((len(values), 1)), seed)
     assert estimate
     return Measurement(metric, estimate.value, len(values), estimate.stderr, estimate.interval, group)
@@ -146,7 +147,7 @@ def accuracy(pairs: Sequence[Pair], seed: int) -> Iterator[Measurement]:
 
 
 def _accuracy(pairs: Sequence[Pair], seed: int, group: dict[str, str] | None = None) -> Measurement:
-    return _mean("accuracy", [pair.prompt for pair in pairs], right(margins(pairs)), seed, group)
+    return mean_of("accuracy", [pair.prompt for pair in pairs], right(margins(pairs)), seed, group)
 
 
 def spread(pairs: Sequence[Pair], seed: int) -> Iterator[Measurement]:
@@ -155,7 +156,7 @@ def spread(pairs: Sequence[Pair], seed: int) -> Iterator[Measurement]:
     rejected = np.array([pair.rejected for pair in pairs], np.float64)
     named = {"score_chosen": chosen, "score_rejected": rejected, "margin": margins(pairs)}
     for metric, values in named.items():
-        mean = _mean(metric, [pair.prompt for pair in pairs], values, seed)
+        mean = mean_of(metric, [pair.prompt for pair in pairs], values, seed)
         yield mean._replace(bins=histogram(values))
 
 
@@ -250,7 +251,7 @@ def likert(rated: Sequence[Rated], seed: int) -> Iterator[Measurement]:
             bins[-1]["score"] = float(here.mean())
         if len(here) > 1:
             bins[-1]["stderr"] = float(here.std(ddof=1)) / math.sqrt(len(here))
-    yield _mean("likert_score", [one.prompt for one in rated], scores, seed)._replace(bins=bins)
+    yield mean_of("likert_score", [one.prompt for one in rated], scores, seed)._replace(bins=bins)
     correlation = spearman(scores, ratings)
     if correlation is not None:
         yield Measurement("likert_spearman", correlation, len(rated))

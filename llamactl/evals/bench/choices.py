@@ -4,7 +4,7 @@ The paper does not publish its prompts: where a benchmark has none of its own, t
 """
 
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -147,11 +147,15 @@ class _Gold(msgspec.Struct):
     gold: int
 
 
-def _queried(raw: Any, where: str) -> Choice:
-    """As a query, choices and the right one's place."""
-    one = checked(raw, _Gold, where)
-    right = _one_of(one.choices, one.gold, where, "gold")
-    return choice(where, f"{one.query.strip()}\nAnswer:", one.choices, right)
+def _either(path: Path, kind: type[T], made: Callable[[str, T], Choice]) -> Iterator[Choice]:
+    """Questions as a query, choices and the right one's place, or ``made`` of a ``kind``."""
+    for where, raw in lines(path, dict):
+        if "query" not in raw:
+            yield made(where, checked(raw, kind, where))
+            continue
+        one = checked(raw, _Gold, where)
+        right = _one_of(one.choices, one.gold, where, "gold")
+        yield choice(where, f"{one.query.strip()}\nAnswer:", one.choices, right)
 
 
 class _Labelled(msgspec.Struct):
@@ -171,16 +175,15 @@ class _Ai2(msgspec.Struct):
 
 def ai2(path: Path) -> Iterator[Choice]:
     """OpenBookQA, ARC (Clark et al., 2018) and CommonsenseQA as AI2 publishes them, or as queries with choices."""
-    for where, raw in lines(path, dict):
-        if "query" in raw:
-            yield _queried(raw, where)
-            continue
-        one = checked(raw, _Ai2, where)
-        letters = [choice.label for choice in one.question.choices]
-        if one.answerKey not in letters:
-            raise Fault(f"{where}: answerKey", f"{one.answerKey} is no label of a choice", REMEDY)
-        texts = [choice.text for choice in one.question.choices]
-        yield choice(where, plain(one.question.stem), texts, letters.index(one.answerKey))
+    return _either(path, _Ai2, _of_ai2)
+
+
+def _of_ai2(where: str, one: _Ai2) -> Choice:
+    letters = [option.label for option in one.question.choices]
+    if one.answerKey not in letters:
+        raise Fault(f"{where}: answerKey", f"{one.answerKey} is no label of a choice", REMEDY)
+    texts = [option.text for option in one.question.choices]
+    return choice(where, plain(one.question.stem), texts, letters.index(one.answerKey))
 
 
 class _Boolq(msgspec.Struct):
@@ -191,10 +194,9 @@ class _Boolq(msgspec.Struct):
 
 def boolq(path: Path) -> Iterator[Choice]:
     """BoolQ (Clark et al., 2019) as its authors publish it, or as queries with choices."""
-    for where, raw in lines(path, dict):
-        if "query" in raw:
-            yield _queried(raw, where)
-            continue
-        one = checked(raw, _Boolq, where)
-        text = f"Passage: {one.passage.strip()}\n{plain(one.question.strip().removesuffix('?') + '?')}"
-        yield choice(where, text, ("no", "yes"), int(one.answer))
+    return _either(path, _Boolq, _of_boolq)
+
+
+def _of_boolq(where: str, one: _Boolq) -> Choice:
+    text = f"Passage: {one.passage.strip()}\n{plain(one.question.strip().removesuffix('?') + '?')}"
+    return choice(where, text, ("no", "yes"), int(one.answer))

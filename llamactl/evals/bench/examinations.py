@@ -19,8 +19,8 @@ LETTERS = "ABCDEFGHIJKLMNOPQRSTUVWXYZ"
 
 def lettered(question: str, options: Sequence[str]) -> str:
     """A question, its options each on a line, and where a letter is to follow."""
-    lines = [question.strip(), *(f"{LETTERS[place]}. {option.strip()}" for place, option in enumerate(options))]
-    return "\n".join([*lines, "Answer:"])
+    listed = (f"{letter}. {option.strip()}" for letter, option in zip(LETTERS, options, strict=False))
+    return "\n".join([question.strip(), *listed, "Answer:"])
 
 
 def mmlu(path: Path) -> Iterator[Choice]:

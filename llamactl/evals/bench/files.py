@@ -10,7 +10,7 @@ import msgspec
 import orjson
 
 from llamactl.artifacts import jsonl
-from llamactl.artifacts.records import Shard, in_words
+from llamactl.artifacts.records import in_words
 from llamactl.errors import Fault
 
 REMEDY = "give it as its authors publish it"
@@ -28,11 +28,7 @@ def checked(raw: Any, kind: type[T], where: str) -> T:
 
 def lines(path: Path, kind: type[T]) -> Iterator[tuple[str, T]]:
     """Objects of JSON lines, and where each stands."""
-    for block in jsonl.blocks([str(path)]):
-        for line in jsonl.lines(block, Shard()):
-            if isinstance(line, Fault):
-                raise line
-            yield line.where, checked(jsonl.parsed(line), kind, line.where)
+    return jsonl.values([str(path)], lambda raw, where: checked(raw, kind, where))
 
 
 def content(path: Path) -> str:

@@ -5,6 +5,7 @@ where each question has one place to look at, as those have whose options are le
 """
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from itertools import islice
 
 import torch
 
@@ -29,14 +30,14 @@ def log_probs(model: Llama, endings: Iterable[Ending]) -> dict[Ending, float]:
         targets = [token for one, _ in read for token in one.ids]
         with torch.inference_mode():
             hidden = model(forest.tokens, documents=forest.documents).flatten(0, 1)
-            logs = []
+            logs: list[float] = []
             for start in range(0, len(places), ROWS):
                 rows = slice(start, start + ROWS)
                 scores = model.logits(hidden[torch.tensor(places[rows], device=device)])
                 ids = torch.tensor(targets[rows], device=device)[:, None]
                 logs += (scores.gather(1, ids)[:, 0] - scores.logsumexp(1)).tolist()
-        for one, _ in read:
-            found[one], logs = sum(logs[: len(one.ids)]), logs[len(one.ids) :]
+        left = iter(logs)
+        found.update({one: sum(islice(left, len(one.ids))) for one, _ in read})
     return found
 
 

@@ -60,7 +60,7 @@ class Choice(Question):
 
     def ways(self) -> list[tuple[str, str]]:
         """What is asked and how it goes on, by each option."""
-        return [(self.texts[place] if self.texts else self.text, one) for place, one in enumerate(self.options)]
+        return list(zip(self.texts or (self.text,) * len(self.options), self.options, strict=True))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -126,8 +126,11 @@ def prompt(question: Question, text: str, examples: Sequence[str]) -> str:
 
 def ending(tokenizer: Tokenizer, text: str, after: str) -> Ending:
     """How ``text`` goes on in ids: where a token goes across from one to the other, it is of what follows."""
-    whole, given = list(tokenizer.encode(text + after)), list(tokenizer.encode(text))
-    shared = alike(whole, given)
+    return _parted(tokenizer.encode(text + after), tokenizer.encode(text))
+
+
+def _parted(whole: Sequence[int], text: Sequence[int]) -> Ending:
+    shared = alike(whole, text)
     return Ending((BOS, *whole[:shared]), tuple(whole[shared:]))
 
 
@@ -139,9 +142,9 @@ def endings(
     None where it has none without any.
     """
     for number in range(len(examples), -1, -1):
-        found = [
-            ending(tokenizer, prompt(question, text, examples[:number]), option) for text, option in question.ways()
-        ]
+        ways = [(prompt(question, text, examples[:number]), option) for text, option in question.ways()]
+        texts = {text: tokenizer.encode(text) for text, _ in ways}
+        found = [_parted(tokenizer.encode(text + option), texts[text]) for text, option in ways]
         if max(len(one.given) + len(one.ids) for one in found) <= context + 1:  # the last id is not read
             return found, number
     return None

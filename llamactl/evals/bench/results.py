@@ -8,11 +8,11 @@ from pathlib import Path
 import numpy as np
 
 from llamactl.artifacts.records import Score
-from llamactl.bootstrap import RESAMPLES, ratios
+from llamactl.bootstrap import RESAMPLES
 from llamactl.evals.bench.answering import Outcome
 from llamactl.evals.bench.known import BENCHMARKS, CODE, COMMONSENSE, MATH, WORLD
 from llamactl.evals.bench.published import LLAMA_2, MODELS
-from llamactl.evals.reward import Measurement
+from llamactl.evals.reward import Measurement, mean_of
 from llamactl.evals.reward_tables import NONE, Table
 
 PART = "subject"
@@ -37,10 +37,8 @@ def measured(name: str, outcomes: Sequence[Outcome], seed: int) -> Iterator[Meas
 
 
 def _mean(metric: str, outcomes: Sequence[Outcome], seed: int, group: dict[str, str] | None = None) -> Measurement:
-    values = np.array([[one.values[metric]] for one in outcomes])
-    (found,) = ratios([one.prompt for one in outcomes], values, np.ones_like(values), seed)
-    assert found
-    return Measurement(metric, found.value, len(outcomes), found.stderr, found.interval, group)
+    values = np.array([one.values[metric] for one in outcomes])
+    return mean_of(metric, [one.prompt for one in outcomes], values, seed, group)
 
 
 def grouped(found: Mapping[str, Sequence[Measurement]]) -> Iterator[tuple[str, Measurement]]:

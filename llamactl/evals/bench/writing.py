@@ -180,7 +180,7 @@ def mbpp_examples(path: Path) -> list[Question]:
 
 def _mbpp(path: Path) -> Iterator[tuple[int, Task]]:
     for where, one in lines(path, _Mbpp):
-        setup, code, *tests = (lines.replace("\r\n", "\n") for lines in (one.test_setup_code, one.code, *one.test_list))
+        setup, code, *tests = (text.replace("\r\n", "\n") for text in (one.test_setup_code, one.code, *one.test_list))
         asked, checks = one.text.strip(), "\n".join(tests)
         text = f"You are an expert Python programmer, and here is your task: {asked} "
         text += f"Your code should pass these tests:\n\n{checks}\n[BEGIN]\n"
