@@ -96,10 +96,11 @@ def _compiled() -> None:
     """Kernels are compiled before the first test: it is said where that takes long."""
     import torch
 
-    from llamactl.model import decoding, flash
+    from llamactl.model import decoding, flash, fused
 
     decoding.kernels(600)
     flash.prepare(torch.device("cpu"), 64)
+    fused.prepare(torch.device("cpu"))
 
 
 @pytest.fixture(autouse=True)
@@ -163,3 +164,17 @@ def products(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) ->
     from llamactl.model import functions
 
     monkeypatch.setattr(functions, "BF16_PRODUCTS", request.param)
+
+
+@pytest.fixture(params=[True, False], ids=["kernels", "torch"])
+def kernels(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What a kernel does row by row on a CPU, by it, and by torch's operations as where there is none."""
+    import torch
+
+    from llamactl.model import fused
+
+    if not request.param:
+        monkeypatch.setattr(fused, "suits", lambda x: False)
+        monkeypatch.setattr(fused, "there", lambda device: False)
+    elif not fused.there(torch.device("cpu")):
+        pytest.skip("numba is not installed, or there is no folder for what it compiles")

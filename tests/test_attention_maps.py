@@ -13,7 +13,8 @@ from llamactl.evals import attention as attending
 from llamactl.evals.attention import Curve, Instructed, Map, Watching, instructed, watched
 from llamactl.model.attention import weights
 from llamactl.model.config import Config
-from llamactl.model.llama import Llama, rotary, rotate
+from llamactl.model.functions import rotate
+from llamactl.model.llama import Llama, rotary
 from llamactl.text import dialogue
 from llamactl.text.tokenizer import BOS, Tokenizer
 

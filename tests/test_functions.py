@@ -9,7 +9,7 @@ import torch
 import torch.nn.functional as F  # noqa: N812
 from torch import Tensor
 
-from llamactl.model import attention, functions, llama
+from llamactl.model import attention, functions, fused, llama
 from llamactl.model.attention import Documents
 from llamactl.model.config import Config
 from llamactl.model.llama import Llama
@@ -46,7 +46,7 @@ def randn(*shape: int, dtype: torch.dtype = torch.float32, seed: int = 0) -> Ten
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 @pytest.mark.parametrize(("tokens", "rows"), [(0, 8), (1, 1024), (37, 8), (40, 8), (7, 1024)])
 def test_negative_log_likelihood(
-    tokens: int, rows: int, dtype: torch.dtype, products: None, monkeypatch: pytest.MonkeyPatch
+    tokens: int, rows: int, dtype: torch.dtype, products: None, kernels: None, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(functions, "ROWS", rows)
     targets = torch.randint(0, 51, (tokens,), generator=torch.Generator().manual_seed(3))
@@ -69,7 +69,7 @@ def test_scores_in_pieces_are_those_of_one_product(rows: int, dtype: torch.dtype
     assert (found.double() - wanted).norm() <= TOLERANCE[dtype] * wanted.norm()
 
 
-def test_the_loss_of_what_is_all_but_impossible_is_finite() -> None:
+def test_the_loss_of_what_is_all_but_impossible_is_finite(kernels: None) -> None:
     """exp(-200) is 0 in fp32, its logarithm is not."""
     hidden, weight = torch.tensor([[200.0], [-200.0]]), torch.tensor([[1.0], [0.0]], requires_grad=True)
     losses = functions.negative_log_likelihood(hidden, weight, torch.tensor([1, 1]))
@@ -79,7 +79,7 @@ def test_the_loss_of_what_is_all_but_impossible_is_finite() -> None:
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
-def test_linear_norm_and_swiglu(dtype: torch.dtype, products: None) -> None:
+def test_linear_norm_and_swiglu(dtype: torch.dtype, products: None, kernels: None) -> None:
     x, weight = randn(3, 5, 16, dtype=dtype), randn(16, seed=1)
     agree(functions.linear, lambda x, w: x @ w.T, [x, randn(7, 16, seed=2)], dtype)
     agree(
@@ -89,6 +89,28 @@ def test_linear_norm_and_swiglu(dtype: torch.dtype, products: None) -> None:
         dtype,
     )
     agree(functions.swiglu, lambda a, b: F.silu(a) * b, [x, randn(3, 5, 16, dtype=dtype, seed=3)], dtype)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("rows", [1, 3])  # of positions: one for all rows of the batch, or one each
+def test_rotation(rows: int, dtype: torch.dtype, kernels: None) -> None:
+    cos, sin = llama.rotary(torch.arange(5) + 7 * torch.arange(rows)[:, None], 12, 1e4)
+
+    def plain(x: Tensor) -> Tensor:
+        first, second = x.chunk(2, -1)
+        turned = torch.cat((-second, first), -1)
+        return x * cos + turned * sin.abs() * sin.sign().chunk(2, -1)[1].repeat(1, 1, 1, 2)
+
+    agree(lambda x: functions.rotate(x, cos, sin), plain, [randn(3, 5, 2, 12, dtype=dtype)], dtype)
+
+
+def test_gradients_of_a_word_that_comes_often_add_up_in_fp32() -> None:
+    """In bf16 a sum of ones ends at 256."""
+    table = torch.zeros(5, 3, dtype=torch.bfloat16, requires_grad=True)
+    ids = torch.tensor([[1] * 512 + [3] * 2])
+    functions.embedding(ids, table).float().sum().backward()
+    assert table.grad is not None
+    assert table.grad.tolist() == [[0.0] * 3, [512.0] * 3, [0.0] * 3, [2.0] * 3, [0.0] * 3]
 
 
 def curve(loss_of: Callable[[Llama, Tensor], Tensor], dtype: torch.dtype, compiled: bool = False) -> list[float]:
@@ -104,8 +126,11 @@ def curve(loss_of: Callable[[Llama, Tensor], Tensor], dtype: torch.dtype, compil
     return losses
 
 
-def test_every_path_takes_the_steps_of_plain_formulas(products: None, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_every_path_takes_the_steps_of_plain_formulas(
+    products: None, kernels: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
     ours, narrow = curve(next_token_loss, torch.float32), curve(next_token_loss, torch.bfloat16)
+    monkeypatch.setattr(fused, "suits", lambda x: False)
     monkeypatch.setattr(llama, "causal_attention", lambda q, k, v, _: attention.attention(q, k, v, None))
     monkeypatch.setattr(functions, "linear", lambda x, w: F.linear(x, w))
     monkeypatch.setattr(functions, "swiglu", lambda a, b: F.silu(a) * b)

@@ -297,7 +297,7 @@ print(*{"numba", "llvmlite"} & {*sys.modules})
     assert done.stdout.split() == ([] if shutil.which("cc") else ["llvmlite"])
 
 
-@pytest.mark.parametrize("plan", [plans.ATTENTION, plans.STEP, plans.SEAT, plans.DRAW], ids=str)
+@pytest.mark.parametrize("plan", [plans.ATTENTION, plans.FUSED, plans.STEP, plans.SEAT, plans.DRAW], ids=str)
 def test_a_plan_has_a_number_for_every_word(plan: "np.dtype[np.void]") -> None:
     """8 bytes each: nothing lies between them that the compiler would place elsewhere."""
     assert plan.itemsize == 8 * len(plan.names or ())

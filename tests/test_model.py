@@ -17,8 +17,9 @@ from llamactl.errors import Fault
 from llamactl.model import functions
 from llamactl.model.cache import Cache, Size, Step
 from llamactl.model.config import Config
+from llamactl.model.functions import rotate
 from llamactl.model.heads import RewardModel
-from llamactl.model.llama import Llama, RMSNorm, Transformer, rotary, rotate
+from llamactl.model.llama import Llama, RMSNorm, Transformer, rotary
 from llamactl.train import planning
 
 CPU = torch.device("cpu")

@@ -204,7 +204,8 @@ def results(job: Job, case: Case, weights: Path) -> dict[str, Any]:
             tells=lambda: (job.rank == job.world - 1, True, False),
         )  # fmt: skip
         outcomes.append(Outcome.read(seen, beside))
-    final = {name: sharded.whole(p).detach().contiguous() for name, p in parameters.items()}
+    parted = {name: one.whole() for name, one in optimizer.parted.items()}
+    final = {name: sharded.whole(p).detach().contiguous() for name, p in parameters.items()} | parted
     if job.rank == 0:
         save_file(final, weights)
     return {

@@ -15,7 +15,7 @@ import threading
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import suppress
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple, Self
 
 import orjson
 
@@ -33,9 +33,13 @@ FORMAT = 3
 class Piece(NamedTuple):
     """The part of a tensor that a process holds: its elements, where they begin, and the shape of the whole."""
 
-    elements: "torch.Tensor"
+    elements: "torch.Tensor | tensors.Later"
     offset: tuple[int, ...]
     whole: tuple[int, ...]
+
+    def on_host(self) -> Self:
+        """With its elements in the memory of a CPU."""
+        return self if isinstance(self.elements, tensors.Later) else self._replace(elements=self.elements.cpu())
 
 
 class Saver:
@@ -56,12 +60,12 @@ class Saver:
     def begin(self, step: int, pieces: Mapping[str, Piece], facts: Mapping[str, Any]) -> None:
         """Begin to write ``directory/step-...``. Tensors of a GPU are copied first.
 
-        Those of a CPU are not: they must stay as they are until ``wait`` has returned.
+        Those of a CPU are not, nor is what is made later: all must stay as it is until ``wait`` has returned.
         """
         assert not self.busy
         self._place, self._facts = self.directory / f"step-{step:08d}", {**facts, "step": step}
         files.partial(self._place).mkdir(parents=True, exist_ok=True)
-        held = {name: piece._replace(elements=piece.elements.cpu()) for name, piece in pieces.items()}
+        held = {name: piece.on_host() for name, piece in pieces.items()}
         self._thread = threading.Thread(target=self._write, args=(files.partial(self._place), held), daemon=True)
         self._thread.start()
 

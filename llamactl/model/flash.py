@@ -5,8 +5,6 @@ blocks of plain products keep all probabilities. Models ask for them once (``pre
 computed alike; where numba is not installed, or for widths of heads that they are not for, blocks take their place.
 """
 
-import ctypes
-from concurrent.futures import ThreadPoolExecutor
 from functools import cache
 from typing import Any
 
@@ -108,26 +106,8 @@ def _compute(
     plan["documents"], plan["tokens"], plan["room"] = documents, batch * time, size
     plan["heads"], plan["kv_heads"], plan["head_dim"] = heads, k.shape[2], width
     plan["narrow"], plan["pairs"], plan["backward"], plan["scale"] = narrow, pairs, backward, width**-0.5
-    _together(plans.ctypes.data, threads)
-
-
-@cache
-def _team() -> Any:
-    """How GNU's OpenMP has its threads do something, where torch's operators run on them."""
-    return getattr(ctypes.CDLL(None), "GOMP_parallel", None)
-
-
-def _together(plan: int, threads: int) -> None:
-    """Have so many threads work by a plan: torch's own ones, or they would be in each other's way."""
     assert _made is not None
-    team, given = _team(), ctypes.c_void_p(plan)
-    if threads == 1:
-        _made.work(given)
-    elif team:
-        team(ctypes.c_void_p(_made.address), given, ctypes.c_uint(threads), ctypes.c_uint(0))
-    else:
-        with ThreadPoolExecutor(threads) as pool:
-            list(pool.map(_made.work, [given] * threads))
+    _made.by(threads, plans.ctypes.data)
 
 
 def _keep_for_backward(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor]) -> None:

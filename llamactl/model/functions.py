@@ -1,5 +1,7 @@
 """The parts of the network that have forward and backward passes of their own, where those of autograd are slower or
-keep more: products of bf16 without bf16 instructions, RMSNorm, SwiGLU, the loss at the head. (Attention has a file.)
+keep more: products of bf16 without bf16 instructions, RMSNorm, the rotation, SwiGLU, embeddings, the loss at the head.
+
+On a CPU that has kernels they are those of ``fused``. (Attention has a file.)
 
 Letters as in ``llama.py``.
 """
@@ -9,6 +11,8 @@ from typing import Any, cast
 import torch
 import torch.nn.functional as F  # noqa: N812
 from torch import Tensor
+
+from llamactl.model import fused, sharded
 
 # Without these instructions products of bf16 matrices on a CPU are 3 to 100 times slower than those of fp32 matrices
 # (measured with AVX2); there they are made of fp32 copies, which loses nothing: such products add up in fp32 anyway.
@@ -67,6 +71,34 @@ def scores(x: Tensor, weight: Tensor) -> Tensor:
     return out
 
 
+class _Embedding(torch.autograd.Function):
+    """``F.embedding`` of bf16 rows, whose gradients add up in fp32 (as they do on a GPU by themselves)."""
+
+    @staticmethod
+    def forward(ctx: Any, ids: Tensor, weight: Tensor) -> Tensor:
+        ctx.save_for_backward(ids)
+        ctx.rows = len(weight)
+        return F.embedding(ids, weight)
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> tuple[None, Tensor]:
+        (ids,) = ctx.saved_tensors
+        words, places = ids.flatten().unique(return_inverse=True)
+        rows = grad.flatten(0, -2)
+        sums = torch.zeros(len(words), rows.shape[1]).index_add_(0, places, rows.float())
+        of_weight = rows.new_zeros(ctx.rows, rows.shape[1])
+        of_weight[words] = sums.to(rows.dtype)
+        return None, of_weight
+
+
+def embedding(ids: Tensor, weight: Tensor) -> Tensor:
+    """Rows of W ``[V, D]`` by their ids ``[...]``."""
+    alone = type(ids) is Tensor and ids.device.type == "cpu" and not sharded.spread(weight)
+    if alone and weight.dtype == torch.bfloat16 and weight.requires_grad:
+        return cast(Tensor, _Embedding.apply(ids, weight))  # type: ignore[no-untyped-call]
+    return F.embedding(ids, weight)
+
+
 def _inverse_rms(wide: Tensor, eps: float) -> Tensor:
     return torch.rsqrt(torch.linalg.vector_norm(wide, dim=-1, keepdim=True).square() / wide.shape[-1] + eps)
 
@@ -76,6 +108,10 @@ class _Norm(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx: Any, x: Tensor, weight: Tensor, eps: float) -> Tensor:
+        if fused.suits(x):
+            out, inverse = fused.norm(x, weight, eps)
+            ctx.save_for_backward(x, weight, inverse)
+            return out
         wide = x.float()
         inverse = _inverse_rms(wide, eps)
         ctx.save_for_backward(x, weight, inverse)
@@ -84,6 +120,9 @@ class _Norm(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, Tensor, None]:
         x, weight, inverse = ctx.saved_tensors
+        if fused.suits(x):
+            of_x, of_weight = fused.norm_backward(x, weight, inverse, grad)
+            return of_x, of_weight.to(weight.dtype), None
         wide, scale, g = x.float(), weight.float(), grad.float()
         product = (g * wide).flatten(0, -2)
         of_weight = product.mT.mv(inverse.flatten())
@@ -101,6 +140,8 @@ def rms_norm(x: Tensor, weight: Tensor, eps: float) -> Tensor:
         wide = x.float()
         return (wide * torch.rsqrt(wide.square().mean(-1, keepdim=True) + eps)).to(x.dtype) * weight.to(x.dtype)
     if not torch.is_grad_enabled():  # the class would take longer than the numbers of one token
+        if fused.suits(x):
+            return fused.norm(x, weight, eps)[0]
         wide = x.float()
         return (wide * _inverse_rms(wide, eps)).to(x.dtype) * weight.to(x.dtype)
     return cast(Tensor, _Norm.apply(x, weight, eps))  # type: ignore[no-untyped-call]
@@ -112,19 +153,48 @@ class _SwiGLU(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, a: Tensor, b: Tensor) -> Tensor:
         ctx.save_for_backward(a, b)
-        return F.silu(a).mul_(b)
+        return fused.swiglu(a, b) if fused.suits(a) else F.silu(a).mul_(b)
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, Tensor]:
         a, b = ctx.saved_tensors
+        if fused.suits(a):
+            return fused.swiglu_backward(a, b, grad)
         return torch.ops.aten.silu_backward(grad * b, a), F.silu(a).mul_(grad)
 
 
 def swiglu(a: Tensor, b: Tensor) -> Tensor:
     """silu(a) b."""
+    if not torch.is_grad_enabled() and fused.suits(a):
+        return fused.swiglu(a, b)
     if torch.compiler.is_compiling() or type(a) is not Tensor or not torch.is_grad_enabled():
         return F.silu(a) * b
     return cast(Tensor, _SwiGLU.apply(a, b))  # type: ignore[no-untyped-call]
+
+
+class _Rotation(torch.autograd.Function):
+    """``rotate`` that keeps its tables alone."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
+        ctx.save_for_backward(cos, sin)
+        return fused.rotate(x, cos, sin, 1.0)
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None, None]:
+        cos, sin = ctx.saved_tensors
+        return fused.rotate(grad, cos, sin, -1.0), None, None
+
+
+def rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
+    """Rotate the pairs (i, i + E/2) of each head: ``[B, T, H, E]``, in fp32 (Hugging Face's order of pairs).
+
+    By the tables of ``llama.rotary``, in which the sines of a pair are -sin and sin, so that no halves are needed.
+    """
+    if fused.suits(x):
+        return cast(Tensor, _Rotation.apply(x, cos, sin))  # type: ignore[no-untyped-call]
+    wide = x.float()
+    return torch.addcmul(wide * cos, wide.roll(x.shape[-1] // 2, -1), sin).to(x.dtype)
 
 
 class NegativeLogLikelihood(torch.autograd.Function):
@@ -143,18 +213,27 @@ class NegativeLogLikelihood(torch.autograd.Function):
         slopes = hidden.new_empty(len(hidden), len(weight)) if training else None
         for start in range(0, len(hidden), ROWS):
             rows = slice(start, start + ROWS)
-            wanted = targets[rows, None]
-            logits = F.linear(hidden[rows].to(factor.dtype), factor)
-            largest, target = logits.amax(-1, keepdim=True).float(), logits.gather(1, wanted).float()
-            p = logits.float()
-            torch.softmax(p, -1, out=p)  # in place, row by row
-            flat[rows] = (largest - p.amax(-1, keepdim=True).log() - target)[:, 0]  # log-sum-exp without exp
-            if slopes is not None:
-                p.scatter_add_(1, wanted, p.new_full(wanted.shape, -1.0))
-                slopes[rows] = p
+            place = slopes[rows] if slopes is not None and slopes.dtype == factor.dtype else None
+            scores = torch.mm(hidden[rows].to(factor.dtype), factor.mT, out=place)
+            if fused.suits(scores):
+                fused.slopes(scores, targets[rows], flat[rows], learning=training)
+            else:
+                scores = NegativeLogLikelihood.slopes(scores, targets[rows], flat[rows], training)
+            if slopes is not None and scores is not place:
+                slopes[rows] = scores
         if slopes is not None:
             NegativeLogLikelihood.keep(ctx, hidden, weight, factor, slopes)
         return losses
+
+    @staticmethod
+    def slopes(scores: Tensor, targets: Tensor, losses: Tensor, learning: bool) -> Tensor:
+        """As ``fused.slopes``, but that p - 1[target] has a place of its own, in fp32."""
+        wanted = targets[:, None]
+        largest, target = scores.amax(-1, keepdim=True).float(), scores.gather(1, wanted).float()
+        p = scores.float()
+        torch.softmax(p, -1, out=p)  # in place, row by row
+        losses.copy_((largest - p.amax(-1, keepdim=True).log() - target)[:, 0])  # log-sum-exp without exp
+        return p.scatter_add_(1, wanted, p.new_full(wanted.shape, -1.0)) if learning else p
 
     @staticmethod
     def keep(ctx: Any, hidden: Tensor, weight: Tensor, factor: Tensor, slopes: Tensor) -> None:
@@ -167,19 +246,18 @@ class NegativeLogLikelihood(torch.autograd.Function):
         hidden, weight, slopes = ctx.saved_tensors
         factor = weight.to(product_dtype(hidden))
         shape, grad = grad.shape, grad.flatten()
+        if factor.dtype == hidden.dtype:
+            scale = grad[:, None]
+            of_weight = slopes.mT @ (hidden * scale).to(factor.dtype)
+            of_hidden = ((slopes @ factor) * scale).to(hidden.dtype)
+            return of_hidden.view(*shape, hidden.shape[-1]), of_weight.to(ctx.weight_dtype), None
         of_hidden = torch.empty_like(hidden)
         of_weight = torch.empty_like(weight, dtype=torch.float32)  # set by the first piece, be it empty
         for start in range(0, max(1, len(hidden)), ROWS):
             rows = slice(start, start + ROWS)
             slope, scale = slopes[rows].to(factor.dtype), grad[rows, None]
             of_hidden[rows] = (slope @ factor) * scale
-            scaled = (hidden[rows] * scale).to(factor.dtype)
-            if factor.dtype == torch.float32:
-                of_weight.addmm_(slope.mT, scaled, beta=min(start, 1))
-            elif start:
-                of_weight += slope.mT @ scaled
-            else:
-                of_weight.copy_(slope.mT @ scaled)
+            of_weight.addmm_(slope.mT, (hidden[rows] * scale).to(factor.dtype), beta=min(start, 1))
         return of_hidden.view(*shape, hidden.shape[-1]), of_weight.to(ctx.weight_dtype), None
 
 

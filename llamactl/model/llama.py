@@ -20,7 +20,7 @@ from torch import Tensor, nn
 
 from llamactl.artifacts import checkpoint
 from llamactl.artifacts.tensors import Later
-from llamactl.model import flash, functions, sharded
+from llamactl.model import flash, functions, fused, sharded
 from llamactl.model.attention import Documents, causal_attention
 from llamactl.model.cache import Attending
 from llamactl.model.config import LANGUAGE, Config
@@ -60,6 +60,9 @@ class Embedding(nn.Embedding):
     def reset_parameters(self) -> None:
         """Left to ``Llama.initialize`` or a checkpoint (torch's own costs a second on the meta device)."""
 
+    def forward(self, ids: Tensor) -> Tensor:
+        return functions.embedding(ids, self.weight)
+
 
 class RMSNorm(nn.Module):
     """x / rms(x), in fp32, cast back, then scaled (Zhang and Sennrich, 2019)."""
@@ -83,12 +86,6 @@ def rotary(positions: Tensor, head_dim: int, theta: float) -> tuple[Tensor, Tens
     return torch.cat((cos, cos), -1), torch.cat((-sin, sin), -1)
 
 
-def rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
-    """Rotate the pairs (i, i + E/2) of each head: ``[B, T, H, E]``, in fp32 (Hugging Face's order of pairs)."""
-    wide = x.float()
-    return torch.addcmul(wide * cos, wide.roll(x.shape[-1] // 2, -1), sin).to(x.dtype)
-
-
 class Attention(nn.Module):
     """Causal attention; each key/value head serves H / K query heads (Ainslie et al., 2023)."""
 
@@ -110,7 +107,7 @@ class Attention(nn.Module):
     ) -> Tensor:
         batch, time, _ = x.shape
         q, k, v = (w(x).view(batch, time, -1, self.head_dim) for w in (self.wq, self.wk, self.wv))
-        q, k = rotate(q, cos, sin), rotate(k, cos, sin)
+        q, k = functions.rotate(q, cos, sin), functions.rotate(k, cos, sin)
         mixed = causal_attention(q, k, v, documents) if cache is None else cache.attend(self.layer, q, k, v)
         return cast(Tensor, self.wo(mixed.reshape(batch, time, -1)))
 
@@ -189,6 +186,7 @@ class Transformer(nn.Module):
         else:
             positions = torch.arange(tokens.shape[1], device=tokens.device)
         flash.prepare(tokens.device, self.config.head_dim)
+        fused.prepare(tokens.device)
         cos, sin = rotary(positions, self.config.head_dim, self.config.rope_theta)
         beneath = self.beneath or Stem(self.tok_embeddings, ())
         x = beneath.tok_embeddings(tokens).to(self.dtype)

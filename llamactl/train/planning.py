@@ -3,8 +3,8 @@
 A training is laid out as ``train/parallel.py`` does it: the fp32 weights, gradients and moments of each replica are
 sharded over its data-parallel ranks, blocks are gathered in the compute precision as they are used, and the root
 (embeddings, last norm, head) stays gathered. One device keeps, for its backward pass, each matrix as it was cast to the
-compute precision. Tensor parallelism divides weights and, with sequence parallelism, activations. Numbers are bytes of
-one device.
+compute precision, but for a CPU with kernels, which computes with a part of it (``halves.py``). Tensor parallelism
+divides weights and, with sequence parallelism, activations. Numbers are bytes of one device.
 """
 
 import math
@@ -125,6 +125,16 @@ def stem(config: Config, layers: int) -> int:
     return table + layers * each if layers else 0
 
 
+def _by_kernels(layout: Layout) -> tuple[bool, bool]:
+    """Whether a CPU's kernels look at the logits, and whether weights are in two parts (``train/halves.py``)."""
+    if not layout.on_cpu:
+        return False, False
+    from llamactl.model import functions, fused  # torch takes a second, and plans for other machines need none
+
+    alone = layout.devices == 1 and layout.precision == "bf16" and functions.BF16_PRODUCTS
+    return fused.serves(), fused.serves() and alone
+
+
 def memory(config: Config, layout: Layout, frozen: int = 0) -> Memory:
     """Of the fullest moment of a step, in which so many layers, and with them the embeddings, do not learn."""
     width, tensor, shards = WIDTHS[layout.precision], layout.tensor_parallel, layout.ranks // layout.replicas
@@ -138,9 +148,11 @@ def memory(config: Config, layout: Layout, frozen: int = 0) -> Memory:
         here, held = tokens if row.gathered else tokens / tensor, getattr(row, layout.checkpointing)
         kept += here * held
         again += here * max(0, row.none - held)
+    fused, parted = _by_kernels(layout)
     narrow = width if width < 4 else 0  # of copies that are only made where weights are not computed with as they are
     adding_up = layout.micro_batches > 1
-    gradients = 4 * learning / (1 if adding_up and 4 * parameters <= WHOLE_GRADIENTS else shards)
+    of_each = 4 if adding_up or not parted else narrow
+    gradients = of_each * learning / (1 if adding_up and 4 * parameters <= WHOLE_GRADIENTS else shards)
     if layout.devices > 1:  # FSDP2: two blocks at once, since the next is gathered ahead
         compute = width * (2 * block + table + head)
         at_start, at_end = (
@@ -149,19 +161,19 @@ def memory(config: Config, layout: Layout, frozen: int = 0) -> Memory:
         )  # gradients, and their fp32 copy that is sent
     else:
         casts = layers if layout.checkpointing == "none" else 1
-        compute = narrow * (casts * block + head)
+        compute = 0 if parted else narrow * (casts * block + head)
         matrix = max(0 if frozen else table, config.ffn * config.dim)  # its gradient, before it is added to the others
-        at_start = at_end = matrix * ((4 if adding_up else 0) + narrow)
+        at_start = at_end = matrix * (4 + narrow if adding_up else 0 if parted else narrow)
     weights = 4 * parameters / shards if layout.devices > 1 else 4 * learning + width * still
     state = Memory(weights, 8 * learning / shards, gradients, compute, 0.0, 0.0, 0.0)
-    inputs = layers * kept
+    inputs, looked_at = layers * kept, min(HEAD_ROWS, tokens) * (8 + narrow)  # of logits at once, and copies of them
     passing = tokens / tensor * width * (2 * config.ffn + config.dim)  # gradients of activations, at SwiGLU
     moments = (
         state._replace(  # the head: the gradient of its logits is kept, that of its weights adds up in fp32
             gradients=gradients if adding_up else 0.0,
             activations=inputs + tokens * width * config.dim * (1 + 1 / tensor),  # of the last norm
             logits=0.0 if config.scored else tokens * width * config.vocab / tensor,
-            working=max((4 + narrow) * head, min(HEAD_ROWS, tokens) * (8 + narrow) * head / config.dim, at_start),
+            working=max((of_each + narrow) * head, 0 if fused else looked_at * head / config.dim, at_start),
         ),
         state._replace(  # the last block's backward pass, which computes again what was not kept
             gradients=gradients if adding_up else 0.0,

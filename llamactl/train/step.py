@@ -78,9 +78,9 @@ def take(
     are. ``tells`` is asked after the backward pass; its answers are added up over all processes with the loss. The
     result stays on the device: ``Outcome.read`` waits for it.
     """
-    optimizer.zero_grad()
-    total = torch.zeros(1, dtype=torch.float64, device=batch.device)
     pieces = batch.split(micro_batch)
+    optimizer.zero_grad(adding_up=len(pieces) > 1)
+    total = torch.zeros(1, dtype=torch.float64, device=batch.device)
     for number, piece in enumerate(pieces, 1):
         job.accumulate(model, last=number == len(pieces))
         sums = loss_of(model, piece).flatten() / targets

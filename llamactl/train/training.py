@@ -10,14 +10,17 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, NoReturn
 
+import torch
 from torch import Tensor
 
 from llamactl import ui
 from llamactl.artifacts import state
 from llamactl.artifacts.run import Run
+from llamactl.artifacts.tensors import Later
 from llamactl.errors import Fault, Interrupted
 from llamactl.model import sharded
 from llamactl.model.llama import Transformer
+from llamactl.train.halves import Parted
 from llamactl.train.optim import AdamW
 from llamactl.train.parallel import Job
 
@@ -67,9 +70,9 @@ class Training:
                 "account": self.run.effort.account(),
             }
             pieces = {
-                name: state.Piece(tensor, sharded.box(parameter).offset, tuple(parameter.shape))
-                for name, parameter, tensor in self.tensors()
-                if sharded.first_copy(parameter) and tensor.numel()
+                name: state.Piece(_later(held), sharded.box(parameter).offset, tuple(parameter.shape))
+                for name, parameter, held in self.tensors()
+                if sharded.first_copy(parameter) and sharded.local(parameter).numel()
             }
             self.saver.begin(self.step, pieces, {**facts, "asked": asked})
 
@@ -130,8 +133,11 @@ class Training:
         if (then := found.facts["job"]) != self.job.facts():
             ui.note(f"{found.place}: saved by {_shape(then)}, goes on as {_shape(self.job.facts())}: equal to rounding")
         wanted = set()
-        for name, parameter, tensor in self.tensors():
+        for name, parameter, held in self.tensors():
+            tensor = whole(held)
             found.read(name, sharded.box(parameter).offset, tensor)
+            if isinstance(held, Parted):
+                held.fill(tensor)
             wanted.add(name)
         if more := sorted(found.facts["tensors"].keys() - wanted):
             raise Fault(found.place, f"holds a tensor that this model has not: {more[0]}", "--no-resume to start over")
@@ -146,13 +152,23 @@ class Training:
         if self.job.rank == 0:
             self.run.clear()
 
-    def tensors(self) -> Iterator[tuple[str, Tensor, Tensor]]:
+    def tensors(self) -> Iterator[tuple[str, Tensor, Tensor | Parted]]:
         """All that makes up the state: its name, the parameter it belongs to, what this process holds of it."""
         for whose, optimizer in self._optimizers.items():
             for name, parameter in optimizer.parameters.items():
-                yield f"{whose}parameter/{name}", parameter, sharded.local(parameter)
+                yield f"{whose}parameter/{name}", parameter, optimizer.parted.get(name) or sharded.local(parameter)
                 for moment, tensor in zip(MOMENTS, optimizer.moments[name], strict=True):
                     yield f"{whose}{moment}/{name}", parameter, tensor
+
+
+def whole(held: Tensor | Parted) -> Tensor:
+    """What is held, in fp32: itself, or made of its two parts."""
+    return held.whole() if isinstance(held, Parted) else held
+
+
+def _later(held: Tensor | Parted) -> Tensor | Later:
+    """What is held, as it is saved: of two parts it is made when its turn comes."""
+    return Later(torch.float32, tuple(held.high.shape), held.whole) if isinstance(held, Parted) else held
 
 
 def _shape(job: Mapping[str, int]) -> str:

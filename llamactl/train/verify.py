@@ -13,7 +13,7 @@ from llamactl.train import loop
 from llamactl.train.loop import Batch, Count, Step
 from llamactl.train.schedule import Plan
 from llamactl.train.step import Loss
-from llamactl.train.training import STATE, Training
+from llamactl.train.training import STATE, Training, whole
 
 HALF = 10  # steps before the interruption, and after; fewer in a shorter run
 
@@ -47,13 +47,14 @@ def resume_is_exact(
         again = begin(interrupted)
         again.resume()
         found += _train(again, batch, loss_of, plan, targets, 2 * half)
-        whole = state.newest(undisturbed / STATE)
-        assert whole is not None
+        saved = state.newest(undisturbed / STATE)
+        assert saved is not None
         differing = [step for step, a, b in zip(range(1, 2 * half + 1), wanted, found, strict=True) if a != b]
         names = 0
-        for name, parameter, tensor in again.tensors():
+        for name, parameter, held in again.tensors():
+            tensor = whole(held)
             other = torch.empty_like(tensor)
-            whole.read(name, sharded.box(parameter).offset, other)
+            saved.read(name, sharded.box(parameter).offset, other)
             names += 1
             if not torch.equal(other, tensor):
                 ui.alarm(f"{name} differs in {int((other != tensor).sum()):,} of {tensor.numel():,} elements")

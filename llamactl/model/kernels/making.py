@@ -15,6 +15,7 @@ import sys
 import tempfile
 import threading
 from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from dataclasses import dataclass
 from functools import cache
@@ -45,6 +46,23 @@ class Kernel:
     work: Callable[[ctypes.c_void_p], None]
     address: int
     loaded: Any  # what holds its code
+
+    def by(self, threads: int, plan: int) -> None:
+        """Have so many threads work by a plan: torch's own, or they would be in each other's way."""
+        team, given = _team(), ctypes.c_void_p(plan)
+        if threads == 1:
+            self.work(given)
+        elif team:
+            team(ctypes.c_void_p(self.address), given, ctypes.c_uint(threads), ctypes.c_uint(0))
+        else:
+            with ThreadPoolExecutor(threads) as pool:
+                list(pool.map(self.work, [given] * threads))
+
+
+@cache
+def _team() -> Any:
+    """How GNU's OpenMP has its threads do something, where torch's operators run on them."""
+    return getattr(ctypes.CDLL(None), "GOMP_parallel", None)
 
 
 @cache

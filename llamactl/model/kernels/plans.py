@@ -50,6 +50,24 @@ def room(keys: int, width: int, pairs: bool, backward: bool) -> int:
     return gathered + 2 * by_unit + stacked + 2 * width * by_keys + 5 * rows + ROWS * (5 * width + by_width + LINE)
 
 
+# -- what rows come to, number by number
+
+NORM, NORM_BACKWARD, ROTATE, SWIGLU, SWIGLU_BACKWARD, SLOPES, SQUARES, UPDATE = range(8)  # operations
+FUSED = plan(
+    (
+        "operation", "narrow",  # narrow: what is stored is bf16
+        "rows", "columns", "some",  # some: rows of a part, which one thread computes
+        "shared",  # int64: how many parts are taken
+        "x", "y", "grad", "out", "of_x", "of_y",  # as stored
+        "weight", "inverse", "of_weight",  # [columns], [rows], and [parts, columns], which add up to its gradient
+        "heads", "table", "cos", "sin",  # table: rows of cos and sin, after which the first follows
+        "targets", "losses", "learning",  # int64 [rows], [rows]; learning: whether slopes take the place of scores
+        "sums",  # [parts], of squares
+        "high", "rest", "first", "second",  # of weights: bf16 and int16, which make fp32 ones; their moments
+    ),
+    ("eps", "sign", "divisor", "decay", "beta_1", "beta_2", "rate", "root"),
+)  # fmt: skip
+
 # -- a step of decoding
 
 LANES = 8  # samples of a panel

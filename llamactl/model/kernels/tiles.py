@@ -1,6 +1,6 @@
 """Products of small matrices in the registers of this machine's processor, and rows of scores: LLVM's own instructions.
 
-They are part of ``flash_kernels``. What is multiplied lies in units of 32 bits: one fp32 number, or, where the
+They are parts of ``attention``. What is multiplied lies in units of 32 bits: one fp32 number, or, where the
 processor adds up products of bf16 by itself (``PAIRS``), two bf16 numbers that follow each other in what is added up.
 """
 
@@ -12,20 +12,11 @@ from numba.core import cgutils, types
 from numba.extending import intrinsic
 
 from llamactl.model.kernels.plans import COLUMNS, PAIRS, REGISTER
-from llamactl.model.kernels.vectors import exp, number
+from llamactl.model.kernels.vectors import Half, exp, halved, number
 
 _WORD, _UNIT, _FLOAT = ir.IntType(64), ir.IntType(32), ir.FloatType()
 _VECTOR, _UNITS = ir.VectorType(_FLOAT, REGISTER), ir.VectorType(_UNIT, REGISTER)
-
-
-class _Half(ir.Type):  # type: ignore[misc]
-    """A bf16 number, for which llvmlite has no word."""
-
-    def _to_string(self) -> str:
-        return "bfloat"
-
-
-_HALVES = ir.VectorType(_Half(), 2 * REGISTER)
+_HALVES = ir.VectorType(Half(), 2 * REGISTER)
 
 
 def _at(builder: Any, base: Any, kind: Any, *offsets: Any) -> Any:
@@ -120,7 +111,7 @@ def _kept(builder: Any, mask: Any, value: Any, otherwise: float = 0.0) -> Any:
     return value if mask is None else builder.select(mask, value, number(_VECTOR, otherwise))
 
 
-def _filled(builder: Any, value: Any) -> Any:
+def filled(builder: Any, value: Any) -> Any:
     return builder.bitcast(_spread(builder, builder.bitcast(value, _UNIT)), _VECTOR)
 
 
@@ -128,18 +119,11 @@ def _load(builder: Any, base: Any, place: Any) -> Any:
     return builder.load(_at(builder, base, _VECTOR, place), align=4)
 
 
-def _reduced(builder: Any, name: str, vector: Any, *first: Any) -> Any:
+def reduced(builder: Any, name: str, vector: Any, *first: Any) -> Any:
     """One number out of those of a register."""
     function = ir.FunctionType(_FLOAT, [*(one.type for one in first), _VECTOR])
     called = cgutils.get_or_insert_function(builder.module, function, f"llvm.vector.reduce.{name}.v{REGISTER}f32")
     return builder.call(called, (*first, vector), fastmath=("reassoc",))
-
-
-def _halves(builder: Any, vector: Any) -> Any:
-    """The bits of the nearest bf16 numbers."""
-    return builder.bitcast(
-        builder.fptrunc(vector, ir.VectorType(_Half(), REGISTER)), ir.VectorType(ir.IntType(16), REGISTER)
-    )
 
 
 @intrinsic
@@ -156,7 +140,7 @@ def highest(typing: Any, x: Any, columns: Any, seen: Any) -> Any:
             builder.store(builder.select(builder.fcmp_ordered(">", value, before), value, before), most)
 
         _columns(builder, columns, seen, look)
-        return _reduced(builder, "fmax", builder.load(most))
+        return reduced(builder, "fmax", builder.load(most))
 
     return types.float32(types.int64, types.int64, types.int64), generate
 
@@ -171,7 +155,7 @@ def powers(pairs: bool) -> Any:
             x, columns, seen, shift, scale, out = given
 
             def store(place: Any, y: Any) -> Any:
-                value, at = (_halves(builder, y), builder.udiv(place, _WORD(2))) if pairs else (y, place)
+                value, at = (halved(builder, y), builder.udiv(place, _WORD(2))) if pairs else (y, place)
                 builder.store(value, _at(builder, out, value.type, at), align=4)
                 return y
 
@@ -205,7 +189,7 @@ def _sum_of_powers(
     """Of what is ``counted(place, exp((x - shift) scale))``."""
     total = cgutils.alloca_once(builder, _VECTOR)
     builder.store(number(_VECTOR, 0.0), total)
-    by, factor = _filled(builder, shift), _filled(builder, scale)
+    by, factor = filled(builder, shift), filled(builder, scale)
 
     def add(place: Any, mask: Any) -> None:
         moved = builder.fsub(_load(builder, x, place), by)
@@ -213,7 +197,7 @@ def _sum_of_powers(
         builder.store(builder.fadd(builder.load(total), counted(place, y)), total)
 
     _columns(builder, columns, seen, add)
-    return _reduced(builder, "fadd", builder.load(total), ir.Constant(_FLOAT, 0.0))
+    return reduced(builder, "fadd", builder.load(total), ir.Constant(_FLOAT, 0.0))
 
 
 def slopes(pairs: bool) -> Any:
@@ -233,7 +217,7 @@ def slopes(pairs: bool) -> Any:
         def generate(context: Any, builder: Any, signature: Any, given: Any) -> Any:
             p, of_p, row, columns, facts, out, out_row, p_across, across = given
             known = [
-                [_filled(builder, builder.load(_at(builder, facts, _FLOAT, _WORD(2 * which + i)))) for i in range(2)]
+                [filled(builder, builder.load(_at(builder, facts, _FLOAT, _WORD(2 * which + i)))) for i in range(2)]
                 for which in range(1 + pairs)
             ]
 
@@ -247,7 +231,7 @@ def slopes(pairs: bool) -> Any:
                     for target, value in zip((p, of_p), made[0], strict=True):
                         builder.store(value, _at(builder, target, _VECTOR, place), align=4)
                     return
-                halves = [[_halves(builder, value) for value in some] for some in made]
+                halves = [[halved(builder, value) for value in some] for some in made]
                 for which, (_, slope) in enumerate(halves):
                     where = builder.add(builder.mul(out_row, _WORD(which)), builder.udiv(place, _WORD(2)))
                     builder.store(slope, _at(builder, out, slope.type, where), align=4)

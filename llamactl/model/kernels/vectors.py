@@ -12,27 +12,27 @@ from llvmlite import ir
 from numba.core import cgutils, types
 from numba.extending import intrinsic
 
-from llamactl.model.kernels.plans import LANES
+from llamactl.model.kernels.plans import LANES, PAIRS, REGISTER
 
 SUMS = 8  # registers that products of one vector are added up in
 AHEAD = 1024  # bytes
 _FLOAT, _WORD, _HALF = ir.FloatType(), ir.IntType(64), ir.IntType(16)
 _VECTOR = ir.VectorType(_FLOAT, LANES)
-_ALIGN = 4
 
 
-def _load(builder: Any, base: Any, offset: Any, kind: Any, size: int = 4) -> Any:
+def load(builder: Any, base: Any, offset: Any, kind: Any, size: int = 4) -> Any:
     """What lies so many numbers of ``size`` bytes behind an address."""
     address = builder.add(base, builder.mul(offset, _WORD(size)))
     return builder.load(builder.inttoptr(address, kind.as_pointer()), align=size)
 
 
-def _store(builder: Any, value: Any, base: Any, offset: Any) -> None:
-    address = builder.add(base, builder.mul(offset, _WORD(4)))
-    builder.store(value, builder.inttoptr(address, value.type.as_pointer()), align=_ALIGN)
+def store(builder: Any, value: Any, base: Any, offset: Any, size: int = 4) -> None:
+    """Write numbers of ``size`` bytes."""
+    address = builder.add(base, builder.mul(offset, _WORD(size)))
+    builder.store(value, builder.inttoptr(address, value.type.as_pointer()), align=size)
 
 
-def _call(builder: Any, name: str, *given: Any) -> Any:
+def call(builder: Any, name: str, *given: Any) -> Any:
     """An instruction that has forms for vectors and for a number."""
     kind = given[0].type
     form = f"llvm.{name}.{f'v{kind.count}' if isinstance(kind, ir.VectorType) else ''}f32"
@@ -42,7 +42,7 @@ def _call(builder: Any, name: str, *given: Any) -> Any:
 
 def _madd(builder: Any, a: Any, b: Any, c: Any) -> Any:
     """a b + c, fused where there is an instruction for it."""
-    return _call(builder, "fmuladd", a, b, c)
+    return call(builder, "fmuladd", a, b, c)
 
 
 def _spread(builder: Any, value: Any) -> Any:
@@ -92,10 +92,10 @@ def tile(rows: int, panels: int) -> Any:
             with cgutils.for_range(builder, depth, intp=_WORD) as loop:
                 at = builder.mul(loop.index, _WORD(LANES))
                 inputs = [
-                    _load(builder, x, builder.add(builder.mul(panel, _WORD(p)), at), _VECTOR) for p in range(panels)
+                    load(builder, x, builder.add(builder.mul(panel, _WORD(p)), at), _VECTOR) for p in range(panels)
                 ]
                 for r in range(rows):
-                    one = _load(builder, w, builder.add(builder.mul(row, _WORD(r)), loop.index), _FLOAT)
+                    one = load(builder, w, builder.add(builder.mul(row, _WORD(r)), loop.index), _FLOAT)
                     weight = _spread(builder, one)
                     for p, values in enumerate(inputs):
                         sum_ = sums[r * panels + p]
@@ -107,9 +107,9 @@ def tile(rows: int, panels: int) -> Any:
             ]
             with builder.if_then(builder.icmp_signed("!=", add, _WORD(0))):
                 for place, sum_ in zip(places, sums, strict=True):
-                    builder.store(builder.fadd(_load(builder, out, place, _VECTOR), builder.load(sum_)), sum_)
+                    builder.store(builder.fadd(load(builder, out, place, _VECTOR), builder.load(sum_)), sum_)
             for place, sum_ in zip(places, sums, strict=True):
-                _store(builder, builder.load(sum_), out, place)
+                store(builder, builder.load(sum_), out, place)
             return context.get_dummy_value()
 
         return types.void(*[types.int64] * 8), generate
@@ -127,8 +127,8 @@ def dot(narrow: bool) -> Any:
 
     def weights(builder: Any, w: Any, offset: Any, kind: Any) -> Any:
         if not narrow:
-            return _load(builder, w, offset, kind)
-        return _widened(builder, w, offset, kind)
+            return load(builder, w, offset, kind)
+        return widened(builder, w, offset, kind)
 
     @intrinsic
     def product(typing: Any, w: Any, row: Any, x: Any, rows: Any, out: Any) -> Any:
@@ -138,7 +138,7 @@ def dot(narrow: bool) -> Any:
 
             def more(first: Any, at: Any, sum_: Any, kind: Any) -> None:
                 """Add products of a kind's width."""
-                values = weights(builder, w, builder.add(first, at), kind), _load(builder, x, at, kind)
+                values = weights(builder, w, builder.add(first, at), kind), load(builder, x, at, kind)
                 builder.store(_madd(builder, *values, builder.load(sum_)), sum_)
 
             whole, most = builder.udiv(row, _WORD(LANES)), builder.udiv(row, _WORD(SUMS * LANES))
@@ -160,7 +160,7 @@ def dot(narrow: bool) -> Any:
                 found = [builder.load(sum_) for sum_ in sums]
                 while len(found) > 1:
                     found = [builder.fadd(*pair) for pair in zip(found[::2], found[1::2], strict=True)]
-                _store(builder, _added(builder, builder.load(rest), found[0]), out, line.index)
+                store(builder, _added(builder, builder.load(rest), found[0]), out, line.index)
             return context.get_dummy_value()
 
         return types.void(*[types.int64] * 5), generate
@@ -213,12 +213,12 @@ def _each(builder: Any, length: Any, body: Callable[[Any, Any], None]) -> None:
 def exp(builder: Any, x: Any) -> Any:
     """e^x to two units in the last place; 0 below -87, at most e^88 (Moshier's Cephes)."""
     kind = x.type
-    words = _words(kind, 32)
+    words = words_of(kind, 32)
     low, high = number(kind, -87.0), number(kind, 88.0)
     small = builder.fcmp_ordered("<", x, low)
     bounded = builder.select(small, low, x)
     bounded = builder.select(builder.fcmp_ordered(">", bounded, high), high, bounded)
-    n = _call(builder, "floor", _madd(builder, bounded, number(kind, 1.44269504), number(kind, 0.5)))
+    n = call(builder, "floor", _madd(builder, bounded, number(kind, 1.44269504), number(kind, 0.5)))
     rest = _madd(builder, n, number(kind, -0.693359375), bounded)
     rest = _madd(builder, n, number(kind, 2.12194440e-4), rest)
     y = number(kind, 1.9875691500e-4)
@@ -227,7 +227,7 @@ def exp(builder: Any, x: Any) -> Any:
     y = _madd(builder, builder.fmul(y, rest), rest, builder.fadd(rest, number(kind, 1.0)))
     of_nan = ir.Constant(words, None)  # whose integer would be anything; y has it already
     whole = builder.select(builder.fcmp_unordered("uno", x, x), of_nan, builder.fptosi(n, words))
-    power = builder.bitcast(builder.shl(builder.add(whole, _same(words, 127)), _same(words, 23)), kind)
+    power = builder.bitcast(builder.shl(builder.add(whole, same(words, 127)), same(words, 23)), kind)
     return builder.select(small, number(kind, 0.0), builder.fmul(y, power))
 
 
@@ -239,7 +239,7 @@ def widen(typing: Any, source: Any, length: Any, out: Any) -> Any:
         source, length, out = given
 
         def replace(place: Any, kind: Any) -> None:
-            _store(builder, _widened(builder, source, place, kind), out, place)
+            store(builder, widened(builder, source, place, kind), out, place)
 
         _each(builder, length, replace)
         return context.get_dummy_value()
@@ -255,10 +255,7 @@ def narrow(typing: Any, source: Any, length: Any, out: Any) -> Any:
         source, length, out = given
 
         def replace(place: Any, kind: Any) -> None:
-            value = _load(builder, source, place, kind)
-            half = builder.trunc(_halved(builder, value), _words(kind, 16))
-            address = builder.add(out, builder.mul(place, _WORD(2)))
-            builder.store(half, builder.inttoptr(address, half.type.as_pointer()), align=2)
+            store_halved(builder, load(builder, source, place, kind), out, place)
 
         _each(builder, length, replace)
         return context.get_dummy_value()
@@ -266,29 +263,48 @@ def narrow(typing: Any, source: Any, length: Any, out: Any) -> Any:
     return types.void(types.int64, types.int64, types.int64), generate
 
 
-def _words(kind: Any, size: int) -> Any:
+def words_of(kind: Any, size: int) -> Any:
     """Integers of so many bits, as many as a kind has numbers."""
     return ir.VectorType(ir.IntType(size), kind.count) if isinstance(kind, ir.VectorType) else ir.IntType(size)
 
 
-def _same(words: Any, value: int) -> Any:
+def same(words: Any, value: int) -> Any:
     return ir.Constant(words, [value] * words.count if isinstance(words, ir.VectorType) else value)
 
 
-def _widened(builder: Any, base: Any, offset: Any, kind: Any) -> Any:
+class Half(ir.Type):  # type: ignore[misc]
+    """A bf16 number, for which llvmlite has no word."""
+
+    def _to_string(self) -> str:
+        return "bfloat"
+
+
+def widened(builder: Any, base: Any, offset: Any, kind: Any) -> Any:
     """bf16 numbers behind an address as a kind's fp32 ones."""
-    words = _words(kind, 32)
-    bits = builder.zext(_load(builder, base, offset, _words(kind, 16), 2), words)
-    return builder.bitcast(builder.shl(bits, _same(words, 16)), kind)
+    return wide(builder, load(builder, base, offset, words_of(kind, 16), 2), kind)
 
 
-def _halved(builder: Any, value: Any) -> Any:
-    """The upper halves of what fp32 numbers are rounded to, as 32 bits; of what is no number, those of NaN."""
-    words = _words(value.type, 32)
-    bits, half = builder.bitcast(value, words), _same(words, 16)
-    odd = builder.and_(builder.lshr(bits, half), _same(words, 1))
-    nearest = builder.lshr(builder.add(builder.add(bits, _same(words, 0x7FFF)), odd), half)
-    return builder.select(builder.fcmp_unordered("uno", value, value), _same(words, 0x7FC0), nearest)
+def wide(builder: Any, halves: Any, kind: Any) -> Any:
+    """bf16 numbers, by their bits, as fp32 ones."""
+    words = words_of(kind, 32)
+    return builder.bitcast(builder.shl(builder.zext(halves, words), same(words, 16)), kind)
+
+
+def halved(builder: Any, value: Any) -> Any:
+    """The bits of the bf16 numbers nearest to fp32 ones; of what is no number, those of NaN."""
+    words, bits = words_of(value.type, 32), words_of(value.type, 16)
+    if PAIRS and isinstance(value.type, ir.VectorType) and value.type.count == REGISTER:  # by an instruction
+        return builder.bitcast(builder.fptrunc(value, ir.VectorType(Half(), REGISTER)), bits)
+    whole, half = builder.bitcast(value, words), same(words, 16)
+    odd = builder.and_(builder.lshr(whole, half), same(words, 1))
+    nearest = builder.lshr(builder.add(builder.add(whole, same(words, 0x7FFF)), odd), half)
+    kept = builder.select(builder.fcmp_unordered("uno", value, value), same(words, 0x7FC0), nearest)
+    return builder.trunc(kept, bits)
+
+
+def store_halved(builder: Any, value: Any, base: Any, offset: Any) -> None:
+    """Write the nearest bf16 numbers."""
+    store(builder, halved(builder, value), base, offset, 2)
 
 
 @intrinsic
@@ -306,7 +322,7 @@ def largest(typing: Any, x: Any, length: Any) -> Any:
             return builder.select(builder.fcmp_ordered(">", a, b), a, b)
 
         def look(place: Any, kind: Any) -> None:
-            builder.store(larger(_load(builder, x, place, kind), builder.load(most[kind])), most[kind])
+            builder.store(larger(load(builder, x, place, kind), builder.load(most[kind])), most[kind])
 
         _each(builder, length, look)
         found = builder.load(most[_FLOAT])
@@ -329,9 +345,9 @@ def exponentials(typing: Any, x: Any, length: Any, shift: Any, scale: Any) -> An
         sums = {kind: _sums(builder, kind, 1)[0] for kind in kinds}
 
         def replace(place: Any, kind: Any) -> None:
-            moved = builder.fsub(_load(builder, x, place, kind), _filled(builder, shift, kind))
+            moved = builder.fsub(load(builder, x, place, kind), _filled(builder, shift, kind))
             y = exp(builder, builder.fmul(moved, _filled(builder, scale, kind)))
-            _store(builder, y, x, place)
+            store(builder, y, x, place)
             builder.store(builder.fadd(builder.load(sums[kind]), y), sums[kind])
 
         _each(builder, length, replace)
@@ -348,9 +364,9 @@ def swiglu(typing: Any, a: Any, b: Any, length: Any) -> Any:
         a, b, length = given
 
         def replace(place: Any, kind: Any) -> None:
-            x = _load(builder, a, place, kind)
+            x = load(builder, a, place, kind)
             below = builder.fadd(exp(builder, builder.fneg(x)), number(kind, 1.0))
-            _store(builder, builder.fmul(builder.fdiv(x, below), _load(builder, b, place, kind)), a, place)
+            store(builder, builder.fmul(builder.fdiv(x, below), load(builder, b, place, kind)), a, place)
 
         _each(builder, length, replace)
         return context.get_dummy_value()
@@ -366,7 +382,7 @@ def add(typing: Any, a: Any, b: Any, length: Any) -> Any:
         a, b, length = given
 
         def replace(place: Any, kind: Any) -> None:
-            _store(builder, builder.fadd(_load(builder, a, place, kind), _load(builder, b, place, kind)), a, place)
+            store(builder, builder.fadd(load(builder, a, place, kind), load(builder, b, place, kind)), a, place)
 
         _each(builder, length, replace)
         return context.get_dummy_value()
@@ -388,10 +404,10 @@ def match(typing: Any, q: Any, keys: Any, width: Any, tokens: Any, out: Any) -> 
             sums, first = _sums(builder, _VECTOR, LANES), builder.mul(block.index, _WORD(LANES))
             with cgutils.for_range(builder, builder.udiv(width, _WORD(LANES)), intp=_WORD) as loop:
                 at = builder.mul(loop.index, _WORD(LANES))
-                query = _load(builder, q, at, _VECTOR)
+                query = load(builder, q, at, _VECTOR)
                 for t, sum_ in enumerate(sums):
                     place = builder.add(builder.mul(builder.add(first, _WORD(t)), width), at)
-                    value = _load(builder, keys, place, _VECTOR)
+                    value = load(builder, keys, place, _VECTOR)
                     builder.store(_madd(builder, query, value, builder.load(sum_)), sum_)
             rows = [builder.load(sum_) for sum_ in sums]
             for by in (4, 2, 1):  # lanes of two rows are added, and the two laid side by side
@@ -406,7 +422,7 @@ def match(typing: Any, q: Any, keys: Any, width: Any, tokens: Any, out: Any) -> 
                     parts = [builder.shuffle_vector(a, b, ir.Constant(order, some)) for some in (lower, upper)]
                     paired.append(builder.fadd(*parts))
                 rows = paired
-            _store(builder, rows[0], out, first)
+            store(builder, rows[0], out, first)
         return context.get_dummy_value()
 
     return types.void(*[types.int64] * 5), generate
@@ -425,22 +441,22 @@ def blend(typing: Any, p: Any, values: Any, width: Any, tokens: Any, out: Any) -
             with cgutils.for_range(builder, pairs, intp=_WORD) as loop:
                 for half in range(2):
                     t = builder.add(builder.mul(loop.index, _WORD(2)), _WORD(half))
-                    factor = _spread(builder, _load(builder, p, t, _FLOAT))
+                    factor = _spread(builder, load(builder, p, t, _FLOAT))
                     for i in range(4):
                         place = builder.add(builder.mul(t, width), builder.add(first, _WORD(i * LANES)))
                         sum_ = sums[4 * half + i]
-                        value = _load(builder, values, place, _VECTOR)
+                        value = load(builder, values, place, _VECTOR)
                         builder.store(_madd(builder, factor, value, builder.load(sum_)), sum_)
             with cgutils.for_range(builder, tokens, start=builder.mul(pairs, _WORD(2)), intp=_WORD) as loop:
-                factor = _spread(builder, _load(builder, p, loop.index, _FLOAT))
+                factor = _spread(builder, load(builder, p, loop.index, _FLOAT))
                 for i in range(4):
                     place = builder.add(builder.mul(loop.index, width), builder.add(first, _WORD(i * LANES)))
-                    value = _load(builder, values, place, _VECTOR)
+                    value = load(builder, values, place, _VECTOR)
                     builder.store(_madd(builder, factor, value, builder.load(sums[i])), sums[i])
             for i in range(4):
                 place = builder.add(first, _WORD(i * LANES))
                 both = builder.fadd(builder.load(sums[i]), builder.load(sums[4 + i]))
-                _store(builder, builder.fadd(_load(builder, out, place, _VECTOR), both), out, place)
+                store(builder, builder.fadd(load(builder, out, place, _VECTOR), both), out, place)
         return context.get_dummy_value()
 
     return types.void(*[types.int64] * 5), generate
