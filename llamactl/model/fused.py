@@ -5,6 +5,8 @@ Models ask for them once (``prepare``), so that all passes of a run are computed
 are spread over devices, ``functions`` does it in torch's operations. Letters as in ``llama.py``.
 """
 
+import ctypes
+import struct
 from collections.abc import Mapping
 from functools import cache
 
@@ -19,6 +21,7 @@ STORED = (torch.float32, torch.bfloat16)
 GRAIN = 1 << 14  # numbers that are worth a thread's while
 PARTS = 64  # at most, of what adds up over them
 SUMMED = 1 << 16  # numbers that one thread adds up
+_LAYOUT = struct.Struct("".join("qd"[kind == np.float64] for kind, *_ in (plans.FUSED.fields or {}).values()))
 
 
 @cache
@@ -61,17 +64,18 @@ def _compute(
 
     ``some`` rows are a part; tensors lie one number after the other.
     """
-    rows = x.numel() // (columns * int(numbers.get("heads", 1)))
-    taken = torch.zeros((), dtype=torch.int64)
+    rows, words = x.numel() // (columns * int(numbers.get("heads", 1))), plans.FUSED.names or ()
+    block = ctypes.create_string_buffer(8 + plans.FUSED.itemsize)  # how many parts are taken, and the plan
+    shared = ctypes.addressof(block)
     facts = {
         "operation": operation, "narrow": x.dtype == torch.bfloat16, "rows": rows, "columns": columns, "some": some,
-        "shared": taken.data_ptr(), "x": x.data_ptr(), **numbers,
+        "shared": shared, "x": x.data_ptr(), **numbers,
     }  # fmt: skip
     for name, tensor in tensors.items():
         facts[name] = tensor.data_ptr()
-    plan = np.array([tuple([facts.get(name, 0) for name in plans.FUSED.names or ()])], plans.FUSED)
+    _LAYOUT.pack_into(block, 8, *[facts.get(word, 0) for word in words])
     assert _made is not None
-    _made.by(max(1, min(torch.get_num_threads(), -(-rows // some))), plan.ctypes.data)
+    _made.by(max(1, min(torch.get_num_threads(), -(-rows // some))), shared + 8)
 
 
 def _grain(columns: int) -> int:
