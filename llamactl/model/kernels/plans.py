@@ -73,6 +73,7 @@ FUSED = plan(
 LANES = 8  # samples of a panel
 WEIGHTS = 48  # rows of them in one part
 DEPTH = 128  # channels that a product adds up by themselves: fewer errors, and weights stay in the fastest cache
+STRIP = 12  # rows of fp32 weights at once, while the next ones are asked for in the order of memory
 PART = 16384  # numbers in one part of one sample's
 DONE = -1  # the phase of a step that is over
 OF_SAMPLES = ("tokens", "lane", "prompt", "said", "order")  # order: those of one prompt stand together

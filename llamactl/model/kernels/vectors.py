@@ -12,7 +12,7 @@ from llvmlite import ir
 from numba.core import cgutils, types
 from numba.extending import intrinsic
 
-from llamactl.model.kernels.plans import LANES, PAIRS, REGISTER
+from llamactl.model.kernels.plans import LANES, LINE, PAIRS, REGISTER
 
 SUMS = 8  # registers that products of one vector are added up in
 AHEAD = 1024  # bytes
@@ -76,30 +76,43 @@ def _sums(builder: Any, kind: Any, count: int) -> list[Any]:
 
 
 def tile(rows: int, panels: int) -> Any:
-    """A product of fp32 rows and panels: (w, row, x, panel, depth, out, out_panel, add).
+    """A product of fp32 rows and panels: (w, row, x, panel, depth, out, out_panel, add, ahead).
 
     ``w`` and ``x`` are addresses, ``row`` and the panels numbers from one to the next, ``depth`` is D. What comes out
-    is panels ``[rows, LANES]``, to which it is added if ``add``.
+    is panels ``[rows, LANES]``, to which it is added if ``add``. As many numbers as ``w`` has are asked for ``ahead``.
     """
 
     @intrinsic
     def product(
-        typing: Any, w: Any, row: Any, x: Any, panel: Any, depth: Any, out: Any, out_panel: Any, add: Any
+        typing: Any, w: Any, row: Any, x: Any, panel: Any, depth: Any, out: Any, out_panel: Any, add: Any, ahead: Any
     ) -> Any:
         def generate(context: Any, builder: Any, signature: Any, given: Any) -> Any:
-            w, row, x, panel, depth, out, out_panel, add = given
+            w, row, x, panel, depth, out, out_panel, add, ahead = given
             sums = _sums(builder, _VECTOR, rows * panels)
-            with cgutils.for_range(builder, depth, intp=_WORD) as loop:
-                at = builder.mul(loop.index, _WORD(LANES))
+
+            def more(k: Any) -> None:
+                """Add the products of a channel."""
+                at = builder.mul(k, _WORD(LANES))
                 inputs = [
                     load(builder, x, builder.add(builder.mul(panel, _WORD(p)), at), _VECTOR) for p in range(panels)
                 ]
                 for r in range(rows):
-                    one = load(builder, w, builder.add(builder.mul(row, _WORD(r)), loop.index), _FLOAT)
+                    one = load(builder, w, builder.add(builder.mul(row, _WORD(r)), k), _FLOAT)
                     weight = _spread(builder, one)
                     for p, values in enumerate(inputs):
                         sum_ = sums[r * panels + p]
                         builder.store(_madd(builder, weight, values, builder.load(sum_)), sum_)
+
+            lines = builder.udiv(depth, _WORD(LINE))
+            with cgutils.for_range(builder, lines, intp=_WORD) as line:
+                first = builder.mul(line.index, _WORD(LINE))
+                for number in range(rows):
+                    place = builder.add(builder.mul(line.index, _WORD(rows)), _WORD(number))
+                    _prefetch(builder, builder.add(ahead, builder.mul(place, _WORD(4 * LINE))))
+                with cgutils.for_range(builder, _WORD(LINE), intp=_WORD) as loop:
+                    more(builder.add(first, loop.index))
+            with cgutils.for_range(builder, depth, start=builder.mul(lines, _WORD(LINE)), intp=_WORD) as loop:
+                more(loop.index)
             places = [
                 builder.add(builder.mul(out_panel, _WORD(p)), _WORD(r * LANES))
                 for r in range(rows)
@@ -112,7 +125,7 @@ def tile(rows: int, panels: int) -> Any:
                 store(builder, builder.load(sum_), out, place)
             return context.get_dummy_value()
 
-        return types.void(*[types.int64] * 8), generate
+        return types.void(*[types.int64] * 9), generate
 
     return product
 
