@@ -104,6 +104,13 @@ def test_large_scores_do_not_overflow_and_losses_without_learning_leave_them() -
     close(losses, F.cross_entropy(before.double(), targets, reduction="none"), torch.float32)
 
 
+@pytest.mark.parametrize("target", [-1, 50, -100])
+def test_a_target_without_a_score_is_refused(target: int) -> None:
+    """The kernel would read, and write, what is another's."""
+    with pytest.raises(IndexError, match="of 50 scores"):
+        fused.slopes(randn(4, 50), torch.tensor([0, 10, target, 7]), torch.empty(4), learning=True)
+
+
 @pytest.mark.parametrize("dtype", STORED)
 def test_a_rotation_turned_back_is_none(dtype: torch.dtype) -> None:
     x = randn(2, 30, 3, 20, dtype=dtype)

@@ -129,9 +129,14 @@ def swiglu_backward(a: Tensor, b: Tensor, grad: Tensor) -> tuple[Tensor, Tensor]
 
 
 def slopes(scores: Tensor, targets: Tensor, losses: Tensor, learning: bool) -> None:
-    """-log softmax(scores ``[R, V]``)[target] into ``losses``; p - 1[target] in the scores' place, if ``learning``."""
+    """-log softmax(scores ``[R, V]``)[target] into ``losses``; p - 1[target] in the scores' place, if ``learning``.
+
+    Raises IndexError for a target that has no score.
+    """
     width = scores.shape[-1]
-    given = {"targets": targets.contiguous(), "losses": losses}
+    if len(targets) and not (targets.min() >= 0 and targets.max() < width):
+        raise IndexError(f"targets from {targets.min()} to {targets.max()}, of {width} scores")
+    given = {"targets": targets.long().contiguous(), "losses": losses}
     _compute(plans.SLOPES, scores, _grain(width), width, given, learning=learning)
 
 

@@ -62,7 +62,6 @@ def operations(narrow: bool) -> Any:
     _shares = made(lambda x, top, inverse: [exp(x - top) * inverse], "s", "s")
     _value = made(lambda x: [x], "s", over=SUM)
     _put = made(lambda x, value: [value], "s", "s")
-
     _updated = made(update, "hhsww", "hhww")
 
     @compiled
