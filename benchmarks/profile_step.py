@@ -10,7 +10,7 @@ what has called it, can be told to be:
     attention           scaled_dot_product_attention and its backward pass
     matrix products     of the linear layers, forward and backward
     embedding           rows looked up, and their gradient
-    fused               what torch.compile has generated
+    fused               what torch.compile has generated; norms, SwiGLU and rotation by llamactl's kernel
     casts and copies    between precisions and layouts, and zeroing
     elementwise         all other operators of torch: norms, rotation, SwiGLU, residuals, sums of gradients
     outside operators   Python, autograd's bookkeeping, waiting; on a GPU: the time that no kernel ran
@@ -56,7 +56,7 @@ WITHIN = {  # of an operator or what has called it: parts of names
 }
 ITSELF = {
     "matrix products": ("aten::mm", "aten::addmm", "aten::bmm", "aten::mv", "linear_pointwise", "mkl_linear"),
-    "fused": ("cpp_fused", "triton_"),
+    "fused": ("cpp_fused", "triton_", "_Norm", "_SwiGLU", "_Rotation"),
     "casts and copies": ("copy", "aten::clone", "aten::cat", "aten::zero", "aten::fill", "aten::to"),
     "elementwise": ("aten::",),
 }  # fmt: skip

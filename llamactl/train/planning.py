@@ -132,7 +132,7 @@ def _by_kernels(layout: Layout) -> tuple[bool, bool]:
     from llamactl.model import functions, fused  # torch takes a second, and plans for other machines need none
 
     alone = layout.devices == 1 and layout.precision == "bf16" and functions.BF16_PRODUCTS
-    return fused.serves(), fused.serves() and alone
+    return fused.serves() and layout.tensor_parallel == 1, fused.serves() and alone
 
 
 def memory(config: Config, layout: Layout, frozen: int = 0) -> Memory:
