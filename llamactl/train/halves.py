@@ -26,7 +26,7 @@ class Parted(NamedTuple):
         return parted
 
     def fill(self, whole: Tensor) -> None:
-        """Set both from fp32 numbers; one in 65,536 is a step of fp32 off, halfway between two bf16 numbers."""
+        """Set both from fp32 numbers; one in 131,072 is a step of fp32 off: of ties, those that go down."""
         self.high.copy_(whole)
         steps = whole.view(torch.int32) - self._upper()
         self.rest.copy_(steps.clamp_max_(torch.iinfo(torch.int16).max))
