@@ -3,14 +3,13 @@
 import pytest
 import torch
 from test_attention import CPU, DOCUMENTS, TREES, written_out
-from test_functions import agree, randn
+from test_functions import agree, by_threads, randn
 from torch import Tensor
 from torch._subclasses.fake_tensor import FakeTensorMode
 
 from llamactl.model import attention, flash
 from llamactl.model.attention import Documents
 from llamactl.model.config import Config
-from llamactl.model.kernels import making
 from llamactl.model.llama import Llama
 
 pytest.importorskip("numba")
@@ -106,13 +105,10 @@ def bits(shape: tuple[int, ...], dtype: torch.dtype) -> list[Tensor]:
 def test_it_is_the_same_to_the_bit_by_any_number_and_kind_of_threads(
     dtype: torch.dtype, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    found = []
-    for number, team in ((1, making._team()), (2, making._team()), (5, making._team()), (3, None)):
-        monkeypatch.setattr(torch, "get_num_threads", lambda number=number: number)
-        monkeypatch.setattr(making, "_team", lambda team=team: team)
-        found.append(bits((3, 130, 4, 2, 64), dtype))
-    for other in found[1:]:
-        assert all(map(torch.equal, found[0], other))
+    first, *others = by_threads(monkeypatch, lambda: bits((3, 130, 4, 2, 64), dtype))
+    assert len(others) == 3
+    for other in others:
+        assert all(map(torch.equal, first, other))
 
 
 @pytest.mark.parametrize("dtype", STORED)

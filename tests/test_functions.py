@@ -12,6 +12,7 @@ from torch import Tensor
 from llamactl.model import attention, functions, fused, llama
 from llamactl.model.attention import Documents
 from llamactl.model.config import Config
+from llamactl.model.kernels import making
 from llamactl.model.llama import Llama
 from llamactl.train.optim import AdamW
 from llamactl.train.parallel import Job
@@ -41,6 +42,16 @@ def agree(
 
 def randn(*shape: int, dtype: torch.dtype = torch.float32, seed: int = 0) -> Tensor:
     return torch.randn(shape, generator=torch.Generator().manual_seed(seed)).to(dtype)
+
+
+def by_threads(monkeypatch: pytest.MonkeyPatch, compute: Callable[[], list[Tensor]]) -> list[list[Tensor]]:
+    """What kernels find by several numbers of threads, and by threads that are not OpenMP's."""
+    found, openmp = [], making._team()
+    for number, team in ((1, openmp), (2, openmp), (5, openmp), (3, None)):
+        monkeypatch.setattr(torch, "get_num_threads", lambda number=number: number)
+        monkeypatch.setattr(making, "_team", lambda team=team: team)
+        found.append(compute())
+    return found
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])

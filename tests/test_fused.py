@@ -5,13 +5,12 @@ from pathlib import Path
 import pytest
 import torch
 import torch.nn.functional as F  # noqa: N812
-from test_functions import randn
+from test_functions import by_threads, randn
 from torch import Tensor, nn
 
 from llamactl.artifacts.run import Run
 from llamactl.model import functions, fused
 from llamactl.model.config import Config
-from llamactl.model.kernels import making
 from llamactl.model.llama import Llama, rotary
 from llamactl.train import optim
 from llamactl.train.halves import Parted
@@ -73,13 +72,10 @@ def test_all_of_them(rows: int, width: int, dtype: torch.dtype) -> None:
 def test_they_are_the_same_to_the_bit_by_any_number_and_kind_of_threads(
     dtype: torch.dtype, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    found = []
-    for number, team in ((1, making._team()), (2, making._team()), (5, making._team()), (3, None)):
-        monkeypatch.setattr(torch, "get_num_threads", lambda number=number: number)
-        monkeypatch.setattr(making, "_team", lambda team=team: team)
-        found.append(everything(700, 300, dtype))
-    for other in found[1:]:
-        assert all(map(torch.equal, found[0], other))
+    first, *others = by_threads(monkeypatch, lambda: everything(700, 300, dtype))
+    assert len(others) == 3
+    for other in others:
+        assert all(map(torch.equal, first, other))
 
 
 @pytest.mark.parametrize("dtype", STORED)

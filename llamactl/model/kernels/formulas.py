@@ -97,8 +97,7 @@ def parted(x: Value) -> tuple[Words, Words]:
     """
     builder, kind = x.builder, vectors.words_of(x.value.type, 32)
     bits, half = builder.bitcast(x.value, kind), vectors.same(kind, 16)
-    odd = builder.and_(builder.lshr(bits, half), vectors.same(kind, 1))
-    high = builder.lshr(builder.add(builder.add(bits, vectors.same(kind, 0x7FFF)), odd), half)
+    high = vectors.nearest(builder, bits)
     rest, most = builder.sub(bits, builder.shl(high, half)), vectors.same(kind, 0x7FFF)
     rest = builder.select(builder.icmp_signed(">", rest, most), most, rest)
     return Words(builder, high), Words(builder, rest)

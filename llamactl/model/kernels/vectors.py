@@ -308,11 +308,17 @@ def halved(builder: Any, value: Any) -> Any:
     words, bits = words_of(value.type, 32), words_of(value.type, 16)
     if PAIRS and isinstance(value.type, ir.VectorType) and value.type.count == REGISTER:  # by an instruction
         return builder.bitcast(builder.fptrunc(value, ir.VectorType(Half(), REGISTER)), bits)
-    whole, half = builder.bitcast(value, words), same(words, 16)
-    odd = builder.and_(builder.lshr(whole, half), same(words, 1))
-    nearest = builder.lshr(builder.add(builder.add(whole, same(words, 0x7FFF)), odd), half)
-    kept = builder.select(builder.fcmp_unordered("uno", value, value), same(words, 0x7FC0), nearest)
+    upper = nearest(builder, builder.bitcast(value, words))
+    kept = builder.select(builder.fcmp_unordered("uno", value, value), same(words, 0x7FC0), upper)
     return builder.trunc(kept, bits)
+
+
+def nearest(builder: Any, bits: Any) -> Any:
+    """The upper halves of fp32 numbers, by their bits, rounded; of two that are as near the even one."""
+    words = bits.type
+    half = same(words, 16)
+    odd = builder.and_(builder.lshr(bits, half), same(words, 1))
+    return builder.lshr(builder.add(builder.add(bits, same(words, 0x7FFF)), odd), half)
 
 
 def store_halved(builder: Any, value: Any, base: Any, offset: Any) -> None:
