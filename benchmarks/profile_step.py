@@ -55,7 +55,9 @@ WITHIN = {  # of an operator or what has called it: parts of names
     "embedding": ("embedding", "Embedding"),
 }
 ITSELF = {
-    "matrix products": ("aten::mm", "aten::addmm", "aten::bmm", "aten::mv", "linear_pointwise", "mkl_linear"),
+    "matrix products": (
+        "aten::mm", "aten::addmm", "aten::bmm", "aten::mv", "linear_pointwise", "mkl_linear", "llamactl::product"
+    ),
     "fused": ("cpp_fused", "triton_", "_Norm", "_SwiGLU", "_Rotation"),
     "casts and copies": ("copy", "aten::clone", "aten::cat", "aten::zero", "aten::fill", "aten::to"),
     "elementwise": ("aten::",),

@@ -96,11 +96,12 @@ def _compiled() -> None:
     """Kernels are compiled before the first test: it is said where that takes long."""
     import torch
 
-    from llamactl.model import decoding, flash, fused
+    from llamactl.model import decoding, flash, fused, matmul
 
     decoding.kernels(600)
     flash.prepare(torch.device("cpu"), 64)
-    fused.prepare(torch.device("cpu"))
+    fused.KERNEL.prepare(torch.device("cpu"))
+    matmul.prepare(torch.device("cpu"))
 
 
 @pytest.fixture(autouse=True)
@@ -168,12 +169,13 @@ def products(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) ->
 
 @pytest.fixture(params=[True, False], ids=["kernels", "torch"])
 def kernels(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
-    """What a kernel does row by row on a CPU, by it, and by torch's operations as where there is none."""
+    """What kernels do on a CPU, by them, and by torch's operations as where there are none."""
     import torch
 
-    from llamactl.model import fused
+    from llamactl.model import fused, matmul
 
     if not request.param:
+        monkeypatch.setattr(matmul, "suits", lambda a, b: False)
         monkeypatch.setattr(fused, "suits", lambda x: False)
         monkeypatch.setattr(fused, "there", lambda device: False)
     elif not fused.there(torch.device("cpu")):

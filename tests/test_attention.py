@@ -17,7 +17,7 @@ CPU = torch.device("cpu")
 @pytest.fixture(autouse=True)
 def _by_blocks(monkeypatch: pytest.MonkeyPatch) -> None:
     """tests/test_flash.py has the kernels that take their place."""
-    monkeypatch.setattr(flash, "_made", None)
+    monkeypatch.setattr(flash.KERNEL, "kernel", None)
 
 
 SHAPES = [(2, 1, 4, 2, 8), (1, 5, 6, 2, 12), (2, 64, 4, 4, 8), (1, 65, 4, 1, 8), (2, 200, 6, 3, 16), (1, 530, 2, 2, 4)]

@@ -24,9 +24,9 @@ STORED = [torch.float32, torch.bfloat16]
 @pytest.fixture(autouse=True)
 def _made(monkeypatch: pytest.MonkeyPatch) -> None:
     """The kernels, for each test."""
-    monkeypatch.setattr(flash, "_made", None)
+    monkeypatch.setattr(flash.KERNEL, "kernel", None)
     flash.prepare(CPU, 32)
-    if flash._made is None:
+    if flash.KERNEL.kernel is None:
         pytest.skip("no folder for what numba compiles")
 
 
@@ -176,11 +176,11 @@ def test_a_model_has_them_made_before_its_first_layer(monkeypatch: pytest.Monkey
     """Also one that is compiled, whose layers cannot ask for it: losses of both, and without kernels, agree."""
     ids, losses = torch.randint(61, (2, 41), generator=torch.Generator().manual_seed(0)), []
     for serves in (False, True):
-        monkeypatch.setattr(flash, "_made", None)
+        monkeypatch.setattr(flash.KERNEL, "kernel", None)
         monkeypatch.setattr(flash, "serves", lambda head_dim, serves=serves: serves)
         model = Llama.create(TINY, torch.float32, CPU, 0)
         losses.append(model.nll(ids[:, :-1], ids[:, 1:]).detach())
-        assert (flash._made is not None) == serves
+        assert (flash.KERNEL.kernel is not None) == serves
     torch.testing.assert_close(*losses, rtol=1e-5, atol=1e-5)
 
 
@@ -192,5 +192,5 @@ def test_what_they_are_for(monkeypatch: pytest.MonkeyPatch) -> None:
     assert not flash.suits(torch.empty(1, 1, 1, whole, device="meta"))
     monkeypatch.setattr(flash, "installed", lambda: False)
     assert not flash.serves(whole)
-    monkeypatch.setattr(flash, "_made", None)
+    monkeypatch.setattr(flash.KERNEL, "kernel", None)
     assert not flash.suits(randn(1, 1, 1, whole))

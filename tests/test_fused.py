@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from llamactl.artifacts.run import Run
 from llamactl.model import functions, fused
 from llamactl.model.config import Config
+from llamactl.model.kernels import making
 from llamactl.model.llama import Llama, rotary
 from llamactl.train import optim
 from llamactl.train.halves import Parted
@@ -131,8 +132,8 @@ def test_what_it_is_for(monkeypatch: pytest.MonkeyPatch) -> None:
     assert fused.suits(x) and fused.suits(x.bfloat16())
     assert not fused.suits(x.double()) and not fused.suits(torch.empty(2, device="meta"))
     assert not fused.suits(nn.Parameter(x))
-    monkeypatch.setattr(fused, "_made", None)
-    monkeypatch.setattr(fused, "installed", lambda: False)
+    monkeypatch.setattr(fused.KERNEL, "kernel", None)
+    monkeypatch.setattr(making, "installed", lambda: False)
     assert not fused.there(CPU) and not fused.suits(x)
 
 

@@ -288,7 +288,7 @@ def test_numba_is_in_no_process_but_the_one_that_compiles() -> None:
     code = """
 import sys, torch
 from llamactl.model import decoding, flash
-assert decoding.kernels(600) and (flash.prepare(torch.device("cpu"), 64), flash._made)[1]
+assert decoding.kernels(600) and (flash.prepare(torch.device("cpu"), 64), flash.KERNEL.kernel)[1]
 q = torch.randn(1, 50, 2, 64)
 assert torch.ops.llamactl.flash_attention(q, q, q, 50, None, None)[0].isfinite().all()
 print(*{"numba", "llvmlite"} & {*sys.modules})
@@ -297,7 +297,9 @@ print(*{"numba", "llvmlite"} & {*sys.modules})
     assert done.stdout.split() == ([] if shutil.which("cc") else ["llvmlite"])
 
 
-@pytest.mark.parametrize("plan", [plans.ATTENTION, plans.FUSED, plans.STEP, plans.SEAT, plans.DRAW], ids=str)
+@pytest.mark.parametrize(
+    "plan", [plans.ATTENTION, plans.MATMUL, plans.FUSED, plans.STEP, plans.SEAT, plans.DRAW], ids=str
+)
 def test_a_plan_has_a_number_for_every_word(plan: "np.dtype[np.void]") -> None:
     """8 bytes each: nothing lies between them that the compiler would place elsewhere."""
     assert plan.itemsize == 8 * len(plan.names or ())

@@ -5,25 +5,18 @@ blocks of plain products keep all probabilities. Models ask for them once (``pre
 computed alike; where numba is not installed, or for widths of heads that they are not for, blocks take their place.
 """
 
-from functools import cache
 from typing import Any
 
-import numpy as np
 import torch
 from torch import Tensor
 
-from llamactl.model.kernels.making import ENOUGH, Kernel, Making, installed
+from llamactl.model.kernels.making import Lone, installed
 from llamactl.model.kernels.plans import ATTENTION, PAIRS, WIDTHS, room
 
 STORED = (torch.float32, torch.bfloat16)
 
 
-@cache
-def _making() -> Making:
-    return Making("attention", ["attention"])
-
-
-_made: Kernel | None = None
+KERNEL = Lone("attention", "attention", ATTENTION)
 
 
 def serves(head_dim: int) -> bool:
@@ -33,14 +26,13 @@ def serves(head_dim: int) -> bool:
 
 def prepare(device: torch.device, head_dim: int) -> None:
     """Have the kernels made, if there can be any."""
-    global _made  # which torch.compile looks at
-    if _made is None and device.type == "cpu" and serves(head_dim):
-        (_made,) = _making().within(ENOUGH) or (None,)
+    if serves(head_dim):
+        KERNEL.prepare(device)
 
 
 def suits(q: Tensor) -> bool:
     """Whether kernels are there for queries ``[B, T, H, E]``."""
-    return _made is not None and q.device.type == "cpu" and q.shape[-1] % WIDTHS == 0 and q.dtype in STORED
+    return KERNEL.kernel is not None and q.device.type == "cpu" and q.shape[-1] % WIDTHS == 0 and q.dtype in STORED
 
 
 def attention(q: Tensor, k: Tensor, v: Tensor, longest: int, ends: Tensor | None, key_ends: Tensor | None) -> Tensor:
@@ -99,15 +91,11 @@ def _compute(
     threads = max(1, min(torch.get_num_threads(), documents * k.shape[2]))
     size = room(longest, width, pairs, backward)
     tensors["scratch"], tensors["shared"] = torch.empty(threads * size), torch.zeros(2, 8, dtype=torch.int64)
-    plans = np.zeros(1, ATTENTION)
-    plan = plans[0]
-    for name, tensor in tensors.items():
-        plan[name] = tensor.data_ptr()
-    plan["documents"], plan["tokens"], plan["room"] = documents, batch * time, size
-    plan["heads"], plan["kv_heads"], plan["head_dim"] = heads, k.shape[2], width
-    plan["narrow"], plan["pairs"], plan["backward"], plan["scale"] = narrow, pairs, backward, width**-0.5
-    assert _made is not None
-    _made.by(threads, plans.ctypes.data)
+    KERNEL.work(
+        threads, documents=documents, tokens=batch * time, heads=heads, kv_heads=k.shape[2], head_dim=width,
+        narrow=narrow, pairs=pairs, backward=backward, room=size, scale=width**-0.5,
+        **{name: tensor.data_ptr() for name, tensor in tensors.items()},
+    )  # fmt: skip
 
 
 def _keep_for_backward(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor]) -> None:

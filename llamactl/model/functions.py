@@ -12,7 +12,7 @@ import torch
 import torch.nn.functional as F  # noqa: N812
 from torch import Tensor
 
-from llamactl.model import fused, sharded
+from llamactl.model import fused, matmul, sharded
 
 # Without these instructions products of bf16 matrices on a CPU are 3 to 100 times slower than those of fp32 matrices
 # (measured with AVX2); there they are made of fp32 copies, which loses nothing: such products add up in fp32 anyway.
@@ -51,11 +51,36 @@ class _WideLinear(torch.autograd.Function):
         return of_x, None if of_weight is None else of_weight.to(weight.dtype)
 
 
+def _product(a: Tensor, b: Tensor, out: Tensor | None = None) -> Tensor:
+    """a b^T, ``[R, D]`` and ``[V, D]`` to ``[R, V]``, of one dtype."""
+    return matmul.product(a, b, out) if matmul.suits(a, b) else torch.mm(a, b.mT, out=out)
+
+
+class _Linear(torch.autograd.Function):
+    """``F.linear`` by the kernel of ``matmul``."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, weight: Tensor) -> Tensor:
+        ctx.save_for_backward(x, weight)
+        return matmul.product(x.flatten(0, -2), weight).view(*x.shape[:-1], len(weight))
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, Tensor | None]:
+        x, weight = ctx.saved_tensors
+        rows = grad.flatten(0, -2)
+        of_x = matmul.product(rows, weight.mT).view(x.shape) if ctx.needs_input_grad[0] else None
+        of_weight = matmul.product(rows.mT, x.flatten(0, -2).mT) if ctx.needs_input_grad[1] else None
+        return of_x, of_weight
+
+
 def linear(x: Tensor, weight: Tensor) -> Tensor:
     """x W^T, ``[..., D]`` and ``[V, D]`` to ``[..., V]``, in the dtype of x."""
     if product_dtype(x) != x.dtype and x.numel() > x.shape[-1]:  # one row goes as fast as the weights can be read
         return cast(Tensor, _WideLinear.apply(x, weight))  # type: ignore[no-untyped-call]
-    return F.linear(x, weight.to(x.dtype))
+    weight = weight.to(x.dtype)
+    if matmul.suits(x, weight):
+        return cast(Tensor, _Linear.apply(x, weight))  # type: ignore[no-untyped-call]
+    return F.linear(x, weight)
 
 
 def scores(x: Tensor, weight: Tensor) -> Tensor:
@@ -63,7 +88,7 @@ def scores(x: Tensor, weight: Tensor) -> Tensor:
 
     There a piece stays in a cache: 64 rows by 32,000 words took two thirds of the time of one product.
     """
-    if torch.is_grad_enabled() or x.device.type != "cpu" or x.numel() == x.shape[-1]:
+    if torch.is_grad_enabled() or x.device.type != "cpu" or x.numel() == x.shape[-1] or matmul.suits(x, weight):
         return linear(x, weight)
     out = x.new_empty(*x.shape[:-1], len(weight))
     for some, piece in zip(torch.split(out, WORDS, -1), torch.split(weight, WORDS), strict=True):
@@ -214,7 +239,7 @@ class NegativeLogLikelihood(torch.autograd.Function):
         for start in range(0, len(hidden), ROWS):
             rows = slice(start, start + ROWS)
             place = slopes[rows] if slopes is not None and slopes.dtype == factor.dtype else None
-            scores = torch.mm(hidden[rows].to(factor.dtype), factor.mT, out=place)
+            scores = _product(hidden[rows].to(factor.dtype), factor, out=place)
             if fused.suits(scores):
                 fused.slopes(scores, targets[rows], flat[rows], learning=training)
             else:
@@ -248,8 +273,8 @@ class NegativeLogLikelihood(torch.autograd.Function):
         shape, grad = grad.shape, grad.flatten()
         if factor.dtype == hidden.dtype:
             scale = grad[:, None]
-            of_weight = slopes.mT @ (hidden * scale).to(factor.dtype)
-            of_hidden = ((slopes @ factor) * scale).to(hidden.dtype)
+            of_weight = _product(slopes.mT, (hidden * scale).to(factor.dtype).mT)
+            of_hidden = (_product(slopes, factor.mT) * scale).to(hidden.dtype)
             return of_hidden.view(*shape, hidden.shape[-1]), of_weight.to(ctx.weight_dtype), None
         of_hidden = torch.empty_like(hidden)
         of_weight = torch.empty_like(weight, dtype=torch.float32)  # set by the first piece, be it empty

@@ -5,38 +5,19 @@ Models ask for them once (``prepare``), so that all passes of a run are computed
 are spread over devices, ``functions`` does it in torch's operations. Letters as in ``llama.py``.
 """
 
-import ctypes
-import struct
 from collections.abc import Mapping
-from functools import cache
 
-import numpy as np
 import torch
 from torch import Tensor
 
 from llamactl.model.kernels import plans
-from llamactl.model.kernels.making import ENOUGH, Kernel, Making, installed
+from llamactl.model.kernels.making import Lone, installed
 
 STORED = (torch.float32, torch.bfloat16)
 GRAIN = 1 << 14  # numbers that are worth a thread's while
 PARTS = 64  # at most, of what adds up over them
 SUMMED = 1 << 16  # numbers that one thread adds up
-_LAYOUT = struct.Struct("".join("qd"[kind == np.float64] for kind, *_ in (plans.FUSED.fields or {}).values()))
-
-
-@cache
-def _making() -> Making:
-    return Making("norms and the like", ["fused"])
-
-
-_made: Kernel | None = None
-
-
-def prepare(device: torch.device) -> None:
-    """Have the kernel made, if there can be one."""
-    global _made
-    if _made is None and device.type == "cpu" and serves():
-        (_made,) = _making().within(ENOUGH) or (None,)
+KERNEL = Lone("fused", "norms and the like", plans.FUSED)
 
 
 def serves() -> bool:
@@ -46,13 +27,13 @@ def serves() -> bool:
 
 def there(device: torch.device) -> bool:
     """Whether the kernel is there for what is on a device; it is made, if it can be."""
-    prepare(device)
-    return _made is not None and device.type == "cpu"
+    KERNEL.prepare(device)
+    return KERNEL.kernel is not None and device.type == "cpu"
 
 
 def suits(x: Tensor) -> bool:
     """Whether the kernel is there for a tensor, which nobody traces or shares out."""
-    if torch.compiler.is_compiling() or _made is None:
+    if torch.compiler.is_compiling() or KERNEL.kernel is None:
         return False
     return type(x) is Tensor and x.device.type == "cpu" and x.dtype in STORED
 
@@ -64,18 +45,11 @@ def _compute(
 
     ``some`` rows are a part; tensors lie one number after the other.
     """
-    rows, words = x.numel() // (columns * int(numbers.get("heads", 1))), plans.FUSED.names or ()
-    block = ctypes.create_string_buffer(8 + plans.FUSED.itemsize)  # how many parts are taken, and the plan
-    shared = ctypes.addressof(block)
-    facts = {
-        "operation": operation, "narrow": x.dtype == torch.bfloat16, "rows": rows, "columns": columns, "some": some,
-        "shared": shared, "x": x.data_ptr(), **numbers,
-    }  # fmt: skip
-    for name, tensor in tensors.items():
-        facts[name] = tensor.data_ptr()
-    _LAYOUT.pack_into(block, 8, *[facts.get(word, 0) for word in words])
-    assert _made is not None
-    _made.by(max(1, min(torch.get_num_threads(), -(-rows // some))), shared + 8)
+    rows = x.numel() // (columns * int(numbers.get("heads", 1)))
+    facts = {"operation": operation, "narrow": x.dtype == torch.bfloat16, "rows": rows, "columns": columns}
+    places = {name: tensor.data_ptr() for name, tensor in {"x": x, **tensors}.items()}
+    threads = max(1, min(torch.get_num_threads(), -(-rows // some)))
+    KERNEL.work(threads, some=some, **facts, **places, **numbers)
 
 
 def _grain(columns: int) -> int:

@@ -20,7 +20,7 @@ from torch import Tensor, nn
 
 from llamactl.artifacts import checkpoint
 from llamactl.artifacts.tensors import Later
-from llamactl.model import flash, functions, fused, sharded
+from llamactl.model import flash, functions, fused, matmul, sharded
 from llamactl.model.attention import Documents, causal_attention
 from llamactl.model.cache import Attending
 from llamactl.model.config import LANGUAGE, Config
@@ -186,7 +186,8 @@ class Transformer(nn.Module):
         else:
             positions = torch.arange(tokens.shape[1], device=tokens.device)
         flash.prepare(tokens.device, self.config.head_dim)
-        fused.prepare(tokens.device)
+        fused.KERNEL.prepare(tokens.device)
+        matmul.prepare(tokens.device)
         cos, sin = rotary(positions, self.config.head_dim, self.config.rope_theta)
         beneath = self.beneath or Stem(self.tok_embeddings, ())
         x = beneath.tok_embeddings(tokens).to(self.dtype)

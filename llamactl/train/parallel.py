@@ -54,6 +54,7 @@ _aten = torch.ops.aten
 KEPT = {
     torch.ops.llamactl.causal_attention.default,
     torch.ops.llamactl.flash_attention.default,
+    torch.ops.llamactl.product.default,
     _aten.mm.default,
     _aten.bmm.default,
     _aten.addmm.default,

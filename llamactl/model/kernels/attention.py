@@ -15,7 +15,7 @@ from numba import carray  # type: ignore[attr-defined]
 
 from llamactl.model.kernels import tiles
 from llamactl.model.kernels.plans import ATTENTION as PLAN
-from llamactl.model.kernels.plans import COLUMNS, HEIGHTS, LINE, ROWS
+from llamactl.model.kernels.plans import COLUMNS, HEIGHTS, LINE, REGISTER, ROWS
 from llamactl.model.kernels.products import compiled, floats, integers
 from llamactl.model.kernels.shared import ticket
 from llamactl.model.kernels.tiles import against, highest, powers, slopes, turn
@@ -63,15 +63,15 @@ def multiply(pairs, a, a_row, rows, b, b_row, depth, columns, out, out_row, add)
                 left, target = a + 4 * (row * a_row + start), out + 4 * (row * out_row + column)
                 if row + _TALL <= rows:
                     if pairs:
-                        _tall_pairs(left, a_row, right, b_row, some, target, out_row, more)
+                        _tall_pairs(left, a_row, 1, right, b_row, REGISTER, some, target, out_row, more)
                     else:
-                        _tall(left, a_row, right, b_row, some, target, out_row, more)
+                        _tall(left, a_row, 1, right, b_row, REGISTER, some, target, out_row, more)
                     row += _TALL
                 else:
                     if pairs:
-                        _low_pairs(left, a_row, right, b_row, some, target, out_row, more)
+                        _low_pairs(left, a_row, 1, right, b_row, REGISTER, some, target, out_row, more)
                     else:
-                        _low(left, a_row, right, b_row, some, target, out_row, more)
+                        _low(left, a_row, 1, right, b_row, REGISTER, some, target, out_row, more)
                     row += _LOW
 
 

@@ -10,6 +10,7 @@ import importlib.util
 import os
 import platform
 import shutil
+import struct
 import subprocess
 import sys
 import tempfile
@@ -18,11 +19,14 @@ from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from dataclasses import dataclass
-from functools import cache
+from functools import cache, cached_property
 from hashlib import sha256
 from importlib import import_module, metadata
 from pathlib import Path
 from typing import Any
+
+import numpy as np
+import torch
 
 from llamactl import ui
 from llamactl.artifacts import files
@@ -33,6 +37,7 @@ LONG = 5.0  # seconds: those who wait so long have no kernels yet
 ENOUGH = 600.0  # seconds, to make them
 ENTRY = "llamactl_{}"  # the name of a kernel's function
 DIGEST = 32  # bytes of it
+SHARED = 4  # numbers
 LIBRARY, OBJECT = ".so", ".o"  # what code is kept as
 PROCESSOR = ("NUMBA_CPU_NAME", "NUMBA_CPU_FEATURES")  # variables by which numba is told of another one
 CAN = ("flags", "Features")  # lines of /proc/cpuinfo that list what a processor can do, by architecture
@@ -274,6 +279,40 @@ class Making(threading.Thread):
         if seconds:
             self.join(seconds)
         return self.made
+
+
+class Lone:
+    """A module's kernel that models ask for once (``prepare``), so that all passes of a run are computed alike.
+
+    ``what`` it does is said where it takes long to make.
+    """
+
+    def __init__(self, name: str, what: str, plan: "np.dtype[np.void]") -> None:
+        self.name, self.what = name, what
+        self.kernel: Kernel | None = None  # which torch.compile looks at
+        self._words = plan.names or ()
+        kinds = (kind for kind, *_ in (plan.fields or {}).values())
+        self._layout = struct.Struct("".join("qd"[kind == np.float64] for kind in kinds))
+
+    @cached_property
+    def _making(self) -> Making:
+        return Making(self.what, [self.name])
+
+    def prepare(self, device: torch.device) -> None:
+        """Have it made, if it can be."""
+        if self.kernel is None and device.type == "cpu" and installed():
+            (self.kernel,) = self._making.within(ENOUGH) or (None,)
+
+    def work(self, threads: int, **facts: float) -> None:
+        """Have so many threads work by a plan: 0 for what it has words for and is not told here.
+
+        ``shared``, unless it is told, is where they have ``SHARED`` numbers in common, which begin at 0.
+        """
+        block = ctypes.create_string_buffer(8 * SHARED + self._layout.size)
+        facts = {"shared": ctypes.addressof(block), **facts}
+        self._layout.pack_into(block, 8 * SHARED, *[facts.get(word, 0) for word in self._words])
+        assert self.kernel is not None
+        self.kernel.by(threads, ctypes.addressof(block) + 8 * SHARED)
 
 
 if __name__ == "__main__":

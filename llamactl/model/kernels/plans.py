@@ -50,6 +50,19 @@ def room(keys: int, width: int, pairs: bool, backward: bool) -> int:
     return gathered + 2 * by_unit + stacked + 2 * width * by_keys + 5 * rows + ROWS * (5 * width + by_width + LINE)
 
 
+# -- products of matrices
+
+MATMUL = plan(
+    (
+        "a", "b", "out",  # [rows, depth] and [columns, depth], bf16; [rows, columns], fp32 if wide, else bf16
+        "rows", "columns", "depth", "out_row",
+        "a_row", "a_step", "b_row", "b_step",  # numbers from one row, and from one number of a row, to the next
+        "wide", "add",  # add: to what is there, which is wide
+        "some", "panel",  # rows, and columns, that are laid out at once: whole registers of them
+        "scratch",  # units of theirs, and of one tile
+    )
+)  # fmt: skip
+
 # -- what rows come to, number by number
 
 NORM, NORM_BACKWARD, ROTATE, SWIGLU, SWIGLU_BACKWARD, SLOPES, SQUARES, UPDATE = range(8)  # operations

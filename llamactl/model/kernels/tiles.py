@@ -12,7 +12,7 @@ from numba.core import cgutils, types
 from numba.extending import intrinsic
 
 from llamactl.model.kernels.plans import COLUMNS, PAIRS, REGISTER
-from llamactl.model.kernels.vectors import Half, exp, halved, number
+from llamactl.model.kernels.vectors import Half, exp, halved, number, prefetch, store_halved
 
 _WORD, _UNIT, _FLOAT = ir.IntType(64), ir.IntType(32), ir.FloatType()
 _VECTOR, _UNITS = ir.VectorType(_FLOAT, REGISTER), ir.VectorType(_UNIT, REGISTER)
@@ -45,49 +45,59 @@ def _add_product(builder: Any, pairs: bool, a: Any, b: Any, c: Any) -> Any:
     return builder.call(cgutils.get_or_insert_function(builder.module, function, name), given)
 
 
-def tile(rows: int, pairs: bool) -> Any:
-    """A product of ``rows`` rows and as many columns as a tile has: (a, a_row, b, b_row, depth, out, out_row, add).
+def tile(rows: int, pairs: bool, rounded: bool = False) -> Any:
+    """A product of ``rows`` rows and as many columns as a tile has: (a, a_row, a_step, b, b_row, b_next, depth, out,
+    out_row, add).
 
-    ``a``, ``b`` and ``out`` are addresses, ``a_row`` and so on units from one row to the next; ``a`` is ``[rows,
-    depth]``, ``b [depth, COLUMNS]``, and what comes out fp32, added to what is there if ``add``. (Of ``pairs`` there is
-    none where the processor has no instruction for them: then it is the same as without.)
+    ``a``, ``b`` and ``out`` are addresses; ``a`` is ``[rows, depth]``, ``b [depth, COLUMNS]``, and what comes out fp32,
+    added to what is there if ``add``, or bf16 if ``rounded``. ``a_row`` and so on are units, or numbers, from one row
+    to the next, ``a_step`` units from one of a row to the next, ``b_next`` from one register of a row to the next. (Of
+    ``pairs`` there is none where the processor has no instruction for them: then it is the same as without.)
     """
     pairs = pairs and PAIRS
 
     @intrinsic
     def product(
-        typing: Any, a: Any, a_row: Any, b: Any, b_row: Any, depth: Any, out: Any, out_row: Any, add: Any
-    ) -> Any:
+        typing: Any, a: Any, a_row: Any, a_step: Any, b: Any, b_row: Any, b_next: Any, depth: Any, out: Any,
+        out_row: Any, add: Any,
+    ) -> Any:  # fmt: skip
         def generate(context: Any, builder: Any, signature: Any, given: Any) -> Any:
-            a, a_row, b, b_row, depth, out, out_row, add = given
+            a, a_row, a_step, b, b_row, b_next, depth, out, out_row, add = given
             places = [
-                _at(builder, out, _VECTOR, builder.mul(out_row, _WORD(row)), _WORD(first))
+                builder.add(builder.mul(out_row, _WORD(row)), _WORD(first))
                 for row in range(rows)
                 for first in range(0, COLUMNS, REGISTER)
             ]
             sums = [cgutils.alloca_once(builder, _VECTOR) for _ in places]
             for sum_ in sums:
                 builder.store(ir.Constant(_VECTOR, None), sum_)
-            with builder.if_then(builder.icmp_signed("!=", add, _WORD(0))):
-                for sum_, place in zip(sums, places, strict=True):
-                    builder.store(builder.load(place, align=4), sum_)
+            if rounded:  # it is not read, and has to be there when it is written
+                for row in range(rows):
+                    prefetch(builder, builder.add(out, builder.mul(builder.mul(out_row, _WORD(row)), _WORD(2))), True)
+            else:
+                with builder.if_then(builder.icmp_signed("!=", add, _WORD(0))):
+                    for sum_, place in zip(sums, places, strict=True):
+                        builder.store(builder.load(_at(builder, out, _VECTOR, place), align=4), sum_)
             with cgutils.for_range(builder, depth, intp=_WORD) as loop:
                 row_of_b = builder.mul(loop.index, b_row)
                 columns = [
-                    builder.load(_at(builder, b, _UNITS, row_of_b, _WORD(first)), align=4)
-                    for first in range(0, COLUMNS, REGISTER)
+                    builder.load(_at(builder, b, _UNITS, row_of_b, builder.mul(b_next, _WORD(register))), align=4)
+                    for register in range(COLUMNS // REGISTER)
                 ]
                 for row in range(rows):
-                    one = builder.load(_at(builder, a, _UNIT, builder.mul(a_row, _WORD(row)), loop.index), align=4)
-                    factor = _spread(builder, one)
-                    for place, values in enumerate(columns):
-                        sum_ = sums[row * len(columns) + place]
+                    place = builder.mul(a_row, _WORD(row)), builder.mul(a_step, loop.index)
+                    factor = _spread(builder, builder.load(_at(builder, a, _UNIT, *place), align=4))
+                    for register, values in enumerate(columns):
+                        sum_ = sums[row * len(columns) + register]
                         builder.store(_add_product(builder, pairs, factor, values, builder.load(sum_)), sum_)
             for sum_, place in zip(sums, places, strict=True):
-                builder.store(builder.load(sum_), place, align=4)
+                if rounded:
+                    store_halved(builder, builder.load(sum_), out, place)
+                else:
+                    builder.store(builder.load(sum_), _at(builder, out, _VECTOR, place), align=4)
             return context.get_dummy_value()
 
-        return types.void(*[types.int64] * 8), generate
+        return types.void(*[types.int64] * 10), generate
 
     return product
 

@@ -52,12 +52,12 @@ def _spread(builder: Any, value: Any) -> Any:
     return builder.shuffle_vector(single, ir.Constant(_VECTOR, ir.Undefined), order)
 
 
-def _prefetch(builder: Any, address: Any) -> None:
-    """Have memory fetched that is soon to be read; it may be nobody's."""
+def prefetch(builder: Any, address: Any, write: bool = False) -> None:
+    """Have memory fetched that is soon to be read, or written to; it may be nobody's."""
     flag = ir.IntType(32)
     kind = ir.FunctionType(ir.VoidType(), [cgutils.voidptr_t, flag, flag, flag])
     function = cgutils.get_or_insert_function(builder.module, kind, "llvm.prefetch.p0")
-    builder.call(function, [builder.inttoptr(address, cgutils.voidptr_t), flag(0), flag(3), flag(1)])
+    builder.call(function, [builder.inttoptr(address, cgutils.voidptr_t), flag(int(write)), flag(2), flag(1)])
 
 
 def _added(builder: Any, first: Any, lanes: Any) -> Any:
@@ -108,7 +108,7 @@ def tile(rows: int, panels: int) -> Any:
                 first = builder.mul(line.index, _WORD(LINE))
                 for number in range(rows):
                     place = builder.add(builder.mul(line.index, _WORD(rows)), _WORD(number))
-                    _prefetch(builder, builder.add(ahead, builder.mul(place, _WORD(4 * LINE))))
+                    prefetch(builder, builder.add(ahead, builder.mul(place, _WORD(4 * LINE))))
                 with cgutils.for_range(builder, _WORD(LINE), intp=_WORD) as loop:
                     more(builder.add(first, loop.index))
             with cgutils.for_range(builder, depth, start=builder.mul(lines, _WORD(LINE)), intp=_WORD) as loop:
@@ -163,7 +163,7 @@ def dot(narrow: bool) -> Any:
                     block = builder.mul(loop.index, _WORD(SUMS * LANES))
                     for line_of_cache in range(0, SUMS * LANES * size, 64):
                         here = builder.mul(builder.add(first, block), _WORD(size))
-                        _prefetch(builder, builder.add(w, builder.add(here, _WORD(AHEAD + line_of_cache))))
+                        prefetch(builder, builder.add(w, builder.add(here, _WORD(AHEAD + line_of_cache))))
                     for number, sum_ in enumerate(sums):
                         more(first, builder.add(block, _WORD(number * LANES)), sum_, _VECTOR)
                 with cgutils.for_range(builder, whole, start=builder.mul(most, _WORD(SUMS)), intp=_WORD) as loop:

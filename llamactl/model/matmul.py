@@ -1,0 +1,105 @@
+"""Products of bf16 matrices on a CPU by a compiled kernel, which takes them as they lie, turned or not.
+
+It is for a process with one thread, and a processor that adds up products of pairs of bf16 numbers: there it is faster
+than torch's product by a twentieth. Two threads, which share what memory gives, are as fast with torch's, as are few
+rows; processors that multiply whole tiles (AMX) are faster. Models ask for it once (``prepare``).
+"""
+
+import threading
+from typing import Any, cast
+
+import torch
+from torch import Tensor, nn
+
+from llamactl.model.kernels.making import Lone, installed
+from llamactl.model.kernels.plans import COLUMNS, MATMUL, PAIRS, REGISTER
+
+KERNEL = Lone("matmul", "products of matrices", MATMUL)
+TILES = bool(torch.cpu.get_capabilities().get("amx_bf16"))
+FEW = 48  # rows
+DEEP = 2048  # numbers of a row that are added up at once
+PANEL = 128  # columns of a part, at most
+UNITS = 1 << 16  # of a part that is laid out, which stays in the second cache
+LAID = 1 << 19  # units of rows that are laid out, which stay in the third
+
+
+def serves() -> bool:
+    """Whether there can be a kernel, where it can be kept."""
+    return PAIRS and not TILES and installed()
+
+
+def prepare(device: torch.device) -> None:
+    """Have the kernel made, if there can be one."""
+    if serves():
+        KERNEL.prepare(device)
+
+
+def suits(a: Tensor, b: Tensor) -> bool:
+    """Whether the kernel is there for a product that nobody traces or shares out: of ``[..., D]`` and ``[V, D]``."""
+    if torch.compiler.is_compiling() or KERNEL.kernel is None or torch.get_num_threads() > 1 or type(a) is not Tensor:
+        return False
+    alike = a.dtype == b.dtype == torch.bfloat16 and a.device.type == "cpu" and type(b) in (Tensor, nn.Parameter)
+    return alike and a.numel() >= FEW * a.shape[-1] > 0
+
+
+def product(a: Tensor, b: Tensor, out: Tensor | None = None) -> Tensor:
+    """a b^T of bf16 ``[R, D]`` and ``[V, D]``, added up in fp32 and rounded once, also into ``out [R, V]``."""
+    if out is None:
+        return cast(Tensor, torch.ops.llamactl.product(a, b))
+    return _product(a, b, out)
+
+
+def _product(a: Tensor, b: Tensor, out: Tensor) -> Tensor:
+    if not out.numel():
+        return out
+    depth = a.shape[1]
+    a, b = (x if 1 in x.stride() else x.contiguous() for x in (a, b))
+    if depth <= DEEP:
+        return _compute(a, b, out)
+    sums = torch.empty(out.shape)
+    pieces = -(-depth // DEEP)
+    some = 2 * -(-depth // (2 * pieces))
+    for start in range(0, depth, some):
+        _compute(a[:, start : start + some], b[:, start : start + some], sums, add=start > 0)
+    return out.copy_(sums)
+
+
+def _compute(a: Tensor, b: Tensor, out: Tensor, add: bool = False) -> Tensor:
+    """``out`` may be fp32, and added to."""
+    (rows, columns), depth = out.shape, a.shape[1]
+    units = max(1, (depth + 1) // 2)
+    some = _up(-(-rows // -(-rows * units // LAID)), REGISTER)
+    panel = max(COLUMNS, min(PANEL, UNITS // units) // COLUMNS * COLUMNS)
+    KERNEL.work(
+        1, a=a.data_ptr(), b=b.data_ptr(), out=out.data_ptr(), rows=rows, columns=columns, depth=depth,
+        out_row=out.stride(0), a_row=a.stride(0), a_step=a.stride(1), b_row=b.stride(0), b_step=b.stride(1),
+        wide=out.dtype == torch.float32, add=add, some=some, panel=panel,
+        scratch=_scratch((some + panel) * units + REGISTER * COLUMNS).data_ptr(),
+    )  # fmt: skip
+    return out
+
+
+def _up(number: int, to: int) -> int:
+    """The next multiple."""
+    return -(-number // to) * to
+
+
+_kept = threading.local()
+
+
+def _scratch(units: int) -> Tensor:
+    """Room that a thread keeps from one product to the next: it is in the caches."""
+    kept: Tensor | None = getattr(_kept, "scratch", None)
+    if kept is None or len(kept) < units:
+        kept = _kept.scratch = torch.empty(units, dtype=torch.int32)
+    return kept
+
+
+def _new(a: Tensor, b: Tensor) -> Tensor:
+    return a.new_empty(len(a), len(b))
+
+
+_LIBRARY: Any = torch.library.Library("llamactl", "FRAGMENT")  # type: ignore[no-untyped-call]
+_LIBRARY.define("product(Tensor a, Tensor b) -> Tensor")  # so that checkpointing sees what it keeps
+_LIBRARY.impl("product", lambda a, b: _product(a, b, _new(a, b)), "CPU")
+torch.library.register_fake("llamactl::product", _new, lib=_LIBRARY)
