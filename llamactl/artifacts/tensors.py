@@ -72,8 +72,16 @@ def order(tensors: Mapping[str, Array]) -> list[str]:
     return sorted(tensors, key=lambda name: (-tensors[name].itemsize, name))
 
 
-def write(path: Path, tensors: Mapping[str, Array], metadata: Mapping[str, str] | None = None) -> Stamp:
-    """Write ``tensors`` (numpy arrays or torch tensors, any device) to a synced safetensors file; size and SHA-256."""
+def write(
+    path: Path,
+    tensors: Mapping[str, Array],
+    metadata: Mapping[str, str] | None = None,
+    before_each: Callable[[], None] = lambda: None,
+) -> Stamp:
+    """Write ``tensors`` (numpy arrays or torch tensors, any device) to a synced safetensors file; size and SHA-256.
+
+    ``before_each`` piece is called, and may end it by raising.
+    """
     names = order(tensors)
     header: dict[str, object] = {"__metadata__": dict(metadata)} if metadata else {}
     offset = 0
@@ -88,6 +96,7 @@ def write(path: Path, tensors: Mapping[str, Array], metadata: Mapping[str, str] 
     digest = hashlib.sha256()
     with path.open("wb") as file:
         for piece in _pieces(text, (tensors[name] for name in names)):
+            before_each()
             digest.update(piece)
             file.write(piece)
         file.flush()
