@@ -6,6 +6,8 @@ import os
 import random
 import resource
 import shutil
+import subprocess
+import sys
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
@@ -202,6 +204,39 @@ def test_writing_does_not_hold_up_what_begins_it(tmp_path: Path, monkeypatch: py
     saver.wait()
     assert saver.written()
     saver.commit()
+
+
+LEAVING = """
+import os, signal, sys, threading, torch
+from pathlib import Path
+from llamactl.artifacts.state import Piece, Saver
+from llamactl.artifacts.tensors import Later
+begun = threading.Event()
+def pieces():
+    for _ in range(10**6):
+        yield torch.ones(1 << 15) + 1
+        begun.set()
+saver = Saver(Path(sys.argv[1]), 0, 1)
+saver.begin(1, {"x": Piece(Later(torch.float32, (10**6, 1 << 15), pieces), (0, 0), (10**6, 1 << 15))}, {})
+begun.wait()
+if sys.argv[2] == "waiting":
+    threading.Timer(0.1, os.kill, [os.getpid(), signal.SIGINT]).start()
+    try:
+        saver.wait()
+    except KeyboardInterrupt:
+        sys.exit(3)
+sys.exit(3)
+"""
+
+
+@pytest.mark.parametrize("meanwhile", ["training", "waiting"])
+def test_a_process_that_ends_while_it_writes_stops_writing_first(meanwhile: str, tmp_path: Path) -> None:
+    """Else Python, as it is taken down, aborted it now and then: the thread was in torch's code."""
+    command = [sys.executable, "-c", LEAVING, str(tmp_path), meanwhile]
+    done = subprocess.run(command, capture_output=True, timeout=PATIENCE)
+    assert (done.returncode, done.stderr) == (3, b"")
+    assert not any(tmp_path.rglob("rank-*"))
+    assert state.newest(tmp_path) is None
 
 
 # -- damaged

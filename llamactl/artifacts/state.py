@@ -9,6 +9,7 @@ Writing overlaps with training: each process's ``Saver`` writes its file on a th
 training loop agrees on at the end of a step, the first process gives the state its name.
 """
 
+import atexit
 import math
 import shutil
 import threading
@@ -51,6 +52,7 @@ class Saver:
         self._facts: Mapping[str, Any] = {}
         self._thread: threading.Thread | None = None
         self._error: BaseException | None = None
+        self._leaving, self._ended = threading.Event(), threading.Event()
 
     @property
     def busy(self) -> bool:
@@ -65,15 +67,29 @@ class Saver:
         assert not self.busy
         self._place, self._facts = self.directory / f"step-{step:08d}", {**facts, "step": step}
         files.partial(self._place).mkdir(parents=True, exist_ok=True)
+        self._ended.clear()
         held = {name: piece.on_host() for name, piece in pieces.items()}
         self._thread = threading.Thread(target=self._write, args=(files.partial(self._place), held), daemon=True)
         self._thread.start()
+        atexit.register(self._leave)
+
+    def _leave(self) -> None:
+        """End the writing as the process ends in its midst: a thread in torch's code would have Python abort.
+
+        A Ctrl-C in ``wait`` has Python take the thread for one that has ended, so that it cannot be joined.
+        """
+        self._leaving.set()
+        self._ended.wait()
+
+    def _go_on(self) -> None:
+        if self._leaving.is_set():
+            raise SystemExit
 
     def _write(self, partial: Path, pieces: Mapping[str, Piece]) -> None:
         name = f"rank-{self.rank:05d}"
         try:
             held = {key: piece.elements for key, piece in pieces.items()}
-            written = tensors.write(partial / f"{name}.safetensors", held)
+            written = tensors.write(partial / f"{name}.safetensors", held, before_each=self._go_on)
             chunks = {
                 key: {"whole": piece.whole, "offset": piece.offset, "shape": list(piece.elements.shape)}
                 for key, piece in pieces.items()
@@ -88,6 +104,8 @@ class Saver:
                 for own in partial.glob(f"{name}.*"):
                     own.unlink()
             self._error = error
+        finally:
+            self._ended.set()
 
     def written(self) -> bool:
         """Whether this process has nothing left to write; raises what went wrong."""
@@ -101,6 +119,7 @@ class Saver:
         if self._thread is not None:
             self._thread.join()
             self._thread = None
+            atexit.unregister(self._leave)
         if self._error is not None:
             raise self._error
 

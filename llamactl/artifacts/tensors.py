@@ -25,11 +25,11 @@ Array: TypeAlias = "np.ndarray[Any, Any] | torch.Tensor | Later"
 
 
 class Later(NamedTuple):
-    """A tensor that is made when its turn comes to be written."""
+    """A tensor that is made when its turn comes to be written: whole, or in pieces that lie one after the other."""
 
     dtype: "torch.dtype"
     shape: tuple[int, ...]
-    make: "Callable[[], torch.Tensor]"
+    make: "Callable[[], torch.Tensor | Iterator[torch.Tensor]]"
 
     @property
     def itemsize(self) -> int:
@@ -49,10 +49,8 @@ CODES = {
 }  # fmt: skip
 
 
-def _bytes(tensor: Array) -> memoryview:
+def _bytes(tensor: "np.ndarray[Any, Any] | torch.Tensor") -> memoryview:
     """A tensor's elements as bytes, little-endian, without a copy where it is contiguous on the CPU."""
-    if isinstance(tensor, Later):
-        tensor = tensor.make()
     if isinstance(tensor, np.ndarray):
         return np.ascontiguousarray(tensor).reshape(-1).view(np.uint8).data
     import torch
@@ -64,7 +62,9 @@ def _bytes(tensor: Array) -> memoryview:
 def _pieces(header: bytes, tensors: Iterable[Array]) -> Iterator[bytes | memoryview]:
     yield len(header).to_bytes(8, "little")
     yield header
-    yield from map(_bytes, tensors)
+    for tensor in tensors:
+        made = tensor.make() if isinstance(tensor, Later) else tensor
+        yield from map(_bytes, made if isinstance(made, Iterator) else [made])
 
 
 def order(tensors: Mapping[str, Array]) -> list[str]:
@@ -72,8 +72,16 @@ def order(tensors: Mapping[str, Array]) -> list[str]:
     return sorted(tensors, key=lambda name: (-tensors[name].itemsize, name))
 
 
-def write(path: Path, tensors: Mapping[str, Array], metadata: Mapping[str, str] | None = None) -> Stamp:
-    """Write ``tensors`` (numpy arrays or torch tensors, any device) to a synced safetensors file; size and SHA-256."""
+def write(
+    path: Path,
+    tensors: Mapping[str, Array],
+    metadata: Mapping[str, str] | None = None,
+    before_each: Callable[[], None] = lambda: None,
+) -> Stamp:
+    """Write ``tensors`` (numpy arrays or torch tensors, any device) to a synced safetensors file; size and SHA-256.
+
+    ``before_each`` piece is called, and may end it by raising.
+    """
     names = order(tensors)
     header: dict[str, object] = {"__metadata__": dict(metadata)} if metadata else {}
     offset = 0
@@ -88,6 +96,7 @@ def write(path: Path, tensors: Mapping[str, Array], metadata: Mapping[str, str] 
     digest = hashlib.sha256()
     with path.open("wb") as file:
         for piece in _pieces(text, (tensors[name] for name in names)):
+            before_each()
             digest.update(piece)
             file.write(piece)
         file.flush()

@@ -167,8 +167,8 @@ def whole(held: Tensor | Parted) -> Tensor:
 
 
 def _later(held: Tensor | Parted) -> Tensor | Later:
-    """What is held, as it is saved: of two parts it is made when its turn comes."""
-    return Later(torch.float32, tuple(held.high.shape), held.whole) if isinstance(held, Parted) else held
+    """What is held, as it is saved: of two parts it is made piece by piece when its turn comes."""
+    return Later(torch.float32, tuple(held.high.shape), held.pieces) if isinstance(held, Parted) else held
 
 
 def _shape(job: Mapping[str, int]) -> str:
