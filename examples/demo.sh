@@ -114,12 +114,12 @@ held="$demo/questions-held-out.jsonl"
     --report "$demo/round.json" --overwrite |
     llamactl sft "$demo/chat" --batch-size 16 --epochs 2 --lr 3e-4 --precision fp32 -o "$demo/chat-v2" >&2
 
-say "12/12 PPO on top of it: 8 iterations of 64 answers, the best of them kept"
+say "12/12 PPO on top of it: 16 iterations of 64 answers, the best of them kept"
 [ -s "$demo/questions-measured.jsonl" ] || llamactl convert "$demo/corpus/dialogues-valid.jsonl" --to prompts -q |
-    awk 'NR > 60 && NR <= 120' >"$demo/questions-measured.jsonl"
+    awk 'NR > 60' >"$demo/questions-measured.jsonl"
 llamactl ppo "$demo/chat-v2" "$demo/questions-asked.jsonl" --helpfulness "$demo/helpful-rm" --safety "$demo/safe-rm" \
-    --iterations 8 --batch-size 64 --mini-batch-size 16 --max-new-tokens 40 --lr 1e-4 --critic-lr 1e-4 --precision fp32 \
-    --eval "$demo/questions-measured.jsonl" --eval-every 4 --samples-every 4 -o "$demo/chat-ppo" >&2
+    --iterations 16 --batch-size 64 --mini-batch-size 16 --max-new-tokens 40 --lr 1e-4 --critic-lr 1e-4 --precision fp32 \
+    --eval "$demo/questions-measured.jsonl" --eval-every 8 --samples-every 8 -o "$demo/chat-ppo" >&2
 for version in chat chat-v2 chat-ppo; do
     llamactl reject-sample "$demo/$version" "$held" -k 4 --max-new-tokens 40 --helpfulness "$demo/helpful-rm" \
         --safety "$demo/safe-rm" --keep all --report "$demo/$version.json" -q -o "$demo/$version.jsonl"

@@ -381,9 +381,10 @@ def ppo(
                 data = Rollouts([Rollout(asked.asked.ids, said.ids, said.log_probs) for asked, said in pairs], job)
                 minis = data.batches(mini_batch_size, f"{seed} mini-batches {iteration}", tokens_at_once)
                 learners.look(data, minis)
-                if iteration == 1:
-                    training.facts["critic"] = learners.calibrate(data, judgement.spread())
                 rewards = rewards.float().to(target)
+                if iteration == 1:
+                    learners.calibrate(data, judgement.spread())
+                    training.facts["critic"] = learners.shrink(data, rewards)
                 data.columns |= algorithm.lessons(rewards, data.columns, data.mask, beta, gamma, gae_lambda)
                 looked, clock = time.perf_counter() - clock, time.perf_counter()
 

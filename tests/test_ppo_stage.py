@@ -343,6 +343,12 @@ def test_what_is_learned_from_is_the_whitened_score_and_kl_is_taken_off_later(
     assert float(expected[1].mean()) != pytest.approx(0, abs=1e-3)  # once: then it learns
 
 
+def test_a_critic_begins_no_worse_than_a_mean(train: Training, models: Models) -> None:
+    """What a reward model says of answers that are not complete need not be about what they come to."""
+    (line,) = train(critic=models.reward("loud", seed=7, head=1.0), gae_lambda=1.0, iterations=1)
+    assert line["explained_variance"] >= -1e-6
+
+
 def test_clips_and_rates_are_those_asked_for_from_the_first_step_to_the_last(
     train: Training, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -290,6 +290,32 @@ def test_where_scores_do_not_vary_a_critics_unit_stays() -> None:
     assert data.columns["values"].tolist() == [[-2, 0], [2, 0]]
 
 
+# values -2, 0 | 2, by least squares of rewards, of each token the same
+@pytest.mark.parametrize(("rewards", "share"), [((-1, 1.5), 0.625), ((1, 1), 0), ((2, -2), 0), ((-9, 9), 1)])
+def test_a_critic_begins_with_what_it_foretells(rewards: tuple[float, float], share: float) -> None:
+    """No more than it said, and not the contrary; what it says from then on has as little weight."""
+    of, data = models(), Rollouts([Rollout([5], [6, 2], []), Rollout([5], [2], [])], ALONE)
+    work = learners(of)
+    data.columns["values"] = torch.tensor([[1.0, 3.0], [5.0, 0.0]])
+    work.calibrate(data, 1.0)
+    before = [values_alone(of[1], one) for one in data.each]
+    assert work.shrink(data, torch.tensor(rewards, dtype=torch.float32)) == (3 * share, 1.0)
+    assert data.columns["values"].tolist() == [[-2 * share, 0], [2 * share, 0]]
+    work.look(data, data.batches(2, "x"))
+    for number, values in enumerate(before):
+        wanted = [(value - 3) * share for value in values]
+        assert data.columns["values"][number, : len(values)].tolist() == pytest.approx(wanted, abs=1e-5)
+
+
+def test_a_critic_that_says_the_same_of_all_stays() -> None:
+    of, data = models(), Rollouts([Rollout([5], [6, 2], []), Rollout([5], [2], [])], ALONE)
+    work, head = learners(of), of[1].score.weight.clone()
+    data.columns["values"] = torch.tensor([[3.0, 3.0], [3.0, 0.0]])
+    work.calibrate(data, 2.0)
+    assert work.shrink(data, torch.tensor([-1.0, 1.0])) == (3.0, 2.0)
+    assert torch.equal(of[1].score.weight, head)
+
+
 # -- what is learned
 
 

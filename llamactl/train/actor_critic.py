@@ -8,6 +8,7 @@ from typing import NamedTuple
 
 from torch import Tensor
 
+from llamactl.model import sharded
 from llamactl.model.device import lent
 from llamactl.model.heads import Critic
 from llamactl.model.llama import Llama, Transformer
@@ -73,6 +74,21 @@ class ActorCritic:
         """
         self.zero, self.unit = float(data.flat("values").double().mean()), unit or 1.0
         data.columns["values"] = (data.columns["values"] - self.zero) / self.unit * data.mask
+        return self.zero, self.unit
+
+    def shrink(self, data: Rollouts, rewards: Tensor) -> tuple[float, float]:
+        """Have what the critic says of the first answers count for as much as it foretells of their rewards ``[n]``.
+
+        A reward model has learned nothing of answers that are not complete: it finds most of them worse than what they
+        come to, and ends would look like losses until that is unlearned. Its head is scaled by least squares.
+        """
+        values = data.flat("values").double()
+        worth = rewards[:, None].expand(data.mask.shape)[data.mask].double()
+        squares = float(values.square().sum())
+        share = min(max(float(values @ (worth - worth.mean())) / squares, 0.0), 1.0) if squares else 1.0
+        sharded.local(self.critic.score.weight).mul_(share)
+        self.zero *= share
+        data.columns["values"] = data.columns["values"] * share
         return self.zero, self.unit
 
     def look(self, data: Rollouts, minis: Sequence[Part]) -> None:
