@@ -607,7 +607,10 @@ BAD: dict[str, tuple[Callable[..., list[object]], str, *tuple[str, ...]]] = {
     # files
     "corpus that is not there": (lambda g: g.tokenize("no.txt"), "no.txt: no such file"),
     "tokenizer that is not there": (lambda g: g.tokenize(g.corpus, "no.model"), "no.model: no such file"),
-    "prompts that are not there": (lambda g: g.generate(g.model, "no.jsonl"), "no.jsonl: no such file"),
+    "prompts that are not there": (
+        lambda g: g.generate(g.model, "no.jsonl"),
+        "no.jsonl: no such file or directory; name",
+    ),
     "model that is not there": (lambda g: g.generate("no"), "no: no such"),
     "shards that are not there": (lambda g: g.pretrain("no"), "no: no such directory"),
     "empty text": (lambda g: g.tokenize(g.file("a.txt", "")), "a.txt: is empty"),
