@@ -215,12 +215,13 @@ FLAGS = {
     ),
     "ppo": (
         "model prompts",
-        "--activation-checkpointing --allow-tags --batch-size --cache-memory --clip --compile --critic --critic-lr "
-        "--device --devices --dry-run --eval --eval-every --frozen-layers --gae-lambda --gamma --general "
-        "--helpfulness --iterations --keep --kl --kl-stop --length-stop --lr --max-new-tokens --mfu --micro-batch "
-        "--mini-batch-size --model-every --offload --out/-o --overwrite --patience --precision --quiet/-q --reference "
-        "--replicas --resume/--no-resume --safety --samples-every --save-every --seed --skip-bad --temperature "
-        "--tensor-parallel --truncate --truncated --value-clip --verify/--no-verify --weight-decay",
+        "--activation-checkpointing --allow-tags --batch-size --cache-memory --clip --compile --context --critic "
+        "--critic-lr --device --devices --dry-run --eval --eval-every --frozen-layers --gae-lambda --gamma --general "
+        "--helpfulness --iterations --keep --kl --kl-stop --length-stop --log-every --lr --max-new-tokens --mfu "
+        "--micro-batch --mini-batch-size --model-every --offload --out/-o --overwrite --patience --precision "
+        "--quiet/-q --reference --replicas --resume/--no-resume --safety --samples-every --save-every --seed "
+        "--skip-bad --temperature --tensor-parallel --truncate --truncated --value-clip --verify/--no-verify "
+        "--weight-decay",
     ),
     "gatt-synth": (
         "model dialogues",
