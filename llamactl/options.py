@@ -207,7 +207,7 @@ SaveEvery = Annotated[
     ),
 ]
 Keep = Annotated[int, _option("--keep", text="States kept; the oldest go first.", min=1)]
-LogEvery = Annotated[int, _option("--log-every", text="Steps between lines of metrics.jsonl.", min=1)]
+LogEvery = Annotated[int, _option("--log-every", text="Steps, or iterations, between lines of metrics.jsonl.", min=1)]
 Resume = Annotated[bool, _option("--resume/--no-resume", text="Go on from the newest state in the output directory.")]
 DryRun = Annotated[bool, _option("--dry-run", text="Print the plan; train nothing.")]
 Compile = Annotated[bool, _option("--compile", text="Compile each block (slow start, faster steps).")]

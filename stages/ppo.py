@@ -67,6 +67,9 @@ def ppo(
     truncated: options.TruncatedReward = "-1",
     temperature: Annotated[float, typer.Option(help="Of sampling, and of all log-probabilities.", min=0.01)] = 1.0,
     max_new_tokens: options.MaxNewTokens = 256,
+    context: Annotated[
+        int | None, typer.Option(help="Tokens of a prompt and its answer.", show_default="the model's", min=2)
+    ] = None,
     eval: options.Evaluation = None,
     eval_every: options.EvalEvery = None,
     patience: Annotated[int, typer.Option(help="Measurements without a new best that end the run.", min=1)] = 3,
@@ -102,6 +105,7 @@ def ppo(
     mfu: options.Mfu = None,
     save_every: options.SaveEvery = None,
     keep: options.Keep = 2,
+    log_every: options.LogEvery = 1,
     resume: options.Resume = True,
     dry_run: options.DryRun = False,
     verify: options.Verify = True,
@@ -143,6 +147,9 @@ def ppo(
         problem = f"{mini_batch_size:,} does not divide the {batch_size:,} answers of an iteration"
         raise Fault("--mini-batch-size", problem, "choose a divisor")
     config, _ = Llama.described(model)
+    if context and context > config.context:
+        raise Fault("--context", f"{context:,} is longer than the model's, {config.context:,}", "make it shorter")
+    sampled = replace(config, context=context or config.context)
     if frozen_layers >= config.layers:
         raise Fault("--frozen-layers", f"{frozen_layers} of {config.layers} layers leave none to learn", "freeze fewer")
     tokenizer = Tokenizer.load(model)
@@ -169,14 +176,15 @@ def ppo(
     }  # fmt: skip
     planned = {"device", "devices", "mfu", "micro_batch", "activation_checkpointing", "tensor_parallel", "replicas"}
     settings = {name: value for name, value in settings.items() if name not in planned | {"compile", "offload"}}
-    run = Run("ppo", settings | {"kl": beta}, inputs, out, verify and not dry_run, directory=True)
+    settings |= {"kl": beta, "context": sampled.context}
+    run = Run("ppo", settings, inputs, out, verify and not dry_run, directory=True)
     if not dry_run and run.already_made():
         return
     same = all(one["sha256"] == run.inputs[0]["sha256"] for one in run.inputs if one["as"] == "reference")
 
     def read(files: list[str]) -> dict[bytes, answering.Question]:
         records = jsonl.read(files, Prompt, refuse=run.refuse)
-        found, again = answering.questions(records, tokenizer, config.context, judges, run.refuse, allow_tags)
+        found, again = answering.questions(records, tokenizer, sampled.context, judges, run.refuse, allow_tags)
         run.skipped.update({"prompts given before": again} if again else {})
         return found
 
@@ -193,7 +201,7 @@ def ppo(
         run.noted["prompts tagged safety, where helpfulness alone decides"] = tagged
 
     longest = max(len(question.asked.ids) for question in questions)
-    length = min(config.context, longest + max_new_tokens)
+    length = min(sampled.context, longest + max_new_tokens)
     steps, tenth = iterations * (batch_size // mini_batch_size), max(1, iterations // 10)
     every, save_every = eval_every or tenth, save_every or min(1000, tenth)
     as_judged = truncated == "judged"
@@ -267,6 +275,7 @@ def ppo(
     ):
         arrange = partial(job.arrange, checkpointing=activation_checkpointing, compiled=compile)
         policy = Llama.trainable(model, dtype, target, arrange)
+        policy.config = sampled
         policy.freeze(frozen_layers)
         valuer = Critic.trainable(critic or helpfulness, dtype, target, arrange)
         away = offload and job.mesh is None  # a sharded reference stays: little of it is here
@@ -295,7 +304,7 @@ def ppo(
         learners.zero, learners.unit = training.facts["critic"]
         if cache_memory:
             training.facts["cache"] = int(cache_memory * hardware.GIB)
-        metrics = Metrics(directory, training.step if resumed else -1, iterations)
+        metrics = Metrics(directory, training.step if resumed else -1, iterations, log_every)
         shown = Metrics(directory, training.step, iterations, samples_every, "samples.jsonl")
         sampling = Sampling(1.0, 0, max_new_tokens, seed)
         how = {"temperature": temperature, "top_p": 1.0, "top_k": 0, "seed": seed}
@@ -318,12 +327,16 @@ def ppo(
                 dialogue.tokenizer_config(config.context), cards.of_run(run),
             )  # fmt: skip
 
+        def due(iteration: int) -> bool:
+            """Whether what is held out is measured after it."""
+            return bool(held_out) and (iteration % every == 0 or iteration == iterations)
+
         def measured(iteration: int) -> dict[str, float]:
             """What is thought of answers to what is held out, where that is due; the best policy is kept.
 
             A signal is not kept waiting for it, but at the very end: it is measured when the run goes on.
             """
-            if not held_out or (iteration % every and iteration != iterations):
+            if not due(iteration):
                 return {}
             some, last = list(held_out.values()), iteration == iterations
             answers = answered(some, job.stopping if not last else lambda: False)
@@ -407,7 +420,7 @@ def ppo(
                 for name in alarms.due(given, training.facts["alarms"], iteration):
                     ui.warn(f"iteration {iteration}: {given[name]}")
                 held = measured(iteration)
-                metrics.log({**line, "alarms": sorted(given), **held})
+                metrics.log({**line, "alarms": sorted(given), **held}, due=due(iteration))
                 for question, answer, got in zip(some[:SHOWN], answers, judgement.reward.tolist(), strict=False):
                     own = {"step": iteration, "reward": got}
                     shown.log({**own, **answer.sample(question, out, how), **own}, due=iteration == 1)

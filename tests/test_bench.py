@@ -656,6 +656,7 @@ def test_a_limit_is_spread_over_all(tmp_path: Path) -> None:
         (["humaneval=easy.jsonl"], "is measured by running programs that the model writes; --run-code"),
         (["arc-easy=easy.jsonl", "arc-easy=easy.jsonl"], "name a benchmark twice"),
         (["hellaswag=two"], "name the one to ask from"),
+        (["arc-easy=torn.jsonl"], "torn.jsonl:1: is no JSON (unexpected end of data); mend it"),
     ],
 )
 def test_what_cannot_be_asked(
@@ -663,6 +664,7 @@ def test_what_cannot_be_asked(
 ) -> None:
     monkeypatch.chdir(tmp_path)
     written(tmp_path / "easy.jsonl", CHOICES)
+    (tmp_path / "torn.jsonl").write_text('{"query": "Q')
     (tmp_path / "two").mkdir()
     for name in ("a_val.jsonl", "b_val.jsonl"):
         written(tmp_path / "two" / name, CHOICES)

@@ -215,12 +215,13 @@ FLAGS = {
     ),
     "ppo": (
         "model prompts",
-        "--activation-checkpointing --allow-tags --batch-size --cache-memory --clip --compile --critic --critic-lr "
-        "--device --devices --dry-run --eval --eval-every --frozen-layers --gae-lambda --gamma --general "
-        "--helpfulness --iterations --keep --kl --kl-stop --length-stop --lr --max-new-tokens --mfu --micro-batch "
-        "--mini-batch-size --model-every --offload --out/-o --overwrite --patience --precision --quiet/-q --reference "
-        "--replicas --resume/--no-resume --safety --samples-every --save-every --seed --skip-bad --temperature "
-        "--tensor-parallel --truncate --truncated --value-clip --verify/--no-verify --weight-decay",
+        "--activation-checkpointing --allow-tags --batch-size --cache-memory --clip --compile --context --critic "
+        "--critic-lr --device --devices --dry-run --eval --eval-every --frozen-layers --gae-lambda --gamma --general "
+        "--helpfulness --iterations --keep --kl --kl-stop --length-stop --log-every --lr --max-new-tokens --mfu "
+        "--micro-batch --mini-batch-size --model-every --offload --out/-o --overwrite --patience --precision "
+        "--quiet/-q --reference --replicas --resume/--no-resume --safety --samples-every --save-every --seed "
+        "--skip-bad --temperature --tensor-parallel --truncate --truncated --value-clip --verify/--no-verify "
+        "--weight-decay",
     ),
     "gatt-synth": (
         "model dialogues",
@@ -607,7 +608,10 @@ BAD: dict[str, tuple[Callable[..., list[object]], str, *tuple[str, ...]]] = {
     # files
     "corpus that is not there": (lambda g: g.tokenize("no.txt"), "no.txt: no such file"),
     "tokenizer that is not there": (lambda g: g.tokenize(g.corpus, "no.model"), "no.model: no such file"),
-    "prompts that are not there": (lambda g: g.generate(g.model, "no.jsonl"), "no.jsonl: no such file"),
+    "prompts that are not there": (
+        lambda g: g.generate(g.model, "no.jsonl"),
+        "no.jsonl: no such file or directory; name",
+    ),
     "model that is not there": (lambda g: g.generate("no"), "no: no such"),
     "shards that are not there": (lambda g: g.pretrain("no"), "no: no such directory"),
     "empty text": (lambda g: g.tokenize(g.file("a.txt", "")), "a.txt: is empty"),

@@ -56,7 +56,7 @@ def test_formats_are_known_by_name_or_say_how_they_are_asked_for(tmp_path: Path)
         ('{"kind": "figure", "name": "napoleon"}', ":2: is the figure napoleon of line 1 again; leave one"),
         ('{"kind": "hobby", "name": "[INST]"}', ":2: name: holds [INST]"),
         ('["hobby", "go"]', ":2: is not an object"),
-        ("hobby: go", ":2: is no JSON"),
+        ("hobby: go", ":2: is no JSON (unexpected character, expected a JSON value); mend it"),
     ],
 )
 def test_a_line_that_is_no_constraint_is_refused_with_its_place(tmp_path: Path, line: str, said: str) -> None:

@@ -533,7 +533,7 @@ def a(path: Path, text: str) -> Path:
         (lambda at: ("zzz", at / "x", "--text"), "plot zzz: is no kind of figure; there are loss"),
         (lambda at: ("loss", at / "x"), "--out: is not given; name a picture: -o figure.png, or draw it in the"),
         (lambda at: ("loss", at / "x", "-o", at / "a.pdf"), "a.pdf: has a name that is of none of png, svg, html"),
-        (lambda at: ("loss", at / "none", "--text"), "none: no such file or directory"),
+        (lambda at: ("loss", at / "none", "--text"), "none: no such file or directory; name one that is there"),
         (lambda at: ("loss", a(at / "e", ""), "--text"), "e: is empty; give it something to read"),
         (lambda at: ("loss", at, "--text"), "holds no metrics.jsonl; name a model directory"),
         (lambda at: ("loss", a(at / "e", "hello\n"), "--text"), "e:1: is no JSON"),

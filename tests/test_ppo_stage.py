@@ -28,12 +28,13 @@ from torch import Tensor
 
 from llamactl.align import ppo as algorithm
 from llamactl.artifacts import manifest
-from llamactl.artifacts.records import Sample, checked
+from llamactl.artifacts.records import Message, Sample, checked
 from llamactl.errors import Fault, Interrupted
 from llamactl.model import device, functions, generate
 from llamactl.model.config import Config
 from llamactl.model.heads import RewardModel
 from llamactl.model.llama import Llama
+from llamactl.text import dialogue
 from llamactl.text.tokenizer import EOS, Tokenizer
 from llamactl.train import optim
 from llamactl.train.schedule import Cosine
@@ -562,6 +563,13 @@ def test_states_are_saved_and_kept_as_asked(train: Training, tmp_path: Path, fla
     assert sorted(path.name for path in (tmp_path / "out" / "state").iterdir()) == [f"step-{n:08d}" for n in left]
 
 
+def test_lines_are_written_as_often_as_asked_and_of_all_that_is_measured(train: Training, held_out: Path) -> None:
+    assert [line["step"] for line in train("rarely", log_every=3)] == [3, 4]
+    found = train("measured", log_every=3, eval=held_out, eval_every=2)
+    assert [line["step"] for line in found] == [0, 2, 3, 4]
+    assert [line["step"] for line in found if "kl" in line] == [2, 3, 4]
+
+
 def test_a_step_that_was_refused_is_counted_once_and_the_run_goes_on_to_the_same_bits(
     train: Training, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -967,6 +975,18 @@ def test_where_no_answer_can_be_judged_the_run_goes_on(
     assert [line["reward"] for line in found] == [None] * 4
 
 
+def test_a_shorter_context_ends_answers_and_is_not_that_of_the_model_that_is_made(
+    train: Training, models: Models, tmp_path: Path
+) -> None:
+    one = [Message(**message) for message in ASKED[4]["messages"]]
+    asked = written(tmp_path / "one.jsonl", ASKED[4:])
+    full = len(dialogue.encode(one, Tokenizer(models.proto)).ids) + 2
+    found = train(asked=asked, context=full, truncated="judged", iterations=2)
+    assert all(line["length"] <= 2 and line["truncated"] > 0 for line in found)
+    assert facts(tmp_path / "out")["settings"]["context"] == full
+    assert Llama.described(tmp_path / "out")[0].context == SHAPE.context
+
+
 def test_where_every_answer_of_the_first_iteration_is_cut_off_the_run_ends(train: Training, models: Models) -> None:
     endless = models.policy("endless", ending=-99.0)
     with pytest.raises(Fault, match=r"--max-new-tokens: all 8 answers .* are cut off.* --truncated judged"):
@@ -1085,6 +1105,7 @@ def test_numbers_that_do_not_go_together_are_refused(refused: Callable[..., str]
     assert refused("--mini-batch-size", 3) == (
         "--mini-batch-size: 3 does not divide the 8 answers of an iteration; choose a divisor"
     )
+    assert refused("--context", 65) == "--context: 65 is longer than the model's, 64; make it shorter"
     assert refused("--mini-batch-size", 16).startswith("--mini-batch-size: 16 does not divide the 8 answers")
     assert refused("--device", "a100-80gb").startswith("--device: a100-80gb is a device to plan for; add --dry-run")
     assert refused("--devices", 2).startswith("--devices: is for a plan; add --dry-run")

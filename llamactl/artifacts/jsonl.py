@@ -39,8 +39,8 @@ T = TypeVar("T")
 
 
 def refuse(fault: Fault) -> NoReturn:
-    """The strict way with a bad record: raise it."""
-    raise fault
+    """The strict way with a bad record: raise it, with what to do."""
+    raise fault if fault.remedy else Fault(fault.subject, fault.problem, "mend it")
 
 
 def by_every_process(names: Iterable[str]) -> None:

@@ -81,7 +81,7 @@ def described(name: str, path: str, verify: bool = True) -> dict[str, Any]:
     if streams.is_one(path):  # what comes through is known when it has been read
         return {"as": name, "path": plain(path), "kind": "stream", "size": None, "sha256": None}
     if not place.exists():
-        raise Fault(place, "no such file or directory")
+        raise Fault(place, "no such file or directory", "name one that is there")
     own = beside(place)
     made_by = load(own) if own.exists() else None
     if place.is_dir():

@@ -9,12 +9,11 @@ among combinations: each set of kinds is as likely as the others.
 
 import hashlib
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
 from llamactl.artifacts import jsonl
-from llamactl.artifacts.records import Shard
 from llamactl.errors import Fault
 from llamactl.text import dialogue
 
@@ -114,8 +113,7 @@ def read(path: str | Path, allow_tags: bool = False) -> list[Constraint]:
     """The constraints of a file, in order; raises Fault ``FILE:LINE`` for one that is none or stands there twice."""
     found: dict[tuple[str, str], str] = {}
     constraints = []
-    for where, raw in _lines(path):
-        constraint = Constraint.of(raw, where)
+    for where, constraint in jsonl.values([str(path)], Constraint.of):
         for field in FIELDS[1:]:
             dialogue.check_text(getattr(constraint, field), f"{where}: {field}", allow_tags)
         if (first := found.setdefault(constraint.key, where)) != where:
@@ -123,14 +121,6 @@ def read(path: str | Path, allow_tags: bool = False) -> list[Constraint]:
             raise Fault(where, problem, "leave one of them out")
         constraints.append(constraint)
     return constraints
-
-
-def _lines(path: str | Path) -> Iterator[tuple[str, Any]]:
-    for block in jsonl.blocks([str(path)]):
-        for line in jsonl.lines(block, Shard()):
-            if isinstance(line, Fault):
-                raise line
-            yield line.where, jsonl.parsed(line)
 
 
 def ours() -> list[Constraint]:
