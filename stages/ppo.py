@@ -139,13 +139,14 @@ def ppo(
     from llamactl.model.heads import RewardModel
     from llamactl.model.llama import Llama
     from llamactl.text.tokenizer import Tokenizer
-    from llamactl.train import placing, planning
+    from llamactl.train import placing, planning, schedule
 
     if not dry_run:
         planning.refuse(device, devices, mfu)
     if batch_size % mini_batch_size:
         problem = f"{mini_batch_size:,} does not divide the {batch_size:,} answers of an iteration"
         raise Fault("--mini-batch-size", problem, "choose a divisor")
+    steps = schedule.checked(iterations * (batch_size // mini_batch_size), "--iterations")
     config, _ = Llama.described(model)
     if context and context > config.context:
         raise Fault("--context", f"{context:,} is longer than the model's, {config.context:,}", "make it shorter")
@@ -202,7 +203,7 @@ def ppo(
 
     longest = max(len(question.asked.ids) for question in questions)
     length = min(sampled.context, longest + max_new_tokens)
-    steps, tenth = iterations * (batch_size // mini_batch_size), max(1, iterations // 10)
+    tenth = max(1, iterations // 10)
     every, save_every = eval_every or tenth, save_every or min(1000, tenth)
     as_judged = truncated == "judged"
     penalty = -1.0 if as_judged else float(truncated)
@@ -261,7 +262,6 @@ def ppo(
     from llamactl.train import actor_critic, optim, parallel, rollouts
     from llamactl.train.actor_critic import ActorCritic
     from llamactl.train.rollouts import Part, Rollout, Rollouts
-    from llamactl.train.schedule import Cosine
     from llamactl.train.training import REFUSED, Training
     from llamactl.train.versions import Versions
 
@@ -285,8 +285,8 @@ def ppo(
         if away:
             origin.to("cpu")
         judges.load(target, machine.PRECISIONS[judges.stored], offload, job.part)
-        optimizer = optim.AdamW(policy, Cosine(lr, 0, steps, 1.0), weight_decay)
-        of_valuer = optim.AdamW(valuer, Cosine(critic_lr, 0, steps, 1.0), weight_decay)
+        optimizer = optim.AdamW(policy, schedule.Cosine(lr, 0, steps, 1.0), weight_decay)
+        of_valuer = optim.AdamW(valuer, schedule.Cosine(critic_lr, 0, steps, 1.0), weight_decay)
         learners = ActorCritic(
             policy, valuer, origin, (optimizer, of_valuer), job, micro_batch or mini_batch_size, temperature,
             algorithm.OF_POLICY, away,

@@ -72,6 +72,17 @@ def test_the_paper_trains_for_476838_steps() -> None:
         assert (plan.schedule.warmup, plan.schedule.peak, plan.targets) == (2000, PAPER[name][3], 4_194_304)
 
 
+@pytest.mark.parametrize(
+    ("asked", "flag"),
+    [({"steps": 1 << 25}, "--steps"), ({"tokens": 1e15}, "--tokens"), ({"batch_size": 1}, "--batch-size")],
+)
+def test_more_steps_than_an_optimizer_counts_are_refused(asked: dict[str, float], flag: str) -> None:
+    """Two million million tokens of 4,096 are 488 million steps of one sequence; of their rates 16 GiB were made."""
+    with pytest.raises(Fault, match="where 16,777,216 can be counted; make fewer, of larger batches") as refused:
+        planned(4096, size("7b"), **{**NOTHING_ASKED, **asked}, epoch=1000, keep=2)
+    assert refused.value.subject == flag
+
+
 def test_what_is_asked_for_goes_before_the_row() -> None:
     asked = {**NOTHING_ASKED, "lr": 1e-3, "tokens": 1e6, "batch_size": 8, "warmup": 7, "micro_batch": 99}
     plan = planned(100, size("7b"), **asked, epoch=1000, keep=2)

@@ -1,5 +1,6 @@
 """AdamW (paper, section 2.2): betas 0.9 and 0.95, eps 1e-5, decay 0.1, clipping 1.0."""
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.optim.adamw import adamw
@@ -34,8 +35,8 @@ class AdamW:
         device = next(iter(self.moments.values()))[0].device
         self._count = torch.zeros((), device=device)  # torch's kernel wants one of each parameter, too
         self._counts = {name: torch.zeros((), device=device) for name in self.parameters if name not in self.parted}
-        rates = [schedule.at(step) for step in range(schedule.steps)]
-        self._rates = torch.tensor(rates, device=device)
+        rates = map(schedule.at, range(schedule.steps))
+        self._rates = torch.from_numpy(np.fromiter(rates, np.float32, schedule.steps)).to(device)
 
     @property
     def updates(self) -> int:

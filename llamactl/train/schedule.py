@@ -10,6 +10,7 @@ from llamactl.model.config import Size
 
 WARMUP = 2000  # steps; a shorter run warms up over a tenth of its own
 MICRO_TOKENS = 4096  # tokens computed at once unless told otherwise
+MOST = 1 << 24  # steps: optimizers count updates in fp32, which stays there
 MORE = 1.1  # times the passes over the data that were asked for: so many are said
 
 
@@ -60,6 +61,13 @@ class Plan(NamedTuple):
         ]
 
 
+def checked(steps: int, flag: str) -> int:
+    """The steps, if they can be counted."""
+    if steps > MOST:
+        raise Fault(flag, f"makes {steps:,} steps, where {MOST:,} can be counted", "make fewer, of larger batches")
+    return steps
+
+
 def _smaller(batch_size: int, samples: float, world: int) -> int:
     """The largest smaller batch that all processes can share, whose full steps come to little more than ``samples``."""
     most = min(batch_size - 1, int(samples))
@@ -99,7 +107,7 @@ def planned(
             raise Fault(flag, f"{value} is no number above 0", "leave it out for the default")
     batch_size, lr = batch_size or row.batch, lr or row.lr
     samples = epochs * epoch if epochs else (tokens or row.tokens) / context
-    steps = steps or math.ceil(samples / batch_size)
+    steps = checked(steps or math.ceil(samples / batch_size), next(iter(given), "--batch-size"))
     if epochs and steps * batch_size > MORE * samples:
         fewer = _smaller(batch_size, samples, devices or ui.world_size())
         remedy = f"; a smaller --batch-size, as {fewer:,}, comes nearer" if fewer < batch_size else ""
