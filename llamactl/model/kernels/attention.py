@@ -16,7 +16,7 @@ from numba import carray  # type: ignore[attr-defined]
 from llamactl.model.kernels import tiles
 from llamactl.model.kernels.plans import ATTENTION as PLAN
 from llamactl.model.kernels.plans import COLUMNS, HEIGHTS, LINE, REGISTER, ROWS
-from llamactl.model.kernels.products import compiled, floats, integers
+from llamactl.model.kernels.products import compiled, floats, integers, up
 from llamactl.model.kernels.shared import ticket
 from llamactl.model.kernels.tiles import against, highest, powers, slopes, turn
 from llamactl.model.kernels.vectors import narrow, pointer, widen
@@ -37,12 +37,6 @@ _ONE = np.float32(1)
 def units(address, length):
     """Units at an address."""
     return carray(pointer(address), length, np.uint32)
-
-
-@compiled
-def up(number, to):
-    """The next multiple."""
-    return (number + to - 1) // to * to
 
 
 @compiled

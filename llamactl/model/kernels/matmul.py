@@ -15,7 +15,7 @@ from numba.extending import intrinsic
 from llamactl.model.kernels import tiles, vectors
 from llamactl.model.kernels.plans import COLUMNS, REGISTER
 from llamactl.model.kernels.plans import MATMUL as PLAN
-from llamactl.model.kernels.products import compiled, floats
+from llamactl.model.kernels.products import compiled, floats, up
 from llamactl.model.kernels.vectors import narrow
 
 __all__ = ["PLAN", "work"]
@@ -98,10 +98,15 @@ def put(typing: Any, bits: Any, address: Any) -> Any:
     return types.void(types.uint32, types.int64), generate
 
 
-@compiled
-def up(number, to):
-    """The next multiple."""
-    return (number + to - 1) // to * to
+@intrinsic
+def fetch(typing: Any, address: Any) -> Any:
+    """Have a line of memory fetched."""
+
+    def generate(context: Any, builder: Any, signature: Any, given: Any) -> Any:
+        vectors.prefetch(builder, given[0])
+        return context.get_dummy_value()
+
+    return types.void(types.int64), generate
 
 
 @compiled
@@ -120,7 +125,7 @@ def lay_singly(source, row, step, rows, start, depth, out):
 
 @compiled
 def lay(source, row, step, rows, depth, out):
-    """Rows of a matrix as groups of them, ``[rows / REGISTER, depth / 2, REGISTER]``.
+    """Rows of a matrix as groups of them, ``[rows / REGISTER, depth / 2, REGISTER]``, zeros where there is none.
 
     Numbers of a row are ``step`` from each other; one of ``row`` and ``step`` is 1.
     """
@@ -145,63 +150,56 @@ def lay(source, row, step, rows, depth, out):
         lay_singly(source + 2 * first * row, row, step, rows - first, begun, depth, out + 4 * first // REGISTER * group)
 
 
-@intrinsic
-def fetch(typing: Any, address: Any) -> Any:
-    """Have a line of memory fetched."""
-
-    def generate(context: Any, builder: Any, signature: Any, given: Any) -> Any:
-        vectors.prefetch(builder, given[0])
-        return context.get_dummy_value()
-
-    return types.void(types.int64), generate
-
-
 @compiled
-def foresee(source, row, width, rows, share, shares):
-    """Have a share of what is soon read fetched: rows of ``width`` bytes, so many bytes from each other."""
-    for number in range(rows * share // shares, rows * (share + 1) // shares):
-        for line in range(source + number * row, source + number * row + width, BYTES):
-            fetch(line)
+def foresee(plan, column, share, shares):
+    """Have a share of what the panel from a column on is made of fetched, if there is one."""
+    columns = min(plan.panel, plan.columns - column)
+    rows, row, width = columns, 2 * plan.b_row, 2 * plan.depth
+    if plan.b_step != 1:
+        rows, row, width = plan.depth, 2 * plan.b_step, 2 * columns
+    if columns > 0:
+        for number in range(rows * share // shares, rows * (share + 1) // shares):
+            source = plan.b + 2 * column * plan.b_row + number * row
+            for line in range(source, source + width, BYTES):
+                fetch(line)
 
 
 @compiled
 def compute(plan, first, stop, column, panel):
     """Rows ``first`` to ``stop`` of what comes out, which are laid out, and a panel of columns."""
     units, columns = (plan.depth + 1) // 2, min(plan.panel, plan.columns - column)
-    group, size, aside = 4 * units * REGISTER, 4 if plan.wide else 2, panel + 4 * units * plan.panel
+    group, aside = 4 * units * REGISTER, panel + 4 * units * plan.panel
     lay(plan.b + 2 * column * plan.b_row, plan.b_row, plan.b_step, columns, plan.depth, panel)
-    next_, share, shares = (
-        column + columns,
-        0,
-        up(columns, COLUMNS) // COLUMNS * (up(stop - first, REGISTER) // REGISTER),
-    )
-    others = min(plan.panel, plan.columns - next_)
+    share, shares = 0, (up(columns, COLUMNS) // COLUMNS) * (up(stop - first, REGISTER) // REGISTER)
     for rows in range(first, stop, REGISTER):
         left = plan.scratch + (rows - first) // REGISTER * group
         for some in range(0, columns, COLUMNS):
-            right = panel + some // REGISTER * group
-            if others > 0 and plan.b_step == 1:
-                foresee(plan.b + 2 * next_ * plan.b_row, 2 * plan.b_row, 2 * plan.depth, others, share, shares)
-            elif others > 0:
-                foresee(plan.b + 2 * next_, 2 * plan.b_step, 2 * others, plan.depth, share, shares)
+            foresee(plan, column + columns, share, shares)
             share += 1
             for row in range(rows, min(rows + REGISTER, stop), HEIGHT):
-                a, out = left + 4 * (row - rows), plan.out + size * (row * plan.out_row + column + some)
-                if row + HEIGHT > stop or some + COLUMNS > columns:
-                    tile = aside, min(HEIGHT, stop - row), min(COLUMNS, columns - some), out
-                    if plan.add:
-                        copy(plan, *tile, True)
-                    _wide(a, 1, REGISTER, right, REGISTER, units * REGISTER, units, aside, COLUMNS, plan.add)
-                    copy(plan, *tile, False)
-                elif plan.wide:
-                    _wide(a, 1, REGISTER, right, REGISTER, units * REGISTER, units, out, plan.out_row, plan.add)
-                else:
-                    _rounded(a, 1, REGISTER, right, REGISTER, units * REGISTER, units, out, plan.out_row, False)
+                a, b, wide = left + 4 * (row - rows), panel + some // REGISTER * group, min(COLUMNS, columns - some)
+                multiply_tile(plan, a, b, row, min(HEIGHT, stop - row), column + some, wide, aside)
+
+
+@compiled
+def multiply_tile(plan, a, b, row, rows, column, columns, aside):
+    """Rows and columns of what comes out, of which there is a tile, or less: then it is computed ``aside``."""
+    units = (plan.depth + 1) // 2
+    out = plan.out + (4 if plan.wide else 2) * (row * plan.out_row + column)
+    if rows < HEIGHT or columns < COLUMNS:
+        if plan.add:
+            copy(plan, aside, rows, columns, out, True)
+        _wide(a, 1, REGISTER, b, REGISTER, units * REGISTER, units, aside, COLUMNS, plan.add)
+        copy(plan, aside, rows, columns, out, False)
+    elif plan.wide:
+        _wide(a, 1, REGISTER, b, REGISTER, units * REGISTER, units, out, plan.out_row, plan.add)
+    else:
+        _rounded(a, 1, REGISTER, b, REGISTER, units * REGISTER, units, out, plan.out_row, False)
 
 
 @compiled
 def copy(plan, tile, rows, columns, out, back):
-    """A part of a tile to where it belongs, or, if it is wide, ``back`` from there."""
+    """A part of a tile to where it belongs, or, if that is wide, ``back`` from there."""
     for row in range(rows):
         at = tile + 4 * row * COLUMNS
         if plan.wide:

@@ -30,6 +30,12 @@ def integers(address, length):
 
 
 @compiled
+def up(number, to):
+    """The next multiple."""
+    return (number + to - 1) // to * to
+
+
+@compiled
 def widen(source, row, rows, start, depth, target):
     """Columns of bf16 rows as fp32 ones, laid one after the other."""
     for r in range(rows):
