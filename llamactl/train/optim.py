@@ -36,7 +36,7 @@ class AdamW:
         self._count = torch.zeros((), device=device)  # torch's kernel wants one of each parameter, too
         self._counts = {name: torch.zeros((), device=device) for name in self.parameters if name not in self.parted}
         rates = map(schedule.at, range(schedule.steps))
-        self._rates = torch.from_numpy(np.fromiter(rates, np.float32, schedule.steps)).to(device)
+        self._rates = torch.from_numpy(np.fromiter(rates, np.float64, schedule.steps)).to(device, torch.float32)
 
     @property
     def updates(self) -> int:
