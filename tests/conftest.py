@@ -101,7 +101,7 @@ def _compiled() -> None:
     decoding.kernels(600)
     flash.prepare(torch.device("cpu"), 64)
     fused.KERNEL.prepare(torch.device("cpu"))
-    matmul.prepare(torch.device("cpu"))
+    matmul.prepare(torch.device("cpu"), torch.bfloat16)
 
 
 @pytest.fixture(autouse=True)

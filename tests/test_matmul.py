@@ -28,7 +28,7 @@ SHAPES = [
 def _made(monkeypatch: pytest.MonkeyPatch) -> None:
     if not matmul.serves():
         pytest.skip("a processor without products of pairs of bf16 numbers, or with faster ones")
-    matmul.prepare(CPU)
+    matmul.prepare(CPU, BF16)
     if matmul.KERNEL.kernel is None:
         pytest.skip("no folder for what numba compiles")
 
@@ -136,6 +136,8 @@ def test_what_it_is_for(monkeypatch: pytest.MonkeyPatch) -> None:
         with monkeypatch.context() as patch:
             patch.setattr(matmul, name, value)
             assert not matmul.serves()
+    matmul.prepare(CPU, torch.float32)
+    assert matmul.KERNEL.kernel is None
     monkeypatch.setattr(making, "installed", lambda: False)
-    matmul.prepare(CPU)
+    matmul.prepare(CPU, BF16)
     assert matmul.KERNEL.kernel is None

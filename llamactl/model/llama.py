@@ -187,7 +187,7 @@ class Transformer(nn.Module):
             positions = torch.arange(tokens.shape[1], device=tokens.device)
         flash.prepare(tokens.device, self.config.head_dim)
         fused.KERNEL.prepare(tokens.device)
-        matmul.prepare(tokens.device)
+        matmul.prepare(tokens.device, self.dtype)
         cos, sin = rotary(positions, self.config.head_dim, self.config.rope_theta)
         beneath = self.beneath or Stem(self.tok_embeddings, ())
         x = beneath.tok_embeddings(tokens).to(self.dtype)

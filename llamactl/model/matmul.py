@@ -28,9 +28,9 @@ def serves() -> bool:
     return PAIRS and not TILES and installed()
 
 
-def prepare(device: torch.device) -> None:
-    """Have the kernel made, if there can be one."""
-    if serves():
+def prepare(device: torch.device, dtype: torch.dtype) -> None:
+    """Have the kernel made for a model that computes in a dtype, if there can be one."""
+    if dtype == torch.bfloat16 and torch.get_num_threads() == 1 and serves():
         KERNEL.prepare(device)
 
 

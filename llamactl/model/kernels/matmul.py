@@ -103,7 +103,7 @@ def fetch(typing: Any, address: Any) -> Any:
     """Have a line of memory fetched."""
 
     def generate(context: Any, builder: Any, signature: Any, given: Any) -> Any:
-        vectors.prefetch(builder, given[0])
+        vectors.prefetch(builder, given[0], near=False)
         return context.get_dummy_value()
 
     return types.void(types.int64), generate

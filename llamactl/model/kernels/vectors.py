@@ -52,12 +52,15 @@ def _spread(builder: Any, value: Any) -> Any:
     return builder.shuffle_vector(single, ir.Constant(_VECTOR, ir.Undefined), order)
 
 
-def prefetch(builder: Any, address: Any, write: bool = False) -> None:
-    """Have memory fetched that is soon to be read, or written to; it may be nobody's."""
+def prefetch(builder: Any, address: Any, write: bool = False, near: bool = True) -> None:
+    """Have memory fetched that is soon to be read, or written to, as far as the first cache if ``near``.
+
+    It may be nobody's.
+    """
     flag = ir.IntType(32)
     kind = ir.FunctionType(ir.VoidType(), [cgutils.voidptr_t, flag, flag, flag])
     function = cgutils.get_or_insert_function(builder.module, kind, "llvm.prefetch.p0")
-    builder.call(function, [builder.inttoptr(address, cgutils.voidptr_t), flag(int(write)), flag(2), flag(1)])
+    builder.call(function, [builder.inttoptr(address, cgutils.voidptr_t), flag(int(write)), flag(2 + near), flag(1)])
 
 
 def _added(builder: Any, first: Any, lanes: Any) -> Any:
