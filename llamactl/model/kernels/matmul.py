@@ -130,7 +130,7 @@ def lay(source, row, step, rows, depth, out):
     Numbers of a row are ``step`` from each other; one of ``row`` and ``step`` is 1.
     """
     group = (depth + 1) // 2 * REGISTER
-    whole = rows // REGISTER * REGISTER if rows > 0 else 0
+    whole = rows // REGISTER * REGISTER
     units = depth // 2  # of two numbers
     if step == 1:
         units -= units % REGISTER
@@ -216,7 +216,7 @@ def copy(plan, tile, rows, columns, out, back):
 @compiled
 def multiply(plan):
     """Some rows after the other, of each a panel of columns after the other."""
-    panel = plan.scratch + 4 * up(plan.some, REGISTER) * ((plan.depth + 1) // 2)
+    panel = plan.scratch + 4 * plan.some * ((plan.depth + 1) // 2)
     for first in range(0, plan.rows, plan.some):
         stop = min(first + plan.some, plan.rows)
         lay(plan.a + 2 * first * plan.a_row, plan.a_row, plan.a_step, stop - first, plan.depth, plan.scratch)
