@@ -48,6 +48,19 @@ def first_ctrl_c(by: Callable[[int, FrameType | None], object]) -> Iterator[None
         signal.signal(signal.SIGINT, before)
 
 
+@contextmanager
+def ctrl_c_waits() -> Iterator[None]:
+    """Have Ctrl-C wait for the end of this: a process that is begun is known to who must end it only when it has."""
+    pressed: list[int] = []
+    before = signal.signal(signal.SIGINT, lambda number, _: pressed.append(number))
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGINT, before)
+        for number in pressed[:1]:
+            signal.raise_signal(number)
+
+
 def serve(parent: int) -> None:
     """Make this process a worker of ``parent``, which alone hears Ctrl-C, and which it does not outlive."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches the whole group; the parent ends us

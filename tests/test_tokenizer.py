@@ -6,6 +6,8 @@ import signal
 import threading
 import time
 from collections.abc import Iterable, Iterator
+from multiprocessing import popen_fork
+from multiprocessing.process import BaseProcess
 from pathlib import Path
 
 import pytest
@@ -277,7 +279,8 @@ def test_lines_with_odd_characters_are_learned_from(odd: str) -> None:
     assert len(learned.encode("abcabc abcabc")) < 8
 
 
-def test_learning_is_ended_by_ctrl_c(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("early", [False, True], ids=["learning", "beginning"])
+def test_learning_is_ended_by_ctrl_c(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, early: bool) -> None:
     """However long it would take: SentencePiece does not hear of it until it is through."""
     begun = tmp_path / "begun"
 
@@ -290,8 +293,17 @@ def test_learning_is_ended_by_ctrl_c(tmp_path: Path, monkeypatch: pytest.MonkeyP
             time.sleep(0.01)
         os.kill(os.getpid(), signal.SIGINT)
 
+    launch = popen_fork.Popen._launch  # type: ignore[attr-defined]
+
+    def pressed_at_once(self: popen_fork.Popen, process: BaseProcess) -> None:
+        launch(self, process)
+        press()
+
     monkeypatch.setattr(tokenizers, "_learn", for_ever)
-    threading.Thread(target=press).start()
+    if early:
+        monkeypatch.setattr(popen_fork.Popen, "_launch", pressed_at_once)
+    else:
+        threading.Thread(target=press).start()
     with pytest.raises(KeyboardInterrupt):
         tokenizers.learned(["a"], 300)
     with pytest.raises(ProcessLookupError):

@@ -25,7 +25,7 @@ import numpy as np
 
 from llamactl.artifacts.files import entry
 from llamactl.errors import Fault
-from llamactl.signals import serve
+from llamactl.signals import ctrl_c_waits, serve
 
 if TYPE_CHECKING:
     from multiprocessing.connection import Connection
@@ -223,17 +223,19 @@ def learned(lines: list[str], vocab_size: int) -> bytes:
     context = get_context("fork")
     receiver, sender = context.Pipe(duplex=False)
     process = context.Process(target=_learn, args=(sender, lines, vocab_size, os.getpid()), daemon=True)
-    process.start()
-    sender.close()
     try:
+        with ctrl_c_waits():
+            process.start()
+        sender.close()
         found: bytes | str = receiver.recv()
     except EOFError:
         raise Fault(
             "train-tokenizer", "its process was killed (out of memory?)", "keep fewer lines: --sample"
         ) from None
     finally:
-        process.kill()
-        process.join()
+        if process.pid:
+            process.kill()
+            process.join()
     if isinstance(found, str):
         raise _explained(found, vocab_size)
     return found
