@@ -1,5 +1,6 @@
 """Products of bf16 matrices by the kernel, against float64 and torch's own."""
 
+from collections.abc import Callable, Iterator
 from functools import partial
 
 import pytest
@@ -16,11 +17,12 @@ from llamactl.train.parallel import Job
 pytest.importorskip("numba")
 CPU = torch.device("cpu")
 BF16 = torch.bfloat16
-# R, V, D: nothing; one number; less than a register, a tile, a unit; whole ones; more than are laid out, or added up,
-# at once
+# R, V, D: nothing; one number; less than a register, a tile, a unit; whole ones, which are taken as they lie; more than
+# are laid out, or added up, at once
 SHAPES = [
     (0, 3, 4), (3, 0, 4), (3, 4, 0), (1, 1, 1), (5, 7, 3), (8, 32, 32), (16, 32, 64), (17, 33, 65), (60, 50, 200),
-    (64, 688, 256), (33, 40, 1024), (50, 96, 1501), (5000, 40, 1000), (40, 700, 4097), (300, 130, 2050),
+    (64, 688, 256), (688, 64, 258), (33, 40, 1024), (50, 96, 1501), (5000, 40, 1000), (1600, 1100, 1000),
+    (40, 700, 4097), (304, 130, 2050), (300, 130, 2050),
 ]  # fmt: skip
 
 
@@ -31,6 +33,7 @@ def _made(monkeypatch: pytest.MonkeyPatch) -> None:
     matmul.prepare(CPU, BF16)
     if matmul.KERNEL.kernel is None:
         pytest.skip("no folder for what numba compiles")
+    monkeypatch.setattr(matmul, "LITTLE", 0)
 
 
 def turned(x: Tensor) -> Tensor:
@@ -42,13 +45,25 @@ def error(found: Tensor, a: Tensor, b: Tensor) -> float:
     return float((found.double() - a.double() @ b.double().T).norm())
 
 
+@pytest.fixture
+def threads() -> Iterator[Callable[[int], None]]:
+    """Have torch use so many."""
+    before = torch.get_num_threads()
+    yield torch.set_num_threads
+    torch.set_num_threads(before)
+
+
 @pytest.mark.parametrize(("rows", "columns", "depth"), SHAPES)
-def test_products_of_matrices_that_lie_in_any_order(rows: int, columns: int, depth: int) -> None:
+def test_products_of_matrices_that_lie_in_any_order_by_any_threads(
+    threads: Callable[[int], None], rows: int, columns: int, depth: int
+) -> None:
     a, b = randn(rows, depth, dtype=BF16), randn(columns, depth, dtype=BF16, seed=1)
     first = matmul.product(a, b)
     assert error(first, a, b) <= 1.01 * error(a @ b.T, a, b) + 1e-6
-    for x, y in ((turned(a), b), (a, turned(b)), (turned(a), turned(b)), (a.repeat(1, 2)[:, :depth], b)):
-        assert torch.equal(matmul.product(x, y), first)
+    for number in (1, 2, 3):
+        threads(number)
+        for x, y in ((a, b), (turned(a), b), (a, turned(b)), (turned(a), turned(b)), (a.repeat(1, 2)[:, :depth], b)):
+            assert torch.equal(matmul.product(x, y), first)
 
 
 @pytest.mark.parametrize("depth", [64, 3000])
@@ -67,11 +82,12 @@ def test_what_is_no_number_stays_none_in_its_row(bad: float) -> None:
     assert not found[7].isfinite().any() and found.isfinite().all(1).sum() == 59
 
 
-def test_nothing_is_written_behind() -> None:
-    a, b = randn(50, 20, dtype=BF16), randn(37, 20, dtype=BF16, seed=1)
-    place = torch.full((52, 37), torch.nan, dtype=BF16)
-    matmul.product(a, b, place[1:51])
-    assert place[[0, 51]].isnan().all() and torch.equal(place[1:51], matmul.product(a, b))
+@pytest.mark.parametrize("rows", [50, 56, 20])
+def test_nothing_is_written_behind(rows: int) -> None:
+    a, b = randn(rows, 20, dtype=BF16), randn(37, 20, dtype=BF16, seed=1)
+    place = torch.full((rows + 2, 37), torch.nan, dtype=BF16)
+    matmul.product(a, b, place[1:-1])
+    assert place[[0, -1]].isnan().all() and torch.equal(place[1:-1], matmul.product(a, b))
 
 
 def test_linear_and_its_gradients(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -89,6 +105,27 @@ def test_linear_and_its_gradients(monkeypatch: pytest.MonkeyPatch) -> None:
     for own, other, right in zip(found[True], found[False], exact, strict=True):
         assert own.dtype == other.dtype == BF16
         assert (own.double() - right).norm() <= 1.01 * (other.double() - right).norm()
+
+
+def test_compiled_it_is_the_same(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As one graph, whatever length follows."""
+    made, real = [0], matmul._product
+
+    def counted(a: Tensor, b: Tensor, out: Tensor) -> Tensor:
+        made[0] += 1
+        return real(a, b, out)
+
+    monkeypatch.setattr(matmul, "_product", counted)
+    compiled = torch.compile(functions.linear, fullgraph=True, backend="aot_eager")
+    for rows in (50, 64, 72):
+        x, weight = randn(rows, 70, dtype=BF16).requires_grad_(), nn.Parameter(randn(90, 70, dtype=BF16, seed=1))
+        found = []
+        for linear in (functions.linear, compiled):
+            made[0] = 0
+            y = linear(x, weight)
+            found.append([y, *torch.autograd.grad(y.sum(), (x, weight))])
+            assert made[0] == 3
+        assert all(map(torch.equal, *found))
 
 
 def test_what_is_frozen_gets_no_gradient(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -120,16 +157,19 @@ def test_selective_checkpointing_keeps_them(monkeypatch: pytest.MonkeyPatch) -> 
     assert counts["selective"] == counts["none"] < counts["full"]
 
 
-def test_what_it_is_for(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_what_it_is_for(monkeypatch: pytest.MonkeyPatch, threads: Callable[[int], None]) -> None:
     x, weight = randn(2, matmul.FEW, 30, dtype=BF16), nn.Parameter(randn(40, 30, dtype=BF16))
     assert matmul.suits(x, weight) and matmul.suits(x, weight.detach())
     assert not matmul.suits(x.float(), weight) and not matmul.suits(x, weight.float())
     assert not matmul.suits(x[:1, :-1], weight) and not matmul.suits(x.to("meta"), weight.to("meta"))
-    torch.set_num_threads(2)
-    try:
-        assert not matmul.suits(x, weight)
-    finally:
-        torch.set_num_threads(1)
+    monkeypatch.setattr(matmul, "LITTLE", x.numel() * len(weight) + 1)
+    assert not matmul.suits(x, weight)
+    monkeypatch.setattr(matmul, "LITTLE", x.numel() * len(weight))
+    threads(matmul.THREADS)
+    assert matmul.suits(x, weight)
+    threads(matmul.THREADS + 1)
+    assert not matmul.suits(x, weight)
+    threads(1)
     monkeypatch.setattr(matmul.KERNEL, "kernel", None)
     assert not matmul.suits(x, weight)
     for name, value in (("PAIRS", False), ("TILES", True)):

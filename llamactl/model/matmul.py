@@ -1,8 +1,8 @@
 """Products of bf16 matrices on a CPU by a compiled kernel, which takes them as they lie, turned or not.
 
-It is for a process with one thread, and a processor that adds up products of pairs of bf16 numbers: there it is faster
-than torch's product by a twentieth. Two threads, which share what memory gives, are as fast with torch's, as are few
-rows; processors that multiply whole tiles (AMX) are faster. Models ask for it once (``prepare``).
+It is for processors that add up products of pairs of bf16 numbers: with one thread and with two it is faster there than
+torch's product by a twentieth. (With more it was never measured.) Processors that multiply whole tiles (AMX) are
+faster. Models ask for it once (``prepare``).
 """
 
 import threading
@@ -12,15 +12,17 @@ import torch
 from torch import Tensor, nn
 
 from llamactl.model.kernels.making import Lone, installed
-from llamactl.model.kernels.plans import COLUMNS, MATMUL, PAIRS, REGISTER
+from llamactl.model.kernels.plans import COLUMNS, HEIGHT, LINE, MATMUL, PAIRS, REGISTER
 
 KERNEL = Lone("matmul", "products of matrices", MATMUL)
 TILES = bool(torch.cpu.get_capabilities().get("amx_bf16"))
-FEW = 48  # rows
+THREADS = 2  # at most
+FEW = 48  # rows: with less, and
+LITTLE = 1 << 24  # numbers to multiply: with less, torch's products are as fast
 DEEP = 2048  # numbers of a row that are added up at once
-PANEL = 128  # columns of a part, at most
-UNITS = 1 << 16  # of a part that is laid out, which stays in the second cache
-LAID = 1 << 19  # units of rows that are laid out, which stay in the third
+PANEL = 128  # rows of it, at most
+UNITS = 1 << 16  # of a panel, which stays in the second cache
+LAID = 1 << 19  # units of the shorter side, which stay in the third
 
 
 def serves() -> bool:
@@ -30,16 +32,22 @@ def serves() -> bool:
 
 def prepare(device: torch.device, dtype: torch.dtype) -> None:
     """Have the kernel made for a model that computes in a dtype, if there can be one."""
-    if dtype == torch.bfloat16 and torch.get_num_threads() == 1 and serves():
+    if dtype == torch.bfloat16 and _few_threads() and serves():
         KERNEL.prepare(device)
 
 
+@torch.compiler.assume_constant_result  # type: ignore[untyped-decorator]
+def _few_threads() -> bool:
+    """Whether there are no more than it is for; they do not change."""
+    return torch.get_num_threads() <= THREADS
+
+
 def suits(a: Tensor, b: Tensor) -> bool:
-    """Whether the kernel is there for a product that nobody traces or shares out: of ``[..., D]`` and ``[V, D]``."""
-    if torch.compiler.is_compiling() or KERNEL.kernel is None or torch.get_num_threads() > 1 or type(a) is not Tensor:
+    """Whether the kernel is there for a product that is not shared out: of ``[..., D]`` and ``[V, D]``."""
+    if KERNEL.kernel is None or not _few_threads() or type(a) is not Tensor:
         return False
     alike = a.dtype == b.dtype == torch.bfloat16 and a.device.type == "cpu" and type(b) in (Tensor, nn.Parameter)
-    return alike and a.numel() >= FEW * a.shape[-1] > 0
+    return alike and a.numel() >= FEW * a.shape[-1] > 0 and a.numel() * len(b) >= LITTLE
 
 
 def product(a: Tensor, b: Tensor, out: Tensor | None = None) -> Tensor:
@@ -66,16 +74,24 @@ def _product(a: Tensor, b: Tensor, out: Tensor) -> Tensor:
 
 def _compute(a: Tensor, b: Tensor, out: Tensor, add: bool = False) -> Tensor:
     """``out`` may be fp32, and added to."""
-    (rows, columns), depth = out.shape, a.shape[1]
+    threads, depth, tall = torch.get_num_threads(), a.shape[1], len(a) > len(b)
+    short, long = sorted((len(a), len(b)))
     units = max(1, (depth + 1) // 2)
-    some = _up(-(-rows // -(-rows * units // LAID)), REGISTER)
-    panel = max(COLUMNS, min(PANEL, UNITS // units) // COLUMNS * COLUMNS)
-    KERNEL.work(
-        1, a=a.data_ptr(), b=b.data_ptr(), out=out.data_ptr(), rows=rows, columns=columns, depth=depth,
-        out_row=out.stride(0), a_row=a.stride(0), a_step=a.stride(1), b_row=b.stride(0), b_step=b.stride(1),
-        wide=out.dtype == torch.float32, add=add, some=some, panel=panel,
-        scratch=_scratch((some + panel) * units + REGISTER * COLUMNS).data_ptr(),
-    )  # fmt: skip
+    panels = _up(-(-long // min(PANEL, max(1, UNITS // units))), threads)
+    panel = max(COLUMNS, long // panels // COLUMNS * COLUMNS)
+    some = _up(-(-short // -(-short * units // LAID)), COLUMNS)
+    room = _up((some + panel) * units + REGISTER * COLUMNS, LINE)
+    direct = a.stride(1) == 1 and not (a.stride(0) % 2 or depth % 2 or len(a) % HEIGHT)
+    scratch = _scratch(threads * room)
+    for start in range(0, short, some):
+        part = slice(start, start + some)
+        rows, columns, to = (a, b[part], out[:, part]) if tall else (a[part], b, out[part])
+        KERNEL.work(
+            threads, a=rows.data_ptr(), b=columns.data_ptr(), out=to.data_ptr(), rows=len(rows), columns=len(columns),
+            depth=depth, out_row=out.stride(0), a_row=a.stride(0), a_step=a.stride(1), b_row=b.stride(0),
+            b_step=b.stride(1), wide=out.dtype == torch.float32, add=add, tall=tall, direct=direct,
+            panel=panel, scratch=scratch.data_ptr(), room=room,
+        )  # fmt: skip
     return out
 
 

@@ -306,10 +306,10 @@ class Lone:
     def work(self, threads: int, **facts: float) -> None:
         """Have so many threads work by a plan: 0 for what it has words for and is not told here.
 
-        ``shared``, unless it is told, is where they have ``SHARED`` numbers in common, which begin at 0.
+        ``threads`` is how many; ``shared``, unless it is told, where they have ``SHARED`` numbers in common, from 0 on.
         """
         block = ctypes.create_string_buffer(8 * SHARED + self._layout.size)
-        facts = {"shared": ctypes.addressof(block), **facts}
+        facts = {"threads": threads, "shared": ctypes.addressof(block), **facts}
         self._layout.pack_into(block, 8 * SHARED, *[facts.get(word, 0) for word in self._words])
         assert self.kernel is not None
         self.kernel.by(threads, ctypes.addressof(block) + 8 * SHARED)

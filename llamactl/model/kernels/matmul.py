@@ -1,8 +1,12 @@
-"""Products of matrices by one thread, compiled by numba: a b^T, of rows that lie in any order.
+"""Products of matrices, compiled by numba: a b^T, of rows that lie in any order.
 
-Both are laid out anew, so that tiles read them in the order of memory: units of as many rows as a register has numbers
-follow each other, ``[depth / 2, REGISTER]`` (Goto and van de Geijn, 2008). Rows of ``a`` are, as many as a cache holds,
-and then panels of ``b``, each while what the next is made of is fetched. No row of what comes out depends on others.
+They are laid out anew, so that tiles read them in the order of memory: units of as many rows as a register has numbers
+follow each other, ``[depth / 2, REGISTER]`` (Goto and van de Geijn, 2008). Only rows of ``a`` whose numbers lie side by
+side are taken as they are, if there are whole tiles of them: there a tile reads one number at a time.
+
+Threads take panels of the longer side, each laid out while what the next is made of is fetched. The shorter one each of
+them lays out for itself: what one thread writes and another reads takes longer. No row of what comes out depends on
+others, nor on how many threads there are.
 """
 
 from typing import Any
@@ -13,15 +17,15 @@ from numba.core import types
 from numba.extending import intrinsic
 
 from llamactl.model.kernels import tiles, vectors
-from llamactl.model.kernels.plans import COLUMNS, REGISTER
+from llamactl.model.kernels.plans import COLUMNS, HEIGHT, REGISTER
 from llamactl.model.kernels.plans import MATMUL as PLAN
 from llamactl.model.kernels.products import compiled, floats, up
+from llamactl.model.kernels.shared import ticket
 from llamactl.model.kernels.vectors import narrow
 
 __all__ = ["PLAN", "work"]
-HEIGHT = REGISTER // 2  # rows of a tile
 BYTES = 64  # of a line of the cache
-SOON = 8  # units that are laid out before those that are asked for
+SOON = 16  # units that are laid out before those that are asked for
 _UNIT, _WORD = ir.IntType(32), ir.IntType(64)
 _UNITS = ir.VectorType(_UNIT, REGISTER)
 _HALVES = ir.VectorType(ir.IntType(16), REGISTER)
@@ -139,62 +143,98 @@ def lay(source, row, step, rows, depth, out):
                 at = out + 4 * (first // REGISTER * group + unit * REGISTER)
                 turn(source + 2 * (first * row + 2 * unit), 2 * row, at)
     else:
-        for unit in range(units):
-            for first in range(0, whole, REGISTER):
-                at = out + 4 * (first // REGISTER * group + unit * REGISTER)
-                fetch(source + 2 * (first + 2 * (unit + SOON) * step))
-                fetch(source + 2 * (first + 2 * (unit + SOON) * step + step))
-                join(source + 2 * (first + 2 * unit * step), 2 * step, at)
+        for line in range(0, whole, COLUMNS):
+            for unit in range(units):
+                soon = source + 2 * (line + 2 * (unit + SOON) * step)
+                fetch(soon)
+                fetch(soon + 2 * step)
+                for first in range(line, min(line + COLUMNS, whole), REGISTER):
+                    at = out + 4 * (first // REGISTER * group + unit * REGISTER)
+                    join(source + 2 * (first + 2 * unit * step), 2 * step, at)
     for first in range(0, rows, REGISTER):
         begun = units if first < whole else 0
         lay_singly(source + 2 * first * row, row, step, rows - first, begun, depth, out + 4 * first // REGISTER * group)
 
 
 @compiled
-def foresee(plan, column, share, shares):
-    """Have a share of what the panel from a column on is made of fetched, if there is one."""
-    columns = min(plan.panel, plan.columns - column)
-    rows, row, width = columns, 2 * plan.b_row, 2 * plan.depth
-    if plan.b_step != 1:
-        rows, row, width = plan.depth, 2 * plan.b_step, 2 * columns
-    if columns > 0:
-        for number in range(rows * share // shares, rows * (share + 1) // shares):
-            source = plan.b + 2 * column * plan.b_row + number * row
-            for line in range(source, source + width, BYTES):
+def side(plan, longer):
+    """The matrix that has more rows, or the other one: where it is, its steps, and its rows."""
+    if plan.tall == longer:
+        return plan.a, plan.a_row, plan.a_step, plan.rows
+    return plan.b, plan.b_row, plan.b_step, plan.columns
+
+
+@compiled
+def foresee(plan, first, share, shares):
+    """Have a share of what the panel from a row of the longer side on is made of fetched, if there is one."""
+    source, row, step, rows = side(plan, 1)
+    some = min(plan.panel, rows - first)
+    pieces, apart, width = some, 2 * row, 2 * plan.depth
+    if step != 1:
+        pieces, apart, width = plan.depth, 2 * step, 2 * some
+    if some > 0:
+        for piece in range(pieces * share // shares, pieces * (share + 1) // shares):
+            at = source + 2 * first * row + piece * apart
+            for line in range(at, at + width, BYTES):
                 fetch(line)
 
 
 @compiled
-def compute(plan, first, stop, column, panel):
-    """Rows ``first`` to ``stop`` of what comes out, which are laid out, and a panel of columns."""
-    units, columns = (plan.depth + 1) // 2, min(plan.panel, plan.columns - column)
-    group, aside = 4 * units * REGISTER, panel + 4 * units * plan.panel
-    lay(plan.b + 2 * column * plan.b_row, plan.b_row, plan.b_step, columns, plan.depth, panel)
-    share, shares = 0, (up(columns, COLUMNS) // COLUMNS) * (up(stop - first, REGISTER) // REGISTER)
-    for rows in range(first, stop, REGISTER):
-        left = plan.scratch + (rows - first) // REGISTER * group
-        for some in range(0, columns, COLUMNS):
-            foresee(plan, column + columns, share, shares)
-            share += 1
-            for row in range(rows, min(rows + REGISTER, stop), HEIGHT):
-                a, b, wide = left + 4 * (row - rows), panel + some // REGISTER * group, min(COLUMNS, columns - some)
-                multiply_tile(plan, a, b, row, min(HEIGHT, stop - row), column + some, wide, aside)
+def panel_of_rows(plan, first, rows, panel, other):
+    """What comes out of some rows, if they are laid out as a panel, and all columns."""
+    group, strips = 4 * units(plan) * REGISTER, up(plan.columns, COLUMNS) // COLUMNS
+    for strip in range(strips):
+        foresee(plan, first + plan.threads * plan.panel, strip, strips)
+        column = strip * COLUMNS
+        right, columns = other + column // REGISTER * group, min(COLUMNS, plan.columns - column)
+        for row in range(0, rows, HEIGHT):
+            left = panel + row // REGISTER * group + 4 * (row % REGISTER)
+            multiply_tile(plan, left, right, first + row, min(HEIGHT, rows - row), column, columns, aside(plan, panel))
 
 
 @compiled
-def multiply_tile(plan, a, b, row, rows, column, columns, aside):
-    """Rows and columns of what comes out, of which there is a tile, or less: then it is computed ``aside``."""
-    units = (plan.depth + 1) // 2
+def panel_of_columns(plan, first, columns, panel, other):
+    """What comes out of all rows and some columns, which are laid out as a panel: some rows with all of it at once."""
+    group, groups = 4 * units(plan) * REGISTER, up(plan.rows, REGISTER) // REGISTER
+    for number in range(groups):
+        foresee(plan, first + plan.threads * plan.panel, number, groups)
+        start = number * REGISTER
+        for column in range(0, columns, COLUMNS):
+            right, wide = panel + column // REGISTER * group, min(COLUMNS, columns - column)
+            for row in range(start, min(start + REGISTER, plan.rows), HEIGHT):
+                left = other + number * group + 4 * (row - start)
+                rows = min(HEIGHT, plan.rows - row)
+                multiply_tile(plan, left, right, row, rows, first + column, wide, aside(plan, panel))
+
+
+@compiled
+def units(plan):
+    """Of a row."""
+    return (plan.depth + 1) // 2
+
+
+@compiled
+def aside(plan, panel):
+    """Room for a tile."""
+    return panel + 4 * units(plan) * plan.panel
+
+
+@compiled
+def multiply_tile(plan, a, b, row, rows, column, columns, room):
+    """Rows and columns of what comes out, of which there is a tile, or less: then there is ``room`` to compute it."""
     out = plan.out + (4 if plan.wide else 2) * (row * plan.out_row + column)
+    a_row, a_step, b_row, b_next = 1, REGISTER, REGISTER, units(plan) * REGISTER
+    if plan.direct:
+        a, a_row, a_step = plan.a + 2 * row * plan.a_row, plan.a_row // 2, 1
     if rows < HEIGHT or columns < COLUMNS:
         if plan.add:
-            copy(plan, aside, rows, columns, out, True)
-        _wide(a, 1, REGISTER, b, REGISTER, units * REGISTER, units, aside, COLUMNS, plan.add)
-        copy(plan, aside, rows, columns, out, False)
+            copy(plan, room, rows, columns, out, True)
+        _wide(a, a_row, a_step, b, b_row, b_next, units(plan), room, COLUMNS, plan.add)
+        copy(plan, room, rows, columns, out, False)
     elif plan.wide:
-        _wide(a, 1, REGISTER, b, REGISTER, units * REGISTER, units, out, plan.out_row, plan.add)
+        _wide(a, a_row, a_step, b, b_row, b_next, units(plan), out, plan.out_row, plan.add)
     else:
-        _rounded(a, 1, REGISTER, b, REGISTER, units * REGISTER, units, out, plan.out_row, False)
+        _rounded(a, a_row, a_step, b, b_row, b_next, units(plan), out, plan.out_row, False)
 
 
 @compiled
@@ -215,15 +255,26 @@ def copy(plan, tile, rows, columns, out, back):
 
 @compiled
 def multiply(plan):
-    """Some rows after the other, of each a panel of columns after the other."""
-    panel = plan.scratch + 4 * plan.some * ((plan.depth + 1) // 2)
-    for first in range(0, plan.rows, plan.some):
-        stop = min(first + plan.some, plan.rows)
-        lay(plan.a + 2 * first * plan.a_row, plan.a_row, plan.a_step, stop - first, plan.depth, plan.scratch)
-        for column in range(0, plan.columns, plan.panel):
-            compute(plan, first, stop, column, panel)
+    """All of the shorter side with panels of the longer one, until all are taken."""
+    other = plan.scratch + 4 * plan.room * ticket(plan.shared)
+    source, row, step, rows = side(plan, 0)
+    panel = other + 4 * units(plan) * up(rows, COLUMNS)
+    if plan.tall or not plan.direct:
+        lay(source, row, step, rows, plan.depth, other)
+    source, row, step, rows = side(plan, 1)
+    while True:
+        first = plan.panel * ticket(plan.shared + 8)
+        if first >= rows:
+            return
+        some = min(plan.panel, rows - first)
+        if not (plan.tall and plan.direct):
+            lay(source + 2 * first * row, row, step, some, plan.depth, panel)
+        if plan.tall:
+            panel_of_rows(plan, first, some, panel, other)
+        else:
+            panel_of_columns(plan, first, some, panel, other)
 
 
 def work(address: Any) -> None:
-    """A product by the plan at an address."""
+    """What each thread does of a product by the plan at an address."""
     multiply(carray(address, 1)[0])

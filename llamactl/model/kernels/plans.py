@@ -52,14 +52,17 @@ def room(keys: int, width: int, pairs: bool, backward: bool) -> int:
 
 # -- products of matrices
 
+HEIGHT = REGISTER // 2  # of a tile
 MATMUL = plan(
     (
         "a", "b", "out",  # [rows, depth] and [columns, depth], bf16; [rows, columns], fp32 if wide, else bf16
         "rows", "columns", "depth", "out_row",
         "a_row", "a_step", "b_row", "b_step",  # numbers from one row, and from one number of a row, to the next
         "wide", "add",  # add: to what is there, which is wide
-        "some", "panel",  # rows, and columns, that are laid out at once: whole registers of them
-        "scratch",  # units of theirs, and of one tile
+        "tall", "direct",  # whether there are more rows than columns, and whether rows of a are not laid out
+        "threads", "panel",  # panel: rows, or columns, of it: whole tiles
+        "scratch", "room",  # units for each thread: for the shorter side, a panel and a tile
+        "shared",  # int64 [2]: how many threads have come, and how many panels are taken
     )
 )  # fmt: skip
 

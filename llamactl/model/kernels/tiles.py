@@ -1,6 +1,6 @@
 """Products of small matrices in the registers of this machine's processor, and rows of scores: LLVM's own instructions.
 
-They are parts of ``attention``. What is multiplied lies in units of 32 bits: one fp32 number, or, where the
+They are parts of ``attention``, and tiles of ``matmul``. What is multiplied lies in units of 32 bits: one fp32 number, or, where the
 processor adds up products of bf16 by itself (``PAIRS``), two bf16 numbers that follow each other in what is added up.
 """
 
