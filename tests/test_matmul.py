@@ -45,6 +45,18 @@ def error(found: Tensor, a: Tensor, b: Tensor) -> float:
     return float((found.double() - a.double() @ b.double().T).norm())
 
 
+def counted(monkeypatch: pytest.MonkeyPatch) -> list[int]:
+    """How many products it makes, from now on."""
+    made, real = [0], matmul.put
+
+    def put(a: Tensor, b: Tensor, out: Tensor) -> Tensor:
+        made[0] += 1
+        return real(a, b, out)
+
+    monkeypatch.setattr(matmul, "put", put)
+    return made
+
+
 @pytest.fixture
 def threads() -> Iterator[Callable[[int], None]]:
     """Have torch use so many."""
@@ -86,7 +98,7 @@ def test_what_is_no_number_stays_none_in_its_row(bad: float) -> None:
 def test_nothing_is_written_behind(rows: int) -> None:
     a, b = randn(rows, 20, dtype=BF16), randn(37, 20, dtype=BF16, seed=1)
     place = torch.full((rows + 2, 37), torch.nan, dtype=BF16)
-    matmul.product(a, b, place[1:-1])
+    matmul.put(a, b, place[1:-1])
     assert place[[0, -1]].isnan().all() and torch.equal(place[1:-1], matmul.product(a, b))
 
 
@@ -109,16 +121,10 @@ def test_linear_and_its_gradients(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def test_compiled_it_is_the_same(monkeypatch: pytest.MonkeyPatch) -> None:
     """As one graph, whatever length follows."""
-    made, real = [0], matmul._product
-
-    def counted(a: Tensor, b: Tensor, out: Tensor) -> Tensor:
-        made[0] += 1
-        return real(a, b, out)
-
-    monkeypatch.setattr(matmul, "_product", counted)
+    made = counted(monkeypatch)
     compiled = torch.compile(functions.linear, fullgraph=True, backend="aot_eager")
     for rows in (50, 64, 72):
-        x, weight = randn(rows, 70, dtype=BF16).requires_grad_(), nn.Parameter(randn(90, 70, dtype=BF16, seed=1))
+        x, weight = randn(3, rows, 70, dtype=BF16).requires_grad_(), nn.Parameter(randn(90, 70, dtype=BF16, seed=1))
         found = []
         for linear in (functions.linear, compiled):
             made[0] = 0
@@ -128,25 +134,39 @@ def test_compiled_it_is_the_same(monkeypatch: pytest.MonkeyPatch) -> None:
         assert all(map(torch.equal, *found))
 
 
+def test_compiled_layers_say_the_same_of_all_lengths_learning_or_not(monkeypatch: pytest.MonkeyPatch) -> None:
+    """They once did not, and the compiler did not come to an end with sizes of what is flattened."""
+    made = counted(monkeypatch)
+    config = Config(dim=64, layers=1, heads=2, kv_heads=1, ffn=96, vocab=61, context=40)
+    arrange = partial(Job(None, CPU).arrange, checkpointing="none", compiled=True)
+    model = Llama.create(config, BF16, CPU, 0, arrange)
+    ids = torch.randint(61, (6, 41), generator=torch.Generator().manual_seed(0))
+    first = None
+    for learning in (False, True):
+        for rows, length in ((6, 40), (4, 40), (6, 30), (6, 40)):
+            some = ids[:rows, : length + 1]
+            made[0] = 0
+            with torch.set_grad_enabled(learning):
+                found = model.nll(some[:, :-1], some[:, 1:])
+            assert made[0] == 8  # seven of the layer, and the head
+            first = found if first is None else first
+            assert torch.equal(found, first[:rows, :length])
+    found.sum().backward()
+    assert made[0] == 24
+
+
 def test_what_is_frozen_gets_no_gradient(monkeypatch: pytest.MonkeyPatch) -> None:
-    made, real = [], matmul.product
-    monkeypatch.setattr(matmul, "product", lambda *given: made.append(given) or real(*given))
+    made = counted(monkeypatch)
     x, weight = randn(50, 70, dtype=BF16), randn(90, 70, dtype=BF16, seed=1)
     for of_x, of_weight in ((True, False), (False, True)):
         some = x.clone().requires_grad_(of_x), weight.clone().requires_grad_(of_weight)
-        made.clear()
+        made[0] = 0
         functions.linear(*some).sum().backward()
-        assert [one.grad is not None for one in some] == [of_x, of_weight] and len(made) == 2
+        assert [one.grad is not None for one in some] == [of_x, of_weight] and made[0] == 2
 
 
 def test_selective_checkpointing_keeps_them(monkeypatch: pytest.MonkeyPatch) -> None:
-    made, real = [0], matmul._product
-
-    def counted(a: Tensor, b: Tensor, out: Tensor) -> Tensor:
-        made[0] += 1
-        return real(a, b, out)
-
-    monkeypatch.setattr(matmul, "_product", counted)
+    made = counted(monkeypatch)
     config = Config(dim=64, layers=2, heads=2, kv_heads=1, ffn=96, vocab=61, context=40)
     ids, counts = torch.randint(61, (2, 41), generator=torch.Generator().manual_seed(0)), {}
     for which in ("none", "selective", "full"):
@@ -158,13 +178,13 @@ def test_selective_checkpointing_keeps_them(monkeypatch: pytest.MonkeyPatch) -> 
 
 
 def test_what_it_is_for(monkeypatch: pytest.MonkeyPatch, threads: Callable[[int], None]) -> None:
-    x, weight = randn(2, matmul.FEW, 30, dtype=BF16), nn.Parameter(randn(40, 30, dtype=BF16))
-    assert matmul.suits(x, weight) and matmul.suits(x, weight.detach())
+    x, weight = randn(2, 25, 30, dtype=BF16), nn.Parameter(randn(40, 30, dtype=BF16))
+    assert matmul.suits(x, weight) and matmul.suits(x, weight.detach()) and matmul.suits(x[:1, :2], weight)
     assert not matmul.suits(x.float(), weight) and not matmul.suits(x, weight.float())
-    assert not matmul.suits(x[:1, :-1], weight) and not matmul.suits(x.to("meta"), weight.to("meta"))
-    monkeypatch.setattr(matmul, "LITTLE", x.numel() * len(weight) + 1)
+    assert not matmul.suits(x[:1, :1], weight) and not matmul.suits(x.to("meta"), weight.to("meta"))
+    monkeypatch.setattr(matmul, "LITTLE", weight.numel() + 1)
     assert not matmul.suits(x, weight)
-    monkeypatch.setattr(matmul, "LITTLE", x.numel() * len(weight))
+    monkeypatch.setattr(matmul, "LITTLE", weight.numel())
     threads(matmul.THREADS)
     assert matmul.suits(x, weight)
     threads(matmul.THREADS + 1)

@@ -53,7 +53,9 @@ class _WideLinear(torch.autograd.Function):
 
 def _product(a: Tensor, b: Tensor, out: Tensor | None = None) -> Tensor:
     """a b^T, ``[R, D]`` and ``[V, D]`` to ``[R, V]``, of one dtype."""
-    return matmul.product(a, b, out) if matmul.suits(a, b) else torch.mm(a, b.mT, out=out)
+    if matmul.suits(a, b):
+        return matmul.product(a, b) if out is None else matmul.put(a, b, out)
+    return torch.mm(a, b.mT, out=out)
 
 
 class _Linear(torch.autograd.Function):
@@ -62,15 +64,13 @@ class _Linear(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, x: Tensor, weight: Tensor) -> Tensor:
         ctx.save_for_backward(x, weight)
-        return matmul.product(x.flatten(0, -2), weight).view(*x.shape[:-1], len(weight))
+        return matmul.product(x, weight)
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, Tensor | None]:
         x, weight = ctx.saved_tensors
-        rows = grad.flatten(0, -2)
-        of_x = matmul.product(rows, weight.mT).view(x.shape) if ctx.needs_input_grad[0] else None
-        of_weight = matmul.product(rows.mT, x.flatten(0, -2).mT) if ctx.needs_input_grad[1] else None
-        return of_x, of_weight
+        of_x = matmul.product(grad, weight.mT) if ctx.needs_input_grad[0] else None
+        return of_x, matmul.across(grad, x) if ctx.needs_input_grad[1] else None
 
 
 def linear(x: Tensor, weight: Tensor) -> Tensor:

@@ -17,8 +17,7 @@ from llamactl.model.kernels.plans import COLUMNS, HEIGHT, LINE, MATMUL, PAIRS, R
 KERNEL = Lone("matmul", "products of matrices", MATMUL)
 TILES = bool(torch.cpu.get_capabilities().get("amx_bf16"))
 THREADS = 2  # at most
-FEW = 48  # rows: with less, and
-LITTLE = 1 << 24  # numbers to multiply: with less, torch's products are as fast
+LITTLE = 1 << 14  # numbers of the second matrix: with less, torch's products are faster
 DEEP = 2048  # numbers of a row that are added up at once
 PANEL = 128  # rows of it, at most
 UNITS = 1 << 16  # of a panel, which stays in the second cache
@@ -32,32 +31,35 @@ def serves() -> bool:
 
 def prepare(device: torch.device, dtype: torch.dtype) -> None:
     """Have the kernel made for a model that computes in a dtype, if there can be one."""
-    if dtype == torch.bfloat16 and _few_threads() and serves():
+    if dtype == torch.bfloat16 and torch.get_num_threads() <= THREADS and serves():
         KERNEL.prepare(device)
 
 
-@torch.compiler.assume_constant_result  # type: ignore[untyped-decorator]
-def _few_threads() -> bool:
-    """Whether there are no more than it is for; they do not change."""
-    return torch.get_num_threads() <= THREADS
-
-
 def suits(a: Tensor, b: Tensor) -> bool:
-    """Whether the kernel is there for a product that is not shared out: of ``[..., D]`` and ``[V, D]``."""
-    if KERNEL.kernel is None or not _few_threads() or type(a) is not Tensor:
+    """Whether the kernel is there for a product that is not shared out: of ``[..., D]`` and ``[V, D]``.
+
+    One row aside, it does not look at how many there are: what comes out of a row is the same with any others.
+    """
+    if KERNEL.kernel is None or type(a) is not Tensor or type(b) not in (Tensor, nn.Parameter):
         return False
-    alike = a.dtype == b.dtype == torch.bfloat16 and a.device.type == "cpu" and type(b) in (Tensor, nn.Parameter)
-    return alike and a.numel() >= FEW * a.shape[-1] > 0 and a.numel() * len(b) >= LITTLE
+    if not torch.compiler.is_compiling() and torch.get_num_threads() > THREADS:  # which the compiler cannot look at
+        return False
+    alike = a.dtype == b.dtype == torch.bfloat16 and a.device.type == "cpu"
+    return alike and b.numel() >= LITTLE and a.numel() > a.shape[-1]
 
 
-def product(a: Tensor, b: Tensor, out: Tensor | None = None) -> Tensor:
-    """a b^T of bf16 ``[R, D]`` and ``[V, D]``, added up in fp32 and rounded once, also into ``out [R, V]``."""
-    if out is None:
-        return cast(Tensor, torch.ops.llamactl.product(a, b))
-    return _product(a, b, out)
+def product(a: Tensor, b: Tensor) -> Tensor:
+    """a b^T of bf16 ``[..., D]`` and ``[V, D]``, added up in fp32 and rounded once."""
+    return cast(Tensor, torch.ops.llamactl.product(a, b))
 
 
-def _product(a: Tensor, b: Tensor, out: Tensor) -> Tensor:
+def across(a: Tensor, b: Tensor) -> Tensor:
+    """a^T b, likewise, over all rows of ``[..., V]`` and ``[..., D]``."""
+    return cast(Tensor, torch.ops.llamactl.product_across(a, b))
+
+
+def put(a: Tensor, b: Tensor, out: Tensor) -> Tensor:
+    """``product`` of ``[R, D]`` into ``out [R, V]``."""
     if not out.numel():
         return out
     depth = a.shape[1]
@@ -112,10 +114,27 @@ def _scratch(units: int) -> Tensor:
 
 
 def _new(a: Tensor, b: Tensor) -> Tensor:
-    return a.new_empty(len(a), len(b))
+    return a.new_empty(*a.shape[:-1], len(b))
 
 
+def _new_across(a: Tensor, b: Tensor) -> Tensor:
+    return a.new_empty(a.shape[-1], b.shape[-1])
+
+
+def _product(a: Tensor, b: Tensor) -> Tensor:
+    out = _new(a, b)
+    put(a.flatten(0, -2), b, out.flatten(0, -2))
+    return out
+
+
+def _across(a: Tensor, b: Tensor) -> Tensor:
+    return put(a.flatten(0, -2).mT, b.flatten(0, -2).mT, _new_across(a, b))
+
+
+# so that checkpointing sees what it keeps; and with as many axes as they have, since the compiler would take hours over
+# the sizes of what is flattened
 _LIBRARY: Any = torch.library.Library("llamactl", "FRAGMENT")  # type: ignore[no-untyped-call]
-_LIBRARY.define("product(Tensor a, Tensor b) -> Tensor")  # so that checkpointing sees what it keeps
-_LIBRARY.impl("product", lambda a, b: _product(a, b, _new(a, b)), "CPU")
-torch.library.register_fake("llamactl::product", _new, lib=_LIBRARY)
+for _name, _by, _like in (("product", _product, _new), ("product_across", _across, _new_across)):
+    _LIBRARY.define(f"{_name}(Tensor a, Tensor b) -> Tensor")
+    _LIBRARY.impl(_name, _by, "CPU")
+    torch.library.register_fake(f"llamactl::{_name}", _like, lib=_LIBRARY)

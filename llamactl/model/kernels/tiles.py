@@ -1,7 +1,8 @@
 """Products of small matrices in the registers of this machine's processor, and rows of scores: LLVM's own instructions.
 
-They are parts of ``attention``, and tiles of ``matmul``. What is multiplied lies in units of 32 bits: one fp32 number, or, where the
-processor adds up products of bf16 by itself (``PAIRS``), two bf16 numbers that follow each other in what is added up.
+They are parts of ``attention``, and tiles of ``matmul``. What is multiplied lies in units of 32 bits: one fp32 number,
+or, where the processor adds up products of bf16 by itself (``PAIRS``), two bf16 numbers that follow each other in what
+is added up.
 """
 
 from collections.abc import Callable
