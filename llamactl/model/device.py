@@ -17,6 +17,7 @@ PRECISIONS = {"bf16": torch.bfloat16, "fp32": torch.float32}
 STORED = {"bf16": "bfloat16", "fp32": "float32"}  # as config.json names them
 
 _PROBE = 2048  # side of the largest matrices multiplied to learn the rate of a device that is not listed
+_LARGE = 2**17  # bytes of a block that is given back by itself
 
 
 def chosen(name: str | None) -> torch.device:
@@ -33,12 +34,21 @@ def chosen(name: str | None) -> torch.device:
     return device
 
 
-def keep_freed_memory() -> None:
-    """Have glibc keep what a step frees for the next one: on a CPU, page faults are 5 to 15 % of a step otherwise."""
+def keep_freed_memory(keep: bool = True) -> None:
+    """Have glibc keep what a step frees for the next one, or give every large block back at once.
+
+    Kept, a CPU's step has no page faults, which are 5 to 15 % of it otherwise (40 % in some virtual machines). But
+    torch's blocks are aligned, for which glibc cuts splinters off that do not always go back: a freed block serves
+    hardly any as large again, and the heap holds up to twice what is in use. So not where memory is what is short.
+    """
     mallopt = getattr(ctypes.CDLL(None), "mallopt", None)
-    if mallopt is not None:
-        mallopt(-4, 0)  # M_MMAP_MAX: no blocks of their own, which free() gives back at once
+    if mallopt is None:
+        return
+    if keep:
+        mallopt(-4, 0)  # M_MMAP_MAX: no blocks of their own, which free() gives back
         mallopt(-1, 2**31 - 1)  # M_TRIM_THRESHOLD: nor from the top of the heap
+    else:
+        mallopt(-3, _LARGE)  # M_MMAP_THRESHOLD, which grows with what is freed where it is not set
 
 
 @contextmanager
