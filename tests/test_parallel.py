@@ -41,8 +41,8 @@ from llamactl.model.drawing import Sampling
 from llamactl.model.generate import Request, finished
 from llamactl.model.heads import RewardModel
 from llamactl.model.llama import Llama, Transformer
-from llamactl.model.slices import is_cut
-from llamactl.train import loop, parallel
+from llamactl.model.slices import TENSOR, is_cut
+from llamactl.train import loop, parallel, sharding
 from llamactl.train import step as stepping
 from llamactl.train.optim import AdamW
 from llamactl.train.pairs import Pairs, compared
@@ -208,6 +208,10 @@ def results(job: Job, case: Case, weights: Path) -> dict[str, Any]:
     final = {name: sharded.whole(p).detach().contiguous() for name, p in parameters.items()} | parted
     if job.rank == 0:
         save_file(final, weights)
+    if case.dtype == "bf16" and case.tensor > 1:
+        wanted = torch.zeros(SHAPE.vocab, SHAPE.dim, dtype=torch.bfloat16)
+        wanted[1], wanted[-1] = 512, 2
+        assert torch.equal(often(job), wanted)  # added up in fp32: in bf16 a sum of ones ends at 256
     return {
         "losses": [outcome.loss if outcome.applied else None for outcome in outcomes],
         "norms": [outcome.grad_norm if outcome.applied else None for outcome in outcomes],
@@ -235,6 +239,16 @@ def sampled(job: Job, model: Llama) -> list[Any]:
     assert job.told([job.rank, "a"]) == [0, "a"]
     assert len(job.together(asked, answers)) == len(asked)
     return [found for _, found in sorted(job.divided(asked, answers))]
+
+
+def often(job: Job) -> Tensor:
+    """The gradient of a table of embeddings cut over tensor neighbours, by 512 times a word and twice another."""
+    assert job.mesh is not None
+    model = Llama(SHAPE, torch.bfloat16).to(torch.bfloat16)
+    sharding.cut(model, job.mesh[TENSOR])
+    model.tok_embeddings(torch.tensor([[1] * 512 + [SHAPE.vocab - 1] * 2])).float().sum().backward()
+    assert model.tok_embeddings.weight.grad is not None
+    return sharded.whole(model.tok_embeddings.weight.grad)
 
 
 def gone(job: Job, leg: Leg, directory: Path) -> dict[str, Any]:

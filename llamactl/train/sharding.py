@@ -63,6 +63,8 @@ def cut(model: Transformer, mesh: DeviceMesh) -> None:
     }
     there = {name: style for name, style in ends.items() if hasattr(model, name)}
     parallelize_module(model, mesh, {**there, **{f"layers.*.{name}": style for name, style in layer.items()}})
+    table = model.tok_embeddings
+    table.forward = partial(vocabulary.embedding, table, mesh)  # type: ignore[method-assign]
     if isinstance(model, Llama):
         model.norm.register_forward_hook(_whole_for_the_vocabulary)
         model.output.nll = partial(vocabulary.nll, model.output, mesh)  # type: ignore[method-assign]

@@ -1,4 +1,4 @@
-"""The loss where tensor parallelism has cut the head over the vocabulary: no process ever has a whole row of logits."""
+"""Embeddings and loss that tensor parallelism has cut over the vocabulary: no process has a whole row of logits."""
 
 from typing import Any, cast
 
@@ -7,10 +7,11 @@ import torch.distributed as dist
 import torch.nn.functional as F  # noqa: N812
 from torch import Tensor
 from torch.distributed.device_mesh import DeviceMesh
-from torch.distributed.tensor import DTensor
+from torch.distributed.tensor import DTensor, Partial
 
+from llamactl.model import functions
 from llamactl.model.functions import ROWS, NegativeLogLikelihood, product_dtype
-from llamactl.model.llama import Head
+from llamactl.model.llama import Embedding, Head
 
 
 class _Cut(NegativeLogLikelihood):
@@ -53,3 +54,17 @@ def nll(head: Head, mesh: DeviceMesh, hidden: Tensor, targets: Tensor) -> Tensor
     assert isinstance(weight, DTensor)
     rows = weight.to_local()
     return cast(Tensor, _Cut.apply(hidden, rows, targets, mesh.get_local_rank() * len(rows), mesh))  # type: ignore[no-untyped-call]
+
+
+def embedding(table: Embedding, mesh: DeviceMesh, ids: DTensor) -> DTensor:
+    """``Embedding.forward`` for a table whose rows are cut over ``mesh``: each process has the rows of its own ids.
+
+    (Torch's own adds up the gradients of a word that comes often in bf16 on a CPU.)
+    """
+    weight = table.weight
+    assert isinstance(weight, DTensor)
+    rows = weight.to_local()
+    places = ids.to_local() - mesh.get_local_rank() * len(rows)
+    mine = (places >= 0) & (places < len(rows))
+    found = functions.embedding(places.clamp(0, len(rows) - 1), rows) * mine[..., None]
+    return DTensor.from_local(found, mesh, [Partial()], run_check=False)
