@@ -124,11 +124,13 @@ def test_gradients_of_a_word_that_comes_often_add_up_in_fp32() -> None:
     assert table.grad.tolist() == [[0.0] * 3, [512.0] * 3, [0.0] * 3, [2.0] * 3, [0.0] * 3]
 
 
-def curve(loss_of: Callable[[Llama, Tensor], Tensor], dtype: torch.dtype, compiled: bool = False) -> list[float]:
+def curve(
+    loss_of: Callable[[Llama, Tensor], Tensor], dtype: torch.dtype, compiled: bool = False, checkpointing: str = "none"
+) -> list[float]:
     """Losses of ten steps."""
     config = Config(dim=32, layers=2, heads=4, kv_heads=2, ffn=48, vocab=61, context=70)
     job = Job(None, CPU)
-    model = Llama.create(config, dtype, CPU, 0, partial(job.arrange, checkpointing="none", compiled=compiled))
+    model = Llama.create(config, dtype, CPU, 0, partial(job.arrange, checkpointing=checkpointing, compiled=compiled))
     optimizer = AdamW(model, Cosine(1e-2, 1, 10, floor=1.0))
     losses = []
     for step in range(10):
@@ -185,3 +187,12 @@ def test_layers_are_compiled_for_all_lengths_of_documents() -> None:
 def test_compiled_layers_take_the_same_steps(dtype: torch.dtype) -> None:
     expected = pytest.approx(curve(next_token_loss, dtype), rel=1e-4 if dtype == torch.float32 else 1e-2)
     assert curve(next_token_loss, dtype, compiled=True) == expected
+
+
+@pytest.mark.slow
+@needs_compiler
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_checkpointing_changes_no_bit_of_compiled_layers(dtype: torch.dtype, capfd: pytest.CaptureFixture[str]) -> None:
+    none, *others = (curve(next_token_loss, dtype, True, how) for how in ("none", "selective", "full"))
+    assert others == [none, none]
+    assert capfd.readouterr().err == ""

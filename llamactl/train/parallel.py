@@ -206,6 +206,7 @@ class Job:
             from llamactl.train import sharding
 
             sharding.cut(model, self.mesh[TENSOR])
+        logging.getLogger("torch._higher_order_ops.wrap").setLevel(logging.ERROR)  # "no in-place ops": there are none
         for block in model.layers:
             if checkpointing != "none":
                 block.forward = partial(checkpoint, block.forward, use_reentrant=False, **_context(checkpointing))
