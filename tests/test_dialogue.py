@@ -159,7 +159,7 @@ def test_a_prompt_that_leaves_no_room_is_refused_not_cut(tokenizer: Tokenizer) -
     record = Document(text="word " * 10)
     length = 1 + len(tokenizer.encode(record.text))
     assert len(asking.asked(found(record), tokenizer, length + 1, False).ids) == length
-    with pytest.raises(Fault, match=rf"a\.jsonl:3: text: is {length} tokens long, the model's context {length}"):
+    with pytest.raises(Fault, match=rf"a\.jsonl:3: text: is {length} tokens long, the context {length}"):
         asking.asked(found(record), tokenizer, length, False)
 
 

@@ -469,7 +469,7 @@ def test_sigterm_is_75_and_two_processes_make_what_one_does(
         ({"messages": turns("a"), "category": 3}, "category: expected `str | null`, got `int`"),
         (
             {"messages": turns("word " * 100)},
-            "messages: is 316 tokens long, the model's context 96: no room for an answer",
+            "messages: is 316 tokens long, the context 96: no room for an answer",
         ),
         ({"messages": turns("word " * 20)}, " under its generic pre-prompt: messages: is "),
         ({"messages": turns("word " * 12)}, "no answer to it can be judged: the shortest is "),

@@ -493,6 +493,15 @@ def test_a_picture_and_its_manifest(files: dict[str, list[Path]], tmp_path: Path
     assert out.read_bytes() == data
 
 
+@pytest.mark.parametrize("how", [("--text",), ("-o", "a.png")])
+def test_steps_that_were_refused_are_counted(tmp_path: Path, command: Run, how: tuple[str, ...]) -> None:
+    lines = [line(1), line(2, loss=None), line(3), {"step": 3, "eval_loss": 1.0}]
+    path = written(tmp_path / "metrics.jsonl", lines)
+    done = command("plot", "loss", path, *(tmp_path / word if "." in word else word for word in how))
+    assert done.status == 0
+    assert done.stderr == "plot: 1 steps whose loss is no number, left out\n"
+
+
 def test_metrics_that_have_grown_are_drawn_anew(tmp_path: Path, command: Run) -> None:
     """Of a training under way, whose directory has nothing that tells it from itself an hour ago."""
     (tmp_path / "run").mkdir()

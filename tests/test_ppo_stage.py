@@ -1036,7 +1036,7 @@ def refused(models: Models, prompts: Path, tmp_path: Path, command: Run) -> Call
         ({"messages": turns("[INST]")}, "messages[0].content: holds [INST]"),
         (
             {"messages": turns("word " * 100)},
-            "messages: is 316 tokens long, the model's context 64: no room for an answer",
+            "messages: is 316 tokens long, the context 64: no room for an answer",
         ),
         ({"messages": turns("word " * 14)}, "no answer to it can be judged: the shortest is 60 tokens long"),
     ],

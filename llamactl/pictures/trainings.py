@@ -48,6 +48,8 @@ def loss(asked: Asked) -> list[Chart]:
             remedy = "llamactl plot progress draws them" if any("reward" in line for line in found) else WRITES
             what = "are of ppo, which has rewards and no loss" if "draws" in remedy else "have no loss and tokens"
             raise Fault(path, f"its metrics {what}", remedy)
+        if refused := sum("loss" in line and line["loss"] is None for line in found):
+            asked.run.noted["steps whose loss is no number, left out"] += refused
         if len(trained) == 1:
             raise Fault(path, "its metrics have one step only, which is no curve", "train on, or --log-every 1")
         size = math.ceil(len(trained) / MOST)

@@ -54,7 +54,7 @@ def asked(found: Found[Any], tokenizer: Tokenizer, context: int, allow_tags: boo
         dialogue.check_prompt(record.messages, found.where, allow_tags)
         one, field = Asked(raw, dialogue.encode(record.messages, tokenizer).ids, None), "messages"
     if len(one.ids) >= context:
-        problem = f"is {len(one.ids):,} tokens long, the model's context {context:,}: no room for an answer"
+        problem = f"is {len(one.ids):,} tokens long, the context {context:,}: no room for an answer"
         raise Fault(f"{found.where}: {field}" if ":" in found.where else found.where, problem, "shorten it")
     return one
 
