@@ -15,6 +15,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable
+from datetime import UTC, datetime
 from multiprocessing.process import BaseProcess
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -71,7 +72,25 @@ class Moment(NamedTuple):
             patch(owner, name, counting(getattr(owner, name)))
 
 
-def child(arguments: list[str], streams: tuple[Path, Path], moment: Moment | None) -> None:
+class Elsewhere(NamedTuple):
+    """Another machine, whose clock is years behind."""
+
+    host: str
+    behind: float = 20 * 365 * 86400.0
+
+    def prepare(self, patch: Callable[[Any, str, Any], object]) -> None:
+        """As of ``Moment``."""
+        import socket
+
+        from llamactl.artifacts import effort
+
+        now = time.time
+        patch(socket, "gethostname", lambda: self.host)
+        patch(time, "time", lambda: now() - self.behind)
+        patch(effort, "_now", lambda: datetime.fromtimestamp(time.time(), UTC).isoformat(timespec="seconds"))
+
+
+def child(arguments: list[str], streams: tuple[Path, Path], moment: Moment | Elsewhere | None) -> None:
     """What a forked process does: become the command."""
     import torch
 
@@ -103,12 +122,14 @@ class Pretraining:
         flags = self.flags | {f"--{name.replace('_', '-')}": value for name, value in changed.items()}
         return ["pretrain", *(str(word) for pair in flags.items() for word in pair), *map(str, more)]
 
-    def start(self, *more: object, moment: Moment | None = None, **changed: object) -> BaseProcess:
+    def start(self, *more: object, moment: Moment | Elsewhere | None = None, **changed: object) -> BaseProcess:
         process = SERVER.Process(target=child, args=(self.arguments(*more, **changed), self.streams, moment))
         process.start()
         return process
 
-    def run(self, *more: object, moment: Moment | None = None, status: int | None = 0, **changed: object) -> int:
+    def run(
+        self, *more: object, moment: Moment | Elsewhere | None = None, status: int | None = 0, **changed: object
+    ) -> int:
         process = self.start(*more, moment=moment, **changed)
         process.join(PATIENCE)
         assert process.exitcode is not None, "still running"
@@ -398,6 +419,21 @@ def test_other_data_is_refused(stopped: Pretraining, shards_dir: Path, tmp_path:
     llamactl("tokenize", text, "--tokenizer", shards_dir / "tokenizer.model", "-o", tmp_path / "other", status=0)
     stopped.run(data=tmp_path / "other", status=1)
     assert "was begun otherwise (from other inputs); ask for the same" in stopped.stderr()
+
+
+def test_on_another_host_whose_clock_is_behind(fp32: Pretraining, stopped: Pretraining) -> None:
+    """The newest state is the one of the last step, whatever times files have; and what is spent is never negative."""
+    for number, step in enumerate(stopped.states()):
+        for path in (stopped.out / "state" / f"step-{step:08d}").iterdir():
+            os.utime(path, (1e9 - 1e6 * number, 1e9 - 1e6 * number))
+    stopped.run(moment=Elsewhere("n2"))
+    assert "going on after step 7" in stopped.stderr()
+    assert stopped.result() == fp32.result()
+    run = stopped.manifest()
+    assert run["host"] == "n2"
+    assert datetime.fromisoformat(run["start"]) < datetime.fromisoformat(fp32.manifest()["start"])
+    assert 0 < run["device_hours"] < 0.2
+    assert all(line["tokens_per_second"] > 0 for line in stopped.lines())
 
 
 def test_data_that_was_moved_is_the_same_data(fp32: Pretraining, stopped: Pretraining, tmp_path: Path) -> None:
