@@ -174,9 +174,10 @@ def llamactl(task: Task, how: str) -> Iterator[Any]:
     from llamactl.train.schedule import MICRO_TOKENS, Cosine
     from llamactl.train.step import Outcome, take
 
-    device.keep_freed_memory()
+    checkpointing = "full" if task.checkpointing else "none"
+    device.keep_freed_memory(checkpointing)
     job = Job(None, torch.device("cpu"))
-    arrange = partial(job.arrange, checkpointing="full" if task.checkpointing else "none", compiled=False)
+    arrange = partial(job.arrange, checkpointing=checkpointing, compiled=False)
     model = RewardModel.trainable(task.weights, device.PRECISIONS[task.precision], job.device, arrange)
     optimizer = AdamW(model, Cosine(LR, 0, 1, floor=1.0))
     loss = partial(compared, objective=partial(reward.loss, safety_weight=0.0))

@@ -209,10 +209,10 @@ def llamactl(task: Task, how: str) -> Iterator[Step]:
     from llamactl.train.schedule import MICRO_TOKENS, Cosine
     from llamactl.train.step import Outcome, take
 
-    device.keep_freed_memory()
+    checkpointing = "full" if task.checkpointing else "none"
+    device.keep_freed_memory(checkpointing)
     shape = task.shape
     job = Job(None, torch.device("cpu"))
-    checkpointing = "full" if task.checkpointing else "none"
     arrange = partial(job.arrange, checkpointing=checkpointing, compiled=how == COMPILED)
     model = Llama.trainable(task.weights, device.PRECISIONS[task.precision], job.device, arrange)
     optimizer = AdamW(model, Cosine(LR, 0, 1, floor=1.0))

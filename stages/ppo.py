@@ -267,7 +267,7 @@ def ppo(
 
     target = machine.chosen(device)
     run.effort.use(machine.title(target), machine.gpus(target))
-    machine.keep_freed_memory(activation_checkpointing == "none")
+    machine.keep_freed_memory(activation_checkpointing)
     dtype = machine.PRECISIONS[precision]
     with (
         parallel.joined(target, tensor_parallel, replicas) as job,

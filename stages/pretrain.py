@@ -132,7 +132,7 @@ def pretrain(
         return
     target = machine.chosen(device)
     run.effort.use(machine.title(target), machine.gpus(target))
-    machine.keep_freed_memory(activation_checkpointing == "none")
+    machine.keep_freed_memory(activation_checkpointing)
     with parallel.joined(target, tensor_parallel, replicas) as job:
 
         def begin(directory: Path) -> Training:

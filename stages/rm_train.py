@@ -171,7 +171,7 @@ def rm_train(
 
     target = machine.chosen(device)
     run.effort.use(machine.title(target), machine.gpus(target))
-    machine.keep_freed_memory(activation_checkpointing == "none")
+    machine.keep_freed_memory(activation_checkpointing)
     loss = partial(compared, objective=partial(reward.loss, safety_weight=weight))
     with (
         parallel.joined(target, tensor_parallel, replicas) as job,

@@ -150,7 +150,7 @@ def sft(
 
     target = machine.chosen(device)
     run.effort.use(machine.title(target), machine.gpus(target))
-    machine.keep_freed_memory(activation_checkpointing == "none")
+    machine.keep_freed_memory(activation_checkpointing)
     with (
         parallel.joined(target, tensor_parallel, replicas) as job,
         job.filling(run, fresh=not resume) as (directory, outputs),

@@ -170,7 +170,7 @@ from test_planning import *
 from llamactl.model import flash
 from llamactl.model.device import keep_freed_memory, peak_memory
 config, how = Config(**json.loads(sys.argv[1])[0]), Layout(**json.loads(sys.argv[1])[1])
-keep_freed_memory(how.checkpointing == "none")
+keep_freed_memory(how.checkpointing)
 left = torch.randn(1024, 1024, requires_grad=True)
 (left @ left).softmax(-1).sum().backward()  # the libraries' own buffers
 flash.prepare(CPU, config.head_dim)

@@ -34,17 +34,17 @@ def chosen(name: str | None) -> torch.device:
     return device
 
 
-def keep_freed_memory(keep: bool = True) -> None:
-    """Have glibc keep what a step frees for the next one, or give every large block back at once.
+def keep_freed_memory(checkpointing: str = "none") -> None:
+    """Have glibc keep what a step frees for the next one; with checkpointing, give every large block back at once.
 
     Kept, a CPU's step has no page faults, which are 5 to 15 % of it otherwise (40 % in some virtual machines). But
     torch's blocks are aligned, for which glibc cuts splinters off that do not always go back: a freed block serves
-    hardly any as large again, and the heap holds up to twice what is in use. So not where memory is what is short.
+    hardly any as large again, and the heap held up to 2.7 times what was in use where memory was to be saved.
     """
     mallopt = getattr(ctypes.CDLL(None), "mallopt", None)
     if mallopt is None:
         return
-    if keep:
+    if checkpointing == "none":
         mallopt(-4, 0)  # M_MMAP_MAX: no blocks of their own, which free() gives back
         mallopt(-1, 2**31 - 1)  # M_TRIM_THRESHOLD: nor from the top of the heap
     else:
