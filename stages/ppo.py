@@ -309,7 +309,7 @@ def ppo(
         sampling = Sampling(1.0, 0, max_new_tokens, seed)
         how = {"temperature": temperature, "top_p": 1.0, "top_k": 0, "seed": seed}
         asking = Answering(judges, tokenizer, temperature, sampling, training.facts["cache"])
-        stored, computing = weight_dtype(dtype, target), sampler.computing_dtype(dtype, target, job.part)
+        stored, computing = weight_dtype(dtype, target), sampler.computing_dtype(dtype, target, job.part, sampled)
         gathered = partial(policy.gathered, stored, job.part, computing)
         if target.type == "cpu":  # or a run would begin without what one that goes on from its state has from the start
             decoding.kernels(making.ENOUGH)

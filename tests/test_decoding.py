@@ -2,7 +2,9 @@
 
 import copy
 import math
+import statistics
 import threading
+from collections.abc import Callable
 
 import pytest
 import torch
@@ -12,6 +14,7 @@ from llamactl.model import generate as sampler
 from llamactl.model.cache import Cache, Size, Step
 from llamactl.model.config import Config
 from llamactl.model.drawing import Drawing, Sampling
+from llamactl.model.kernels import plans
 from llamactl.model.kernels.making import Kernel
 from llamactl.model.llama import Llama
 
@@ -22,6 +25,12 @@ SHAPES = {
     "odd": Config(dim=42, layers=3, heads=7, kv_heads=1, ffn=51, vocab=101, context=40),
     "long sums": Config(dim=280, layers=2, heads=4, kv_heads=4, ffn=777, vocab=300, context=40),
     "wide heads": Config(dim=128, layers=1, heads=2, kv_heads=1, ffn=96, vocab=53, context=40),
+}
+
+
+WHOLE = {  # that pairs of bf16 numbers are multiplied for: strips of one, two and three sides, units beside whole tiles
+    "tails": Config(dim=160, layers=3, heads=5, kv_heads=1, ffn=176, vocab=304, context=40),
+    "wide heads": Config(dim=128, layers=2, heads=2, kv_heads=1, ffn=80, vocab=64, context=40),
 }
 
 
@@ -43,6 +52,13 @@ def network(config: Config, narrow: bool = False, seed: int = 0) -> Llama:
 
 def furthest(model: Llama, samples: int, steps: int, threads: int, monkeypatch: pytest.MonkeyPatch) -> float:
     """How far scores are from those of the full forward pass, of samples two of which share a prompt."""
+    return max(distances(model, samples, steps, threads, monkeypatch)[0])
+
+
+def distances(
+    model: Llama, samples: int, steps: int, threads: int, monkeypatch: pytest.MonkeyPatch
+) -> tuple[list[float], list[float]]:
+    """The same of each step, and how far the model's own forward pass is, where it rounds."""
     monkeypatch.setattr(torch, "get_num_threads", lambda: threads)
     dice = torch.Generator().manual_seed(1)
     exact = copy.deepcopy(model).double()  # or torch's own rounding, which differs between processors, would count
@@ -53,17 +69,21 @@ def furthest(model: Llama, samples: int, steps: int, threads: int, monkeypatch: 
         return torch.randint(0, config.vocab, (count,), generator=dice).tolist()
 
     prompts = [ids(1 + 5 * lane % 23) for lane in range(max(lanes) + 1)]
-    kept = Cache(config, Size(len(prompts), 24, samples, steps), torch.float32, CPU)
+    kept = Cache(config, Size(len(prompts), 24, samples, steps), model.dtype, CPU)
     kept.read([len(prompt) for prompt in prompts], 0)
     model(torch.tensor([[token for prompt in prompts for token in prompt]]), kept)
-    texts, decoder, far = [list(prompts[lane]) for lane in lanes], decoding.Decoder(kernels(), model, kept), 0.0
+    texts, decoder = [list(prompts[lane]) for lane in lanes], decoding.Decoder(kernels(), model, kept)
+    found: tuple[list[float], list[float]] = ([], [])
     for said in range(steps):
         newest = ids(samples)
         scores = decoder(newest, Step(lanes, [len(prompts[lane]) for lane in lanes], [said] * samples))
         for text, token, own in zip(texts, newest, scores, strict=True):
             text.append(token)
-            far = max(far, float((own - exact.output(exact(torch.tensor([text])))[0, -1]).abs().max()))
-    return far
+            wanted = exact.output(exact(torch.tensor([text])))[0, -1]
+            found[0].append(float((own - wanted).abs().max()))
+            if model.dtype != torch.float32:
+                found[1].append(float((model.output(model(torch.tensor([text])))[0, -1] - wanted).abs().max()))
+    return found
 
 
 @pytest.mark.parametrize("narrow", [False, True])
@@ -78,6 +98,20 @@ def test_scores_are_those_of_a_full_forward(
     assert furthest(model, samples, 7, 1 + samples % 3, monkeypatch) < drawing.NOISE / 10
 
 
+@pytest.mark.skipif(not plans.PAIRS, reason="this processor does not multiply bf16 numbers by itself")
+@pytest.mark.parametrize("samples", [1, 2, 16, 17, 40])
+@pytest.mark.parametrize("shape", WHOLE)
+@torch.inference_mode()
+def test_scores_in_bf16_are_no_further_off_than_those_of_torch(
+    shape: str, samples: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model = Llama.create(WHOLE[shape], torch.float32, CPU, 0).gathered(torch.bfloat16)
+    assert decoding.suits(model, torch.bfloat16)
+    ours, torchs = distances(model, samples, 7, 1 + samples % 3, monkeypatch)
+    assert 0 < statistics.fmean(ours) < statistics.fmean(torchs)
+    assert max(ours) < 2 * max(torchs)
+
+
 @torch.inference_mode()
 def test_steps_end_whoever_helps(monkeypatch: pytest.MonkeyPatch) -> None:
     """Though there are more threads than processors, or all of them are late."""
@@ -90,13 +124,24 @@ def test_steps_end_whoever_helps(monkeypatch: pytest.MonkeyPatch) -> None:
         assert furthest(model, 9, 12, 3, monkeypatch) < drawing.NOISE / 10
 
 
+@pytest.mark.parametrize(
+    "model",
+    [
+        pytest.param(lambda: network(SHAPES["small"]), id="fp32"),
+        pytest.param(
+            lambda: Llama.create(WHOLE["tails"], torch.float32, CPU, 0).gathered(torch.bfloat16),
+            marks=pytest.mark.skipif(not plans.PAIRS, reason="this processor does not multiply bf16 numbers by itself"),
+            id="bf16",
+        ),
+    ],
+)
 @torch.inference_mode()
-def test_threads_do_not_change_a_bit(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_threads_do_not_change_a_bit(model: Callable[[], Llama], monkeypatch: pytest.MonkeyPatch) -> None:
     """Of thousands of phases, in which they come and go as they like."""
-    model, found = network(SHAPES["small"]), []
+    model, found = model(), []
     for threads in (1, 7, 2, 4):
         monkeypatch.setattr(torch, "get_num_threads", lambda threads=threads: threads)
-        decoder = decoding.Decoder(kernels(), model, Cache(model.config, Size(9, 5, 9, 30), torch.float32, CPU))
+        decoder = decoding.Decoder(kernels(), model, Cache(model.config, Size(9, 5, 9, 30), model.dtype, CPU))
         steps = [(number, said) for _ in range(15) for number in (9, 1, 3) for said in range(0, 30, 3)]
         found.append([])
         for number, said in steps:

@@ -19,9 +19,10 @@ from torch import Tensor, nn
 
 from llamactl.model import drawing
 from llamactl.model.cache import Cache, Step
+from llamactl.model.config import Config
 from llamactl.model.drawing import Sampling
+from llamactl.model.kernels import plans
 from llamactl.model.kernels.making import Kernel, Making, installed
-from llamactl.model.kernels.plans import DEPTH, DONE, DRAW, LANES, OF_SAMPLES, PART, SEAT, STEP, WEIGHTS
 from llamactl.model.llama import Llama, rotary
 from llamactl.model.slices import WHOLE, Slice
 
@@ -47,12 +48,21 @@ def kernels(patience: float = 0) -> list[Kernel] | None:
     return _making().within(patience) if installed() else None
 
 
+def multiplies_pairs(config: Config) -> bool:
+    """Whether kernels multiply bf16 numbers as they are, for a model of a shape: all of it in whole registers."""
+    return plans.PAIRS and not (
+        config.head_dim % (2 * plans.SIDE) or any(n % plans.SIDE for n in (config.dim, config.ffn, config.vocab))
+    )
+
+
 def suits(model: Llama, kept: torch.dtype) -> bool:
-    """Whether there are kernels for a model and a cache of this dtype: those of a CPU that compute in fp32."""
+    """Whether there are kernels for a model and a cache of this dtype: those of a CPU, fp32, or all of it bf16."""
     weights = [*model.parameters()]
     kinds = {weight.dtype for weight in weights}
+    narrow = kinds == {torch.bfloat16} and multiplies_pairs(model.config)
     return (
-        model.dtype == kept == torch.float32
+        model.dtype == kept
+        and (kept == torch.float32 or (kept == torch.bfloat16 and narrow))
         and model.part.parts == 1
         and len(kinds) == 1
         and kinds <= set(STORED)
@@ -65,7 +75,7 @@ class Threads:
 
     def __init__(self, kernel: Kernel) -> None:
         self._work, self._lock, self._there = kernel.work, threading.Lock(), 1
-        self._plan, self._seats = np.zeros(1, STEP), np.zeros(MOST, SEAT)
+        self._plan, self._seats = np.zeros(1, plans.STEP), np.zeros(MOST, plans.SEAT)
         self._seats["plan"], self._seats["thread"] = self._plan.ctypes.data, range(MOST)
         self._first = self._seats.ctypes.data
         # Each in a cache line of its own: what is under way, how much of it is done, a semaphore for each thread.
@@ -78,7 +88,7 @@ class Threads:
         """Compute what a plan says by so many threads."""
         with self._lock:
             plan["ticket"], plan["done"], plan["wake"] = self._ticket, self._done, self._wake
-            plan["threads"], plan["phase"] = number, DONE
+            plan["threads"], plan["phase"] = number, plans.DONE
             self._plan[0] = plan
             for thread in range(self._there, number):
                 self._there += 1
@@ -87,7 +97,7 @@ class Threads:
             self._work(self._seat(0))
 
     def _seat(self, thread: int) -> ctypes.c_void_p:
-        return ctypes.c_void_p(self._first + thread * SEAT.itemsize)
+        return ctypes.c_void_p(self._first + thread * plans.SEAT.itemsize)
 
 
 _threads = cache(Threads)
@@ -102,17 +112,22 @@ class Decoder:
         self._read = model, kept  # whose memory must stay where it is
         config, size, threads = model.config, kept.size, min(torch.get_num_threads(), MOST)
         blocks: list[Any] = list(model.layers)
-        rows = -(-size.places // LANES) * LANES
+        self._pairs = model.dtype == torch.bfloat16
+        rows = -(-size.places // plans.SIDE) * plans.SIDE
         own, shared = config.heads * config.head_dim, config.kv_heads * config.head_dim
-        room = max(WEIGHTS * (DEPTH + rows), PART, 3 * config.head_dim + size.prompt + size.room)
+        room = max(
+            plans.WEIGHTS * (plans.DEPTH + rows),
+            plans.PART,
+            3 * config.head_dim + size.prompt + size.room + plans.COLUMNS,
+        )
         tables = rotary(torch.arange(config.context), config.head_dim, config.rope_theta)
         widths = {
             "x": config.dim, "normed": config.dim, "q": own, "k": shared, "v": shared, "mixed": own,
             "gate": config.ffn, "up": config.ffn,
         }  # fmt: skip
-        self._columns = np.zeros((len(OF_SAMPLES), size.places), np.int64)
+        self._columns = np.zeros((len(plans.OF_SAMPLES), size.places), np.int64)
         self._logits = torch.empty(size.places, config.vocab)
-        self._scratch = torch.empty(threads, WEIGHTS * DEPTH + room)
+        self._scratch = torch.empty(threads, plans.WEIGHTS * plans.DEPTH + room)
         norms = [norm.weight for block in blocks for norm in (block.attention_norm, block.ffn_norm)]
         self._held: dict[str, Tensor] = {
             "norms": torch.stack([*norms, model.norm.weight]).float(),
@@ -123,13 +138,14 @@ class Decoder:
             "scratch": self._scratch, "logits": self._logits,
             **{name: torch.zeros(width * rows) for name, width in widths.items()},
         }  # fmt: skip
-        plan = self._plan = np.zeros((), STEP)
+        plan = self._plan = np.zeros((), plans.STEP)
         for name, tensor in self._held.items():
             plan[name] = tensor.data_ptr()
-        for name, column in zip(OF_SAMPLES, self._columns, strict=True):
+        for name, column in zip(plans.OF_SAMPLES, self._columns, strict=True):
             plan[name] = column.ctypes.data
         for name in ("dim", "layers", "heads", "kv_heads", "head_dim", "ffn", "vocab"):
             plan[name] = getattr(config, name)
+        plan["narrow_kept"] = self._pairs
         plan["narrow"] = model.output.weight.dtype == torch.bfloat16
         plan["far"], plan["near"] = size.prompt, size.room
         plan["room"], plan["eps"] = self._scratch.shape[1], config.norm_eps
@@ -139,8 +155,9 @@ class Decoder:
         number, plan = len(tokens), self._plan
         order = sorted(range(number), key=step.lanes.__getitem__)
         self._columns[:, :number] = (tokens, *step, order)
-        lanes = 1 if number == 1 else LANES
+        lanes = 1 if number == 1 else plans.SIDE if self._pairs else plans.LANES
         plan["n"], plan["lanes"], plan["panels"] = number, lanes, -(-number // lanes)
+        plan["pairs"] = lanes == plans.SIDE
         self._threads.step(plan, len(self._scratch))
         return self._logits[:number]
 
@@ -153,13 +170,13 @@ class Decoder:
         logits, (number, vocab), side = logits.contiguous(), logits.shape, drawing.fan_out(logits.shape[-1])
         drawn_by = [np.array(field, kind) for field, kind in zip(zip(*of_samples, strict=True), FACTS, strict=True)]
         found: list[Any] = [np.empty(number, kind) for kind in FOUND]
-        bounds, plans = np.empty(side), np.zeros(1, DRAW)
-        plan = plans[0]
+        bounds, told = np.empty(side), np.zeros(1, plans.DRAW)
+        plan = told[0]
         plan["logits"], plan["rows"], plan["vocab"], plan["side"] = logits.data_ptr(), number, vocab, side
         plan["top_p"], plan["noise"] = sampling.top_p, drawing.NOISE
         for name, column in zip(COLUMNS, (*drawn_by, *found, bounds), strict=True):
             plan[name] = column.ctypes.data
-        self._draw.work(ctypes.c_void_p(plans.ctypes.data))
+        self._draw.work(ctypes.c_void_p(told.ctypes.data))
         tokens, log_probs, doubtful = found
         return tokens.tolist(), log_probs.tolist(), doubtful.astype(bool).tolist()
 

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from llamactl.model.kernels.making import Lone, installed
-from llamactl.model.kernels.plans import ATTENTION, PAIRS, WIDTHS, room
+from llamactl.model.kernels.plans import ATTENTION, PAIRS, SIDE, TILES, WIDTHS, room
 
 STORED = (torch.float32, torch.bfloat16)
 
@@ -88,12 +88,13 @@ def _compute(
     tensors = {name: tensor.contiguous() for name, tensor in tensors.items()}
     backward, narrow = "grad" in named, q.dtype == torch.bfloat16
     documents, pairs = len(ends) - 1, narrow and PAIRS
+    squares = pairs and TILES and width % (2 * SIDE) == 0
     threads = max(1, min(torch.get_num_threads(), documents * k.shape[2]))
     size = room(longest, width, pairs, backward)
     tensors["scratch"], tensors["shared"] = torch.empty(threads * size), torch.zeros(2, 8, dtype=torch.int64)
     KERNEL.work(
         threads, documents=documents, tokens=batch * time, heads=heads, kv_heads=k.shape[2], head_dim=width,
-        narrow=narrow, pairs=pairs, backward=backward, room=size, scale=width**-0.5,
+        narrow=narrow, pairs=pairs, squares=squares, backward=backward, room=size, scale=width**-0.5,
         **{name: tensor.data_ptr() for name, tensor in tensors.items()},
     )  # fmt: skip
 

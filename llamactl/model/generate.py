@@ -20,6 +20,7 @@ from llamactl.errors import Fault
 from llamactl.model import decoding, drawing
 from llamactl.model import device as devices
 from llamactl.model.cache import Cache, Layout, Size, Step
+from llamactl.model.config import Config
 from llamactl.model.decoding import Decoder
 from llamactl.model.drawing import Drawing, Sampling
 from llamactl.model.functions import weight_dtype
@@ -99,13 +100,18 @@ class Sample:
     said: list[int] = field(default_factory=list)
 
 
-def computing_dtype(dtype: torch.dtype, device: torch.device, part: Slice) -> torch.dtype:
+def computing_dtype(
+    dtype: torch.dtype, device: torch.device, part: Slice, rounded: Config | None = None
+) -> torch.dtype:
     """What a model, or a part of it, whose weights are in ``dtype`` computes in to draw samples.
 
-    Kernels compute in fp32, whatever the processor could do: steps of bf16 products, some thirty operators a layer, are
-    up to ten times slower.
+    Kernels compute in fp32, so that it does not matter what a sample stands beside; those of a shape that may be
+    ``rounded`` in bf16, where the processor multiplies that. (Without kernels, some thirty operators a layer, steps of
+    bf16 products are up to ten times slower.)
     """
-    return torch.float32 if decoding.serves(device, part) else weight_dtype(dtype, device)
+    if not decoding.serves(device, part) or (rounded and decoding.multiplies_pairs(rounded)):
+        return weight_dtype(dtype, device)
+    return torch.float32
 
 
 def load(path: Path, device: torch.device, dtype: torch.dtype, samples: int = 2, part: Slice = WHOLE) -> Llama:

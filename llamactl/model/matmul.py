@@ -12,10 +12,9 @@ import torch
 from torch import Tensor, nn
 
 from llamactl.model.kernels.making import Lone, installed
-from llamactl.model.kernels.plans import COLUMNS, HEIGHT, LINE, MATMUL, PAIRS, REGISTER
+from llamactl.model.kernels.plans import COLUMNS, HEIGHT, LINE, MATMUL, PAIRS, REGISTER, TILES
 
 KERNEL = Lone("matmul", "products of matrices", MATMUL)
-TILES = bool(torch.cpu.get_capabilities().get("amx_bf16"))
 THREADS = 2  # at most
 LITTLE = 1 << 14  # numbers of the second matrix: with less, torch's products are faster
 DEEP = 2048  # numbers of a row that are added up at once

@@ -15,10 +15,10 @@ from numba import carray  # type: ignore[attr-defined]
 
 from llamactl.model.kernels import tiles
 from llamactl.model.kernels.plans import ATTENTION as PLAN
-from llamactl.model.kernels.plans import COLUMNS, HEIGHTS, LINE, REGISTER, ROWS
+from llamactl.model.kernels.plans import COLUMNS, HEIGHTS, LINE, REGISTER, ROWS, SIDE
 from llamactl.model.kernels.products import compiled, floats, integers, up
 from llamactl.model.kernels.shared import ticket
-from llamactl.model.kernels.tiles import against, highest, powers, slopes, turn
+from llamactl.model.kernels.tiles import against, begin_squares, end_squares, highest, powers, slopes, turn
 from llamactl.model.kernels.vectors import narrow, pointer, widen
 
 __all__ = ["PLAN", "work"]
@@ -27,6 +27,7 @@ DEPTH = 128  # units that a product adds up at once, so that what it reads stays
 _TALL, _LOW = HEIGHTS
 _tall, _low = (tiles.tile(rows, False) for rows in HEIGHTS)
 _tall_pairs, _low_pairs = (tiles.tile(rows, True) for rows in HEIGHTS)
+_two_squares, _square = (tiles.square(rows, COLUMNS) for rows in (2 * SIDE, SIDE))
 _powers, _powers_as_pairs = powers(False), powers(True)
 _slopes, _slopes_as_pairs = slopes(False), slopes(True)
 _LOWER, _HIGHER, _HALF = np.uint32(0xFFFF), np.uint32(0xFFFF0000), np.uint32(16)
@@ -47,8 +48,11 @@ def stride(columns):
 
 
 @compiled
-def multiply(pairs, a, a_row, rows, b, b_row, depth, columns, out, out_row, add):
+def multiply(plan, a, a_row, rows, b, b_row, depth, columns, out, out_row, add):
     """``[rows, depth]`` by ``[depth, columns]``, as far as whole tiles go."""
+    if plan.squares:
+        multiply_squares(a, a_row, rows, b, b_row, depth, columns, out, out_row, add)
+        return
     for start in range(0, depth, DEPTH):
         some, more = min(DEPTH, depth - start), add or start > 0
         for column in range(0, columns, COLUMNS):
@@ -56,17 +60,37 @@ def multiply(pairs, a, a_row, rows, b, b_row, depth, columns, out, out_row, add)
             while row < rows:
                 left, target = a + 4 * (row * a_row + start), out + 4 * (row * out_row + column)
                 if row + _TALL <= rows:
-                    if pairs:
+                    if plan.pairs:
                         _tall_pairs(left, a_row, 1, right, b_row, REGISTER, some, target, out_row, more)
                     else:
                         _tall(left, a_row, 1, right, b_row, REGISTER, some, target, out_row, more)
                     row += _TALL
                 else:
-                    if pairs:
+                    if plan.pairs:
                         _low_pairs(left, a_row, 1, right, b_row, REGISTER, some, target, out_row, more)
                     else:
                         _low(left, a_row, 1, right, b_row, REGISTER, some, target, out_row, more)
                     row += _LOW
+
+
+@compiled
+def multiply_squares(a, a_row, rows, b, b_row, depth, columns, out, out_row, add):
+    """The same by tiles that the processor has, of pairs."""
+    for column in range(0, columns, COLUMNS):
+        right, row = b + 4 * column, 0
+        while row + 2 * SIDE <= rows:
+            left, target = a + 4 * row * a_row, out + 4 * (row * out_row + column)
+            _two_squares(left, a_row, right, b_row, SIDE, depth, target, out_row, add)
+            row += 2 * SIDE
+        if row < rows:
+            left, target = a + 4 * row * a_row, out + 4 * (row * out_row + column)
+            _square(left, a_row, right, b_row, SIDE, depth, target, out_row, add)
+
+
+@compiled
+def lowest(plan):
+    """Rows of the lowest tile."""
+    return SIDE if plan.squares else _LOW
 
 
 @compiled
@@ -164,9 +188,9 @@ def forward(plan, document, head, scratch):
     for query_head in range(head * group, (head + 1) * group):
         for start in range(0, rows, ROWS):
             some, token = min(ROWS, rows - start), first + start
-            tall, columns = up(some, _LOW), up(stem + start + some, COLUMNS)
+            tall, columns = up(some, lowest(plan)), up(stem + start + some, COLUMNS)
             gather(plan, plan.q, plan.heads, query_head, token, some, queries)
-            multiply(pairs, queries, deep, tall, keys_t, by_keys, deep, columns, p, by_keys, False)
+            multiply(plan, queries, deep, tall, keys_t, by_keys, deep, columns, p, by_keys, False)
             for row in range(some):
                 at, seen, which = p + 4 * row * by_keys, stem + start + row + 1, (token + row) * plan.heads + query_head
                 top = highest(at, columns, seen)
@@ -175,7 +199,7 @@ def forward(plan, document, head, scratch):
                 else:
                     total = _powers(at, columns, seen, top, scale_of(plan), at)
                 largest[which], inverse[which] = top, _ONE / total
-            multiply(pairs, halves, by_units, tall, values, by_width, columns // in_unit, width, mixed, by_width, False)
+            multiply(plan, halves, by_units, tall, values, by_width, columns // in_unit, width, mixed, by_width, False)
             for row in range(some):
                 factor = inverse[(token + row) * plan.heads + query_head]
                 line = mixed + 4 * row * by_width
@@ -225,11 +249,11 @@ def backward(plan, document, head, scratch):
     for query_head in range(head * group, (head + 1) * group):
         for start in range(0, rows, ROWS):
             some, token = min(ROWS, rows - start), first + start
-            tall, columns = up(some, _LOW), up(stem + start + some, COLUMNS)
+            tall, columns = up(some, lowest(plan)), up(stem + start + some, COLUMNS)
             gather(plan, plan.q, plan.heads, query_head, token, some, queries)
             gather(plan, plan.grad, plan.heads, query_head, token, some, grads)
-            multiply(pairs, queries, deep, tall, keys_t, by_keys, deep, columns, p, by_keys, False)
-            multiply(pairs, grads, deep, tall, values_t, by_keys, deep, columns, of_p, by_keys, False)
+            multiply(plan, queries, deep, tall, keys_t, by_keys, deep, columns, p, by_keys, False)
+            multiply(plan, grads, deep, tall, values_t, by_keys, deep, columns, of_p, by_keys, False)
             for row in range(some):
                 at, seen, which = 4 * row * by_keys, stem + start + row + 1, (token + row) * plan.heads + query_head
                 sum_ = against(p + at, columns, seen, largest[which], scale, of_p + at)
@@ -248,15 +272,19 @@ def backward(plan, document, head, scratch):
                     )  # fmt: skip
                 else:
                     _slopes(p + at, of_p + at, by_keys, columns, fact, 0, 0, 0, 0)
-            multiply(pairs, halves, by_units, tall, stacked, by_width, columns // in_unit, width, of_q, by_width, False)
+            multiply(plan, halves, by_units, tall, stacked, by_width, columns // in_unit, width, of_q, by_width, False)
             scatter(plan, of_q, plan.of_q, plan.heads, query_head, token, some, by_width, scale)
             lines = (some + in_unit - 1) // in_unit
+            whole_lines = up(lines, SIDE) if plan.squares else lines
+            clear(p_across, lines * by_keys, whole_lines * by_keys)
+            clear(slopes_across, lines * by_keys, whole_lines * by_keys)
+            clear(turning, lines * width, whole_lines * width)
             stack(pairs, grads, some, width, turning, width)
-            turn(turning, width, lines, width, grads_t, by_rows)
-            multiply(pairs, grads_t, by_rows, width, p_across, by_keys, lines, columns, of_v, by_keys, True)
+            turn(turning, width, whole_lines, width, grads_t, by_rows)
+            multiply(plan, grads_t, by_rows, width, p_across, by_keys, whole_lines, columns, of_v, by_keys, True)
             stack(pairs, queries, some, width, turning, width)
-            turn(turning, width, lines, width, queries_t, by_rows)
-            multiply(pairs, queries_t, by_rows, width, slopes_across, by_keys, lines, columns, of_k, by_keys, True)
+            turn(turning, width, whole_lines, width, queries_t, by_rows)
+            multiply(plan, queries_t, by_rows, width, slopes_across, by_keys, whole_lines, columns, of_k, by_keys, True)
     for start in range(0, keys, ROWS):
         some, token = min(ROWS, keys - start), first_key + start
         turn(of_k + 4 * start, by_keys, width, some, turning, width)
@@ -282,9 +310,11 @@ def scale_of(plan):
 def heads(plan):
     """One after the other, until all are taken."""
     scratch = plan.scratch + 4 * plan.room * ticket(plan.shared + 64)
+    begin_squares(0)
     while True:
         number = ticket(plan.shared)
         if number >= plan.documents * plan.kv_heads:
+            end_squares()
             return
         document, head = number // plan.kv_heads, number % plan.kv_heads
         if plan.backward:

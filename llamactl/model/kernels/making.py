@@ -31,7 +31,7 @@ import torch
 from llamactl import ui
 from llamactl.artifacts import files
 from llamactl.errors import Fault
-from llamactl.model.kernels.plans import PAIRS, REGISTER
+from llamactl.model.kernels.plans import PAIRS, REGISTER, TILES
 
 LONG = 5.0  # seconds: those who wait so long have no kernels yet
 ENOUGH = 600.0  # seconds, to make them
@@ -104,7 +104,7 @@ def described() -> list[str]:
 def digest() -> str:
     """Of all that a kernel is made from, and for, by which it is kept."""
     versions = [metadata.version(package) for package in ("numba", "llvmlite")]
-    words = [*versions, *described(), str(REGISTER), str(PAIRS)]
+    words = [*versions, *described(), str(REGISTER), str(PAIRS), str(TILES)]
     return sha256(b"\0".join([path.read_bytes() for path in sources()] + [*map(str.encode, words)])).hexdigest()[:16]
 
 

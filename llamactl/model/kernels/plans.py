@@ -3,6 +3,7 @@
 Fields are int64 where nothing else is said, addresses of fp32 numbers where what lies there is named.
 """
 
+import ctypes
 from collections.abc import Sequence
 
 import numpy as np
@@ -14,15 +15,23 @@ def plan(fields: Sequence[str], numbers: Sequence[str] = ()) -> np.dtype[np.void
     return np.dtype([*((name, np.int64) for name in fields), *((name, np.float64) for name in numbers)])
 
 
+def _granted() -> bool:
+    """Whether Linux lets this process use the processor's own tiles, for which it has to be asked."""
+    arch_prctl, ask, tiles = 158, 0x1023, 18  # of x86-64: ARCH_REQ_XCOMP_PERM, XTILEDATA
+    return bool(ctypes.CDLL(None).syscall(arch_prctl, ask, tiles) == 0)
+
+
 # -- attention
 
 _CAN = torch.cpu.get_capabilities()
 REGISTER = 16 if _CAN.get("avx512_f") else 8  # fp32 numbers of it
 PAIRS = bool(_CAN.get("avx512_bf16"))  # whether the processor adds up products of bf16 numbers by itself
+TILES = PAIRS and bool(_CAN.get("amx_bf16")) and _granted()  # whether it multiplies whole tiles of them (AMX)
+SIDE = 16  # rows of such a tile, and units of a row
 WIDTHS = 8  # of heads are multiples of this: tiles of their channels are as low as that, and may be wider
 COLUMNS = 2 * REGISTER  # of a tile
 HEIGHTS = (12, 4) if REGISTER == 16 else (6, 2)  # of tiles: as high as there are registers, and for the rest
-ROWS = 48  # of queries at once, a multiple of all heights of tiles
+ROWS = 64 if TILES else 48  # of queries at once, a multiple of the lowest tiles' height
 LINE = 16  # units of a line of the cache: fp32 numbers, or pairs of bf16 ones
 
 ATTENTION = plan(
@@ -33,7 +42,8 @@ ATTENTION = plan(
         "ends", "key_ends",  # int64 [documents + 1] each: 0, and where each ends
         "scratch", "shared",  # int64 [2, 8]: how many heads are taken, and how many threads have come
         "documents", "tokens", "heads", "kv_heads", "head_dim",
-        "narrow", "pairs", "backward",  # whether numbers are bf16, are multiplied as such, and which pass it is
+        "narrow", "pairs", "squares",  # whether numbers are bf16, are multiplied as such, and that by whole tiles
+        "backward",  # which pass it is
         "room",  # units of scratch for each thread
     ),
     ("scale",),
@@ -97,12 +107,13 @@ OF_SAMPLES = ("tokens", "lane", "prompt", "said", "order")  # order: those of on
 STEP = plan(
     (
         "n", "lanes", "panels", "threads",  # samples, those of a panel
-        "dim", "layers", "heads", "kv_heads", "head_dim", "ffn", "vocab", "narrow",  # narrow: weights are bf16
+        "dim", "layers", "heads", "kv_heads", "head_dim", "ffn", "vocab",
+        "narrow", "pairs", "narrow_kept",  # whether weights, what they are multiplied with, keys and values are bf16
         "embeddings", "output", "norms", "weights",  # norms [2 layers + 1, D]; weights: int64 [layers, 7], addresses
         "cos", "sin",  # [context, E]
         "kept", "far", "near",  # int64 [layers, 4], addresses: keys and values of prompts and samples, so many tokens
         *OF_SAMPLES,  # int64 [n] each
-        "x", "normed", "q", "k", "v", "mixed", "gate", "up",  # panels of so many channels
+        "x", "normed", "q", "k", "v", "mixed", "gate", "up",  # panels of so many channels; of pairs where multiplied
         "scratch", "room",  # room: numbers for each thread
         "logits",  # [n, V]
         "phase", "layer", "ticket", "done", "wake",

@@ -1,4 +1,4 @@
-"""Products of weights with the numbers of one sample, or with panels of eight."""
+"""Products of weights with the numbers of one sample, with panels of eight, or with pairs of sixteen."""
 
 from typing import Any
 
@@ -6,7 +6,8 @@ import numpy as np
 from numba import carray, njit  # type: ignore[attr-defined]
 
 from llamactl.model.kernels import vectors
-from llamactl.model.kernels.plans import DEPTH, LANES, STRIP
+from llamactl.model.kernels.plans import DEPTH, LANES, SIDE, STRIP
+from llamactl.model.kernels.strips import strip
 from llamactl.model.kernels.vectors import pointer
 
 OPTIONS: Any = {"error_model": "numpy", "boundscheck": False}
@@ -15,6 +16,7 @@ compiled = jit(no_cpython_wrapper=True, no_cfunc_wrapper=True, **OPTIONS)  # a p
 
 _tile_6_2, _tile_2_2, _tile_1_2 = vectors.tile(6, 2), vectors.tile(2, 2), vectors.tile(1, 2)
 _tile_12_1, _tile_4_1, _tile_1_1 = vectors.tile(12, 1), vectors.tile(4, 1), vectors.tile(1, 1)
+_strip_3, _strip_2, _strip_1 = (strip(sides * SIDE) for sides in (3, 2, 1))
 _dot_wide, _dot_narrow = vectors.dot(False), vectors.dot(True)
 
 
@@ -102,3 +104,15 @@ def _strip(plan, weights, row, rows, x, out, out_panel, scratch):
                 else:
                     _tile_1_1(at, stride, inputs, 0, some, to, 0, more, next_)
                     done += 1
+
+
+@compiled
+def by_strips(weights, row, rows, x, out):
+    """Rows, of which there are as many as a strip has, by one panel of pairs, ``[rows, SIDE]``."""
+    units = row // 2
+    if rows == 3 * SIDE:
+        _strip_3(weights, units, x, units, out)
+    elif rows == 2 * SIDE:
+        _strip_2(weights, units, x, units, out)
+    else:
+        _strip_1(weights, units, x, units, out)

@@ -4,17 +4,22 @@ A step is phases one after the other, a phase is parts that do not depend on eac
 come to them: one that is late, or not there at all, leaves more to the others, and nobody waits for it.
 
 Activations are panels of fp32 numbers, ``[n / 8, D, 8]``, so that a register holds 8 samples; of one sample alone,
-``[1, D, 1]``. Weights are read as they are stored, bf16 as the fp32 numbers that they are. Letters as in ``llama.py``.
+``[1, D, 1]``. Weights are read as they are stored, bf16 as the fp32 numbers that they are. Where those are multiplied
+with bf16 numbers (``strips``) panels are of 16 samples. Letters as in ``llama.py``.
 """
 
 import numpy as np
 from numba import carray, types  # type: ignore[attr-defined]
 
-from llamactl.model.kernels.plans import DEPTH, DONE, LANES, PART, STEP, WEIGHTS
+from llamactl.model.kernels.heads import HEADS, attend, attend_pairs
+from llamactl.model.kernels.matmul import turn
+from llamactl.model.kernels.plans import DEPTH, DONE, LANES, PART, SIDE, STEP, WEIGHTS
 from llamactl.model.kernels.plans import SEAT as PLAN
-from llamactl.model.kernels.products import by_one, by_panels, compiled, floats, integers
+from llamactl.model.kernels.products import by_one, by_panels, by_strips, compiled, floats, integers
 from llamactl.model.kernels.shared import count, seen, take, tell
-from llamactl.model.kernels.vectors import add, as_float, blend, exponentials, largest, match, pointer, swiglu
+from llamactl.model.kernels.strips import gated, normed
+from llamactl.model.kernels.tiles import begin_squares, end_squares
+from llamactl.model.kernels.vectors import add, as_float, pointer, swiglu
 
 __all__ = ["PLAN", "work"]
 PATIENCE = 3000  # looks at what another thread does before the processor is offered to others
@@ -43,9 +48,9 @@ def embed(plan, panel):
             continue
         start = tokens[sample] * plan.dim
         if plan.narrow:
-            narrow = carray(pointer(plan.embeddings + 2 * start), plan.dim, np.uint16)
+            halves = carray(pointer(plan.embeddings + 2 * start), plan.dim, np.uint16)
             for i in range(plan.dim):
-                x[i * plan.lanes + lane] = as_float(np.int32(narrow[i]) << np.int32(16))
+                x[i * plan.lanes + lane] = as_float(np.int32(halves[i]) << np.int32(16))
         else:
             wide = floats(plan.embeddings + 4 * start, plan.dim)
             for i in range(plan.dim):
@@ -56,6 +61,10 @@ def embed(plan, panel):
 def norm(plan, number, panel, scratch):
     """RMSNorm of a panel."""
     size = plan.dim * plan.lanes
+    if plan.pairs:
+        weight = plan.norms + 4 * number * plan.dim
+        normed(plan.x + 4 * panel * size, weight, plan.dim, np.float32(plan.eps), plan.normed + 2 * panel * size)
+        return
     x, out = floats(plan.x + 4 * panel * size, size), floats(plan.normed + 4 * panel * size, size)
     scale = floats(plan.norms + 4 * number * plan.dim, plan.dim)
     if plan.lanes == 1:
@@ -79,89 +88,6 @@ def norm(plan, number, panel, scratch):
 
 
 @compiled
-def rotate(x, cos, sin, out):
-    """The pairs (i, i + E/2) of a head, as ``llama.rotate``."""
-    half = len(x) // 2
-    for i in range(half):
-        out[i] = x[i] * cos[i] + x[i + half] * sin[i]
-        out[i + half] = x[i + half] * cos[i + half] + x[i] * sin[i + half]
-
-
-@compiled
-def scored(q, keys, width, tokens, scores):
-    """Of a query at an address, by keys ``[tokens, E]``."""
-    done = 0
-    if width % LANES == 0:
-        done = tokens // LANES * LANES
-        match(q, keys, width, tokens, scores)
-    query, out = floats(q, width), floats(scores, tokens)
-    for t in range(done, tokens):
-        key, total = floats(keys + 4 * t * width, width), _ZERO
-        for i in range(width):
-            total += query[i] * key[i]
-        out[t] = total
-
-
-@compiled
-def mix(p, values, width, tokens, mixed):
-    """Add values ``[tokens, E]``, each times its number."""
-    if width % (4 * LANES) == 0:
-        blend(p, values, width, tokens, mixed)
-        return
-    factors, out = floats(p, tokens), floats(mixed, width)
-    for t in range(tokens):
-        value = floats(values + 4 * t * width, width)
-        for i in range(width):
-            out[i] += factors[t] * value[i]
-
-
-@compiled
-def attend(plan, layer, part, scratch):
-    """Keep the newest key and value of a sample's head; attention of the queries that share it."""
-    head, sample = part // plan.n, integers(plan.order, plan.n)[part % plan.n]
-    width, group, lanes = plan.head_dim, plan.heads // plan.kv_heads, plan.lanes
-    panel, lane = sample // lanes, sample % lanes
-    prompt, said = integers(plan.prompt, plan.n)[sample], integers(plan.said, plan.n)[sample]
-    stem = integers(plan.lane, plan.n)[sample]
-    at = integers(plan.kept + 32 * layer, 4)
-    keys = at[0] + 4 * (stem * plan.kv_heads + head) * plan.far * width
-    values = at[1] + 4 * (stem * plan.kv_heads + head) * plan.far * width
-    own_keys = at[2] + 4 * (sample * plan.kv_heads + head) * plan.near * width
-    own_values = at[3] + 4 * (sample * plan.kv_heads + head) * plan.near * width
-    cos = floats(plan.cos + 4 * (prompt + said) * width, width)
-    sin = floats(plan.sin + 4 * (prompt + said) * width, width)
-
-    x, q, mixed = scratch, scratch + 4 * width, scratch + 8 * width
-    scores, after = scratch + 12 * width, scratch + 12 * width + 4 * prompt
-    wide, heads = floats(x, width), plan.panels * plan.kv_heads * width * lanes
-    first = (panel * plan.kv_heads + head) * width * lanes + lane
-    k, v = floats(plan.k, heads), floats(plan.v, heads)
-    newest = floats(own_values + 4 * said * width, width)
-    for i in range(width):
-        wide[i], newest[i] = k[first + i * lanes], v[first + i * lanes]
-    rotate(wide, cos, sin, floats(own_keys + 4 * said * width, width))
-
-    queries, out = floats(plan.q, group * heads), floats(plan.mixed, group * heads)
-    scale = np.float32(np.float64(width) ** -0.5)
-    for g in range(group):
-        first = (panel * plan.heads + head * group + g) * width * lanes + lane
-        for i in range(width):
-            wide[i] = queries[first + i * lanes] * scale
-        rotate(wide, cos, sin, floats(q, width))
-        scored(q, keys, width, prompt, scores)
-        scored(q, own_keys, width, said + 1, after)
-        tokens = prompt + said + 1
-        total = exponentials(scores, tokens, largest(scores, tokens), _ONE)
-        sums = floats(mixed, width)
-        sums[:] = _ZERO
-        mix(scores, values, width, prompt, mixed)
-        mix(after, own_values, width, said + 1, mixed)
-        inverse = _ONE / total
-        for i in range(width):
-            out[first + i * lanes] = sums[i] * inverse
-
-
-@compiled
 def part(depth):
     return max(16, PART // depth // 4 * 4)
 
@@ -178,11 +104,13 @@ def parts_of(total, rows):
 
 
 @compiled
-def multiply(plan, phase, layer, part, scratch):
-    """Some rows of a phase's weights by what they are to read, and what is done with that at once."""
-    weights, lanes = integers(plan.weights + 56 * layer, 7), plan.lanes
+def operands(plan, phase, layer, part):
+    """What a part of a phase multiplies: weights, and how many rows those have; what with, and how much that is; the
+    part's first row, and how many; where q, k or v are to be.
+    """
+    weights, out = integers(plan.weights + 56 * layer, 7), 0
     own, shared = plan.heads * plan.head_dim, plan.kv_heads * plan.head_dim
-    x, depth, made, stride = plan.normed, plan.dim, scratch + 4 * WEIGHTS * DEPTH, WEIGHTS * lanes
+    w, total, x, depth = plan.output, plan.vocab, plan.normed, plan.dim
     if phase == PROJECT:
         rows = rows_of(plan, depth)
         w, total, out = weights[WQ], own, plan.q
@@ -192,32 +120,39 @@ def multiply(plan, phase, layer, part, scratch):
             if part >= parts_of(shared, rows):
                 part -= parts_of(shared, rows)
                 w, out = weights[WV], plan.v
-        made, stride = out + 4 * part * rows * lanes, total * lanes
     elif phase == MIX:
         w, total, x, depth = weights[WO], plan.dim, plan.mixed, own
     elif phase == GATE:
-        w, total, stride = weights[W1], plan.ffn, plan.ffn * lanes
-        made = plan.gate + 4 * part * rows_of(plan, depth) * lanes
+        w, total = weights[W1], plan.ffn
     elif phase == DOWN:
         w, total, x, depth = weights[W2], plan.dim, plan.gate, plan.ffn
-    else:
-        w, total = plan.output, plan.vocab
-        if lanes == 1:
-            made = plan.logits + 4 * part * rows_of(plan, depth)
     first = part * rows_of(plan, depth)
-    rows = min(rows_of(plan, depth), total - first)
+    return w, total, x, depth, first, min(rows_of(plan, depth), total - first), out
+
+
+@compiled
+def multiply(plan, phase, layer, part, scratch):
+    """Some rows of a phase's weights by what they are to read, and what is done with that at once."""
+    w, total, x, depth, first, rows, out = operands(plan, phase, layer, part)
+    lanes, size = plan.lanes, rows * plan.lanes
+    made, stride = scratch + 4 * WEIGHTS * DEPTH, WEIGHTS * lanes
+    if phase == PROJECT:
+        made, stride = out + 4 * first * lanes, total * lanes
+    elif phase == GATE:
+        made, stride = plan.gate + 4 * first * lanes, total * lanes
+    elif phase == SCORE and lanes == 1:
+        made = plan.logits + 4 * first
 
     target = made
     for number in range(2 if phase == GATE else 1):
         if number:
-            w, target = weights[W3], made - plan.gate + plan.up
+            w, target = integers(plan.weights + 56 * layer, 7)[W3], made - plan.gate + plan.up
         at = w + first * depth * (2 if plan.narrow else 4)
         if lanes == 1:
             by_one(plan, at, depth, rows, x, target)
         else:
             by_panels(plan, at, depth, rows, x, target, stride, scratch)
 
-    size = rows * lanes
     if phase == GATE:
         for panel in range(plan.panels):
             behind = 4 * panel * stride
@@ -234,6 +169,35 @@ def multiply(plan, phase, layer, part, scratch):
 
 
 @compiled
+def multiply_pairs(plan, phase, layer, part, scratch):
+    """The same of pairs, one panel after the other."""
+    w, total, x, depth, first, rows, out = operands(plan, phase, layer, part)
+    begin_squares(depth // 2 % SIDE)
+    at, made, more = 2 * first * depth, scratch, scratch + 4 * rows * SIDE
+    for panel in range(plan.panels):
+        inputs, behind = x + 2 * panel * depth * SIDE, (panel * total + first) * SIDE
+        by_strips(w + at, depth, rows, inputs, made)
+        if phase == GATE:
+            by_strips(integers(plan.weights + 56 * layer, 7)[W3] + at, depth, rows, inputs, more)
+            gated(made, more, rows, plan.gate + 2 * behind)
+        elif phase in (MIX, DOWN):
+            add(plan.x + 4 * behind, made, rows * SIDE)
+        else:
+            by_sample(plan, panel, made, rows, (plan.logits if phase == SCORE else out) + 4 * first, total, more)
+
+
+@compiled
+def by_sample(plan, panel, made, rows, out, total, turned):
+    """A panel's numbers, one sample after the other: ``[n, total]``, some columns of it."""
+    for row in range(0, rows, SIDE):
+        turn(made + 4 * row * SIDE, 4 * SIDE, turned)
+        for sample in range(panel * SIDE, min((panel + 1) * SIDE, plan.n)):
+            new, to = floats(turned + 4 * (sample % SIDE) * SIDE, SIDE), floats(out + 4 * (sample * total + row), SIDE)
+            for i in range(SIDE):
+                to[i] = new[i]
+
+
+@compiled
 def size_of(plan, phase):
     """Parts of a phase."""
     if phase == PROJECT:
@@ -241,7 +205,7 @@ def size_of(plan, phase):
         own, shared = plan.heads * plan.head_dim, plan.kv_heads * plan.head_dim
         return parts_of(own, rows) + 2 * parts_of(shared, rows)
     if phase == ATTEND:
-        return plan.n * plan.kv_heads
+        return parts_of(plan.n * plan.kv_heads, HEADS if plan.narrow_kept else 1)
     if phase == MIX:
         return parts_of(plan.dim, rows_of(plan, plan.heads * plan.head_dim))
     if phase == GATE:
@@ -282,12 +246,16 @@ def help(plan, thread):
         if part < parts:
             if take(plan.ticket, ticket):
                 scratch = plan.scratch + 4 * thread * plan.room
-                if phase == ATTEND:
+                if phase == ATTEND and plan.narrow_kept:
+                    attend_pairs(plan, layer, part, scratch)
+                elif phase == ATTEND:
                     attend(plan, layer, part, scratch)
                 elif phase in (ATTENTION_NORM, FEED_NORM, LAST_NORM):
                     if phase == ATTENTION_NORM and layer == 0:
                         embed(plan, part)
                     norm(plan, 2 * layer + (phase == FEED_NORM), part, scratch)
+                elif plan.pairs:
+                    multiply_pairs(plan, phase, layer, part, scratch)
                 else:
                     multiply(plan, phase, layer, part, scratch)
                 count(plan.done)
@@ -307,6 +275,7 @@ def work(address):
     while thread > 0:
         _wait(plan.wake + 64 * thread)
         help(plan, thread)
+        end_squares()
     for number in range((LAST_NORM - ATTENTION_NORM) * plan.layers + 2):
         layer, phase = number // LAST_NORM, number % LAST_NORM
         if layer == plan.layers:
@@ -316,4 +285,5 @@ def work(address):
             for other in range(1, plan.threads):
                 _post(plan.wake + 64 * other)
         help(plan, thread)
+    end_squares()
     announce(plan, np.int64(DONE), np.int64(0), np.int64(0))

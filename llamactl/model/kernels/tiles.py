@@ -2,7 +2,7 @@
 
 They are parts of ``attention``, and tiles of ``matmul``. What is multiplied lies in units of 32 bits: one fp32 number,
 or, where the processor adds up products of bf16 by itself (``PAIRS``), two bf16 numbers that follow each other in what
-is added up.
+is added up. Some processors multiply 16 rows of 16 such units at once (``TILES``, Intel's AMX).
 """
 
 from collections.abc import Callable
@@ -12,7 +12,7 @@ from llvmlite import ir
 from numba.core import cgutils, types
 from numba.extending import intrinsic
 
-from llamactl.model.kernels.plans import COLUMNS, PAIRS, REGISTER
+from llamactl.model.kernels.plans import COLUMNS, PAIRS, REGISTER, SIDE, TILES
 from llamactl.model.kernels.vectors import Half, exp, halved, number, prefetch, store_halved
 
 _WORD, _UNIT, _FLOAT = ir.IntType(64), ir.IntType(32), ir.FloatType()
@@ -27,14 +27,14 @@ def _at(builder: Any, base: Any, kind: Any, *offsets: Any) -> Any:
     return builder.inttoptr(base, kind.as_pointer())
 
 
-def _spread(builder: Any, value: Any) -> Any:
+def spread(builder: Any, value: Any) -> Any:
     """A unit in all lanes."""
     nothing = ir.Constant(_UNITS, ir.Undefined)
     single = builder.insert_element(nothing, value, ir.Constant(_UNIT, 0))
     return builder.shuffle_vector(single, nothing, ir.Constant(_UNITS, [0] * REGISTER))
 
 
-def _add_product(builder: Any, pairs: bool, a: Any, b: Any, c: Any) -> Any:
+def add_product(builder: Any, pairs: bool, a: Any, b: Any, c: Any) -> Any:
     """a b + c, of units in all lanes."""
     if pairs:
         kind, name = _HALVES, "llvm.x86.avx512bf16.dpbf16ps.512"
@@ -87,10 +87,10 @@ def tile(rows: int, pairs: bool, rounded: bool = False) -> Any:
                 ]
                 for row in range(rows):
                     place = builder.mul(a_row, _WORD(row)), builder.mul(a_step, loop.index)
-                    factor = _spread(builder, builder.load(_at(builder, a, _UNIT, *place), align=4))
+                    factor = spread(builder, builder.load(_at(builder, a, _UNIT, *place), align=4))
                     for register, values in enumerate(columns):
                         sum_ = sums[row * len(columns) + register]
-                        builder.store(_add_product(builder, pairs, factor, values, builder.load(sum_)), sum_)
+                        builder.store(add_product(builder, pairs, factor, values, builder.load(sum_)), sum_)
             for sum_, place in zip(sums, places, strict=True):
                 if rounded:
                     store_halved(builder, builder.load(sum_), out, place)
@@ -103,19 +103,141 @@ def tile(rows: int, pairs: bool, rounded: bool = False) -> Any:
     return product
 
 
+# -- products by tiles that the processor has: eight of them, of SIDE rows of as many units
+
+_TILE = ir.IntType(8)
+_CONFIGURED = (1, 0, *[0] * 14, *[4 * SIDE, 0] * 8, *[0] * 16, *[SIDE] * 8, *[0] * 8)  # bytes, as Intel's manual has it
+COLUMNS_OF, ROWS_OF = 16, 48  # where it says how many bytes a row of each tile has, in two of them, and how many rows
+
+
+def do(builder: Any, name: str, *given: Any) -> None:
+    """An instruction on tiles."""
+    function = ir.FunctionType(ir.VoidType(), [one.type for one in given])
+    builder.call(cgutils.get_or_insert_function(builder.module, function, f"llvm.x86.{name}"), given)
+
+
+def behind(builder: Any, base: Any, *steps: tuple[Any, int]) -> Any:
+    """So many steps behind an address, of so many bytes each."""
+    for step, size in steps:
+        base = builder.add(base, builder.mul(step, _WORD(size)))
+    return builder.inttoptr(base, cgutils.voidptr_t)
+
+
+@intrinsic
+def begin_squares(typing: Any, rest: Any) -> Any:
+    """Have this thread's processor make its tiles ready; what multiplies by them before would crash.
+
+    With a ``rest``, tiles 5 and 6 are for the last of what is added up, of so many units: the columns of the one, the
+    rows of the other.
+    """
+
+    def generate(context: Any, builder: Any, signature: Any, given: Any) -> Any:
+        if TILES:
+            (rest,) = given
+            said = cgutils.alloca_once(builder, ir.ArrayType(_TILE, 64))
+            builder.store(ir.Constant(said.type.pointee, _CONFIGURED), said)
+            with builder.if_then(builder.icmp_signed(">", rest, _WORD(0))):
+                units = builder.trunc(rest, _TILE)
+                for at, value in ((COLUMNS_OF + 2 * 5, builder.mul(units, _TILE(4))), (ROWS_OF + 6, units)):
+                    builder.store(value, builder.gep(said, [_UNIT(0), _UNIT(at)]))
+            do(builder, "ldtilecfg", builder.bitcast(said, cgutils.voidptr_t))
+        return context.get_dummy_value()
+
+    return types.void(types.int64), generate
+
+
+@intrinsic
+def end_squares(typing: Any) -> Any:
+    """Have it forget them, so that nobody has to keep what is in them."""
+
+    def generate(context: Any, builder: Any, signature: Any, given: Any) -> Any:
+        if TILES:
+            do(builder, "tilerelease")
+        return context.get_dummy_value()
+
+    return types.void(), generate
+
+
+def square(rows: int, columns: int) -> Any:
+    """A product of as many rows and columns, one or two sides each: (a, a_row, b, b_row, b_next, depth, out, out_row,
+    add), as ``tile`` has them, of pairs. ``depth`` is a multiple of ``SIDE``.
+    """
+    high, wide = rows // SIDE, columns // SIDE
+
+    @intrinsic
+    def product(
+        typing: Any, a: Any, a_row: Any, b: Any, b_row: Any, b_next: Any, depth: Any, out: Any, out_row: Any, add: Any
+    ) -> Any:
+        def generate(context: Any, builder: Any, signature: Any, given: Any) -> Any:
+            if not TILES:
+                return context.get_dummy_value()
+            a, a_row, b, b_row, b_next, depth, out, out_row, add = given
+            a_row, b_row, b_next, out_row = (builder.mul(one, _WORD(4)) for one in (a_row, b_row, b_next, out_row))
+            sums = [(_TILE(2 * i + j), i, j) for i in range(high) for j in range(wide)]
+            lefts, rights = [_TILE(4 + i) for i in range(high)], [_TILE(6 + j) for j in range(wide)]
+
+            def whole(i: int, j: int) -> Any:
+                return behind(builder, out, (out_row, SIDE * i), (_WORD(4 * SIDE), j))
+
+            with builder.if_else(builder.icmp_signed("!=", add, _WORD(0))) as (more, anew):
+                with more:
+                    for number, i, j in sums:
+                        do(builder, "tileloadd64", number, whole(i, j), out_row)
+                with anew:
+                    for number, _, _ in sums:
+                        do(builder, "tilezero", number)
+            with cgutils.for_range(builder, builder.udiv(depth, _WORD(SIDE)), intp=_WORD) as loop:
+                left = builder.add(a, builder.mul(loop.index, _WORD(4 * SIDE)))
+                right = builder.add(b, builder.mul(loop.index, builder.mul(b_row, _WORD(SIDE))))
+                for i, number in enumerate(lefts):
+                    do(builder, "tileloadd64", number, behind(builder, left, (a_row, SIDE * i)), a_row)
+                for j, number in enumerate(rights):
+                    do(builder, "tileloadd64", number, behind(builder, right, (b_next, j)), b_row)
+                for number, i, j in sums:
+                    do(builder, "tdpbf16ps", number, lefts[i], rights[j])
+            for number, i, j in sums:
+                do(builder, "tilestored64", number, whole(i, j), out_row)
+            return context.get_dummy_value()
+
+        return types.void(*[types.int64] * 9), generate
+
+    return product
+
+
 # -- rows of scores, a whole number of tiles wide, of which the first ``seen`` count; the others come to 0
 
 
-def _columns(builder: Any, columns: Any, seen: Any, body: Callable[[Any, Any], None]) -> None:
-    """``body(place, mask)`` for each register of a row; the mask is None where all of it counts."""
+def _columns(builder: Any, columns: Any, seen: Any, body: Callable[[Any, Any, int], None]) -> None:
+    """``body(place, mask, side)`` for each register of a row; the mask is None where all of it counts.
+
+    A tile's registers are sides of it, which need not wait for each other.
+    """
     order = ir.Constant(_UNITS, list(range(REGISTER)))
-    whole = builder.udiv(seen, _WORD(REGISTER))
+    whole = builder.udiv(seen, _WORD(COLUMNS))
+
+    def of_tile(index: Any) -> list[Any]:
+        first = builder.mul(index, _WORD(COLUMNS))
+        return [builder.add(first, _WORD(step)) for step in range(0, COLUMNS, REGISTER)]
+
     with cgutils.for_range(builder, whole, intp=_WORD) as loop:
-        body(builder.mul(loop.index, _WORD(REGISTER)), None)
-    with cgutils.for_range(builder, builder.udiv(columns, _WORD(REGISTER)), start=whole, intp=_WORD) as loop:
-        place = builder.mul(loop.index, _WORD(REGISTER))
-        left = _spread(builder, builder.trunc(builder.sub(seen, place), _UNIT))
-        body(place, builder.icmp_signed("<", order, left))
+        for side, place in enumerate(of_tile(loop.index)):
+            body(place, None, side)
+    with cgutils.for_range(builder, builder.udiv(columns, _WORD(COLUMNS)), start=whole, intp=_WORD) as loop:
+        for side, place in enumerate(of_tile(loop.index)):
+            left = spread(builder, builder.trunc(builder.sub(seen, place), _UNIT))
+            body(place, builder.icmp_signed("<", order, left), side)
+
+
+def _of_sides(builder: Any, value: float) -> list[Any]:
+    """A register for each, of one number."""
+    made = [cgutils.alloca_once(builder, _VECTOR) for _ in range(0, COLUMNS, REGISTER)]
+    for one in made:
+        builder.store(number(_VECTOR, value), one)
+    return made
+
+
+def _larger(builder: Any, a: Any, b: Any) -> Any:
+    return builder.select(builder.fcmp_ordered(">", a, b), a, b)
 
 
 def _kept(builder: Any, mask: Any, value: Any, otherwise: float = 0.0) -> Any:
@@ -123,7 +245,7 @@ def _kept(builder: Any, mask: Any, value: Any, otherwise: float = 0.0) -> Any:
 
 
 def filled(builder: Any, value: Any) -> Any:
-    return builder.bitcast(_spread(builder, builder.bitcast(value, _UNIT)), _VECTOR)
+    return builder.bitcast(spread(builder, builder.bitcast(value, _UNIT)), _VECTOR)
 
 
 def _load(builder: Any, base: Any, place: Any) -> Any:
@@ -143,15 +265,14 @@ def highest(typing: Any, x: Any, columns: Any, seen: Any) -> Any:
 
     def generate(context: Any, builder: Any, signature: Any, given: Any) -> Any:
         x, columns, seen = given
-        most = cgutils.alloca_once(builder, _VECTOR)
-        builder.store(number(_VECTOR, -3.0e38), most)
+        most = _of_sides(builder, -3.0e38)
 
-        def look(place: Any, mask: Any) -> None:
-            value, before = _kept(builder, mask, _load(builder, x, place), -3.0e38), builder.load(most)
-            builder.store(builder.select(builder.fcmp_ordered(">", value, before), value, before), most)
+        def look(place: Any, mask: Any, side: int) -> None:
+            value = _kept(builder, mask, _load(builder, x, place), -3.0e38)
+            builder.store(_larger(builder, value, builder.load(most[side])), most[side])
 
         _columns(builder, columns, seen, look)
-        return reduced(builder, "fmax", builder.load(most))
+        return reduced(builder, "fmax", _larger(builder, *map(builder.load, most)))
 
     return types.float32(types.int64, types.int64, types.int64), generate
 
@@ -198,17 +319,16 @@ def _sum_of_powers(
     builder: Any, x: Any, columns: Any, seen: Any, shift: Any, scale: Any, counted: Callable[[Any, Any], Any]
 ) -> Any:
     """Of what is ``counted(place, exp((x - shift) scale))``."""
-    total = cgutils.alloca_once(builder, _VECTOR)
-    builder.store(number(_VECTOR, 0.0), total)
+    totals = _of_sides(builder, 0.0)
     by, factor = filled(builder, shift), filled(builder, scale)
 
-    def add(place: Any, mask: Any) -> None:
+    def add(place: Any, mask: Any, side: int) -> None:
         moved = builder.fsub(_load(builder, x, place), by)
         y = _kept(builder, mask, exp(builder, builder.fmul(moved, factor)))
-        builder.store(builder.fadd(builder.load(total), counted(place, y)), total)
+        builder.store(builder.fadd(builder.load(totals[side]), counted(place, y)), totals[side])
 
     _columns(builder, columns, seen, add)
-    return reduced(builder, "fadd", builder.load(total), ir.Constant(_FLOAT, 0.0))
+    return reduced(builder, "fadd", builder.fadd(*map(builder.load, totals)), ir.Constant(_FLOAT, 0.0))
 
 
 def slopes(pairs: bool) -> Any:
@@ -232,7 +352,7 @@ def slopes(pairs: bool) -> Any:
                 for which in range(1 + pairs)
             ]
 
-            def replace(place: Any, mask: Any) -> None:
+            def replace(place: Any, mask: Any, side: int) -> None:
                 made = []
                 for which, (inverse, mean) in enumerate(known):
                     here = builder.add(builder.mul(row, _WORD(which)), place)

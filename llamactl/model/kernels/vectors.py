@@ -378,6 +378,12 @@ def exponentials(typing: Any, x: Any, length: Any, shift: Any, scale: Any) -> An
     return types.float32(types.int64, types.int64, types.float32, types.float32), generate
 
 
+def silu_times(builder: Any, x: Any, y: Any) -> Any:
+    """silu(x) y."""
+    below = builder.fadd(exp(builder, builder.fneg(x)), number(x.type, 1.0))
+    return builder.fmul(builder.fdiv(x, below), y)
+
+
 @intrinsic
 def swiglu(typing: Any, a: Any, b: Any, length: Any) -> Any:
     """silu(a) b in the place of a."""
@@ -386,9 +392,7 @@ def swiglu(typing: Any, a: Any, b: Any, length: Any) -> Any:
         a, b, length = given
 
         def replace(place: Any, kind: Any) -> None:
-            x = load(builder, a, place, kind)
-            below = builder.fadd(exp(builder, builder.fneg(x)), number(kind, 1.0))
-            store(builder, builder.fmul(builder.fdiv(x, below), load(builder, b, place, kind)), a, place)
+            store(builder, silu_times(builder, *(load(builder, base, place, kind) for base in (a, b))), a, place)
 
         _each(builder, length, replace)
         return context.get_dummy_value()
@@ -415,13 +419,26 @@ def add(typing: Any, a: Any, b: Any, length: Any) -> Any:
 # -- attention of one query
 
 
+def added(builder: Any, rows: list[Any]) -> Any:
+    """The numbers of each of as many registers as each has, added up: one register."""
+    lanes, by = len(rows), len(rows) // 2
+    order = ir.VectorType(ir.IntType(32), lanes)
+    while by:  # lanes of two rows are added, and the two laid side by side
+        lower = [x for i in range(0, lanes, 2 * by) for row in (0, lanes) for x in range(row + i, row + i + by)]
+        both = [ir.Constant(order, some) for some in (lower, [x + by for x in lower])]
+        half = len(rows) // 2
+        pairs = zip(rows[:half], rows[half:], strict=True)
+        rows = [builder.fadd(*(builder.shuffle_vector(*pair, some) for some in both)) for pair in pairs]
+        by //= 2
+    return rows[0]
+
+
 @intrinsic
 def match(typing: Any, q: Any, keys: Any, width: Any, tokens: Any, out: Any) -> Any:
     """Products of a query with keys ``[tokens, width]``, a multiple of 8 of them."""
 
     def generate(context: Any, builder: Any, signature: Any, given: Any) -> Any:
         q, keys, width, tokens, out = given
-        order = ir.VectorType(ir.IntType(32), LANES)
         with cgutils.for_range(builder, builder.udiv(tokens, _WORD(LANES)), intp=_WORD) as block:
             sums, first = _sums(builder, _VECTOR, LANES), builder.mul(block.index, _WORD(LANES))
             with cgutils.for_range(builder, builder.udiv(width, _WORD(LANES)), intp=_WORD) as loop:
@@ -431,20 +448,7 @@ def match(typing: Any, q: Any, keys: Any, width: Any, tokens: Any, out: Any) -> 
                     place = builder.add(builder.mul(builder.add(first, _WORD(t)), width), at)
                     value = load(builder, keys, place, _VECTOR)
                     builder.store(_madd(builder, query, value, builder.load(sum_)), sum_)
-            rows = [builder.load(sum_) for sum_ in sums]
-            for by in (4, 2, 1):  # lanes of two rows are added, and the two laid side by side
-                paired = []
-                for a, b in zip(rows[: len(rows) // 2], rows[len(rows) // 2 :], strict=True):
-                    lower = [
-                        x
-                        for i in range(0, LANES, 2 * by)
-                        for x in [i + j for j in range(by)] + [LANES + i + j for j in range(by)]
-                    ]
-                    upper = [x + by for x in lower]
-                    parts = [builder.shuffle_vector(a, b, ir.Constant(order, some)) for some in (lower, upper)]
-                    paired.append(builder.fadd(*parts))
-                rows = paired
-            store(builder, rows[0], out, first)
+            store(builder, added(builder, [builder.load(sum_) for sum_ in sums]), out, first)
         return context.get_dummy_value()
 
     return types.void(*[types.int64] * 5), generate
