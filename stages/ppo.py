@@ -38,7 +38,7 @@ def ppo(
         int, typer.Option(help="Of them a gradient step; each is learned from once.", min=1)
     ] = 64,
     micro_batch: Annotated[
-        int | None, typer.Option(help="Of them at once.", show_default="1,280 tokens' worth", min=1)
+        int | None, typer.Option(help="Of them at once.", show_default="4,096 tokens' worth", min=1)
     ] = None,
     kl: Annotated[
         float | None,
@@ -207,7 +207,7 @@ def ppo(
     every, save_every = eval_every or tenth, save_every or min(1000, tenth)
     as_judged = truncated == "judged"
     penalty = -1.0 if as_judged else float(truncated)
-    micro = min(mini_batch_size, micro_batch or max(1, placing.MICRO_TOKENS // length))
+    micro = min(mini_batch_size, micro_batch or max(1, schedule.MICRO_TOKENS // length))
     layout = planning.Layout(
         mini_batch_size, -(-length // trees.MULTIPLE) * trees.MULTIPLE, micro, precision, activation_checkpointing,
         tensor_parallel, replicas, devices or ui.world_size(),

@@ -16,7 +16,6 @@ from llamactl.model.config import Config
 from llamactl.train import planning
 from llamactl.train.planning import WIDTHS, Layout
 
-MICRO_TOKENS = 1280  # computed at once unless told otherwise: a third of what one model learns from, as more are there
 FREE = 4  # the part of what is free that ppo has keys and values take
 AT_ONCE = 512  # samples: PLACES of model/generate.py
 LOOKED_AT = 8192  # tokens that a reward model computes at once: BATCH_TOKENS of model/trees.py

@@ -19,9 +19,10 @@ from llamactl.model.kernels.plans import COLUMNS, HEIGHTS, LINE, REGISTER, ROWS,
 from llamactl.model.kernels.products import compiled, floats, integers, up
 from llamactl.model.kernels.shared import ticket
 from llamactl.model.kernels.tiles import against, begin_squares, end_squares, highest, powers, slopes, turn
-from llamactl.model.kernels.vectors import narrow, pointer, widen
+from llamactl.model.kernels.vectors import BYTES, fetch, narrow, pointer, widen
 
 __all__ = ["PLAN", "work"]
+SOON = 16  # rows that are gathered before those that are asked for
 DEPTH = 128  # units that a product adds up at once, so that what it reads stays in the fastest cache
 
 _TALL, _LOW = HEIGHTS
@@ -96,9 +97,12 @@ def lowest(plan):
 @compiled
 def gather(plan, source, heads, head, first, rows, out):
     """Rows of a head as units, ``[R, E / U]``."""
-    width = plan.head_dim
+    width, stored = plan.head_dim, 2 if plan.narrow else 4
     for row in range(rows):
         at = ((first + row) * heads + head) * width
+        if row + SOON < rows:  # they lie far from each other
+            for line in range(0, stored * width, BYTES):
+                fetch(source + stored * (at + SOON * heads * width) + line)
         if plan.narrow and not plan.pairs:
             widen(source + 2 * at, width, out + 4 * row * width)
         else:

@@ -18,6 +18,7 @@ from llamactl.model.kernels.vectors import number
 _FLOAT, _WORD = ir.FloatType(), ir.IntType(64)
 _VECTOR = ir.VectorType(_FLOAT, REGISTER)
 _LOWEST = -3.0e38
+ABREAST = 4  # registers that do not wait for each other
 SUM, LARGEST = "fadd", "fmax"  # what becomes of a formula's last value over a loop
 
 
@@ -72,7 +73,8 @@ def exp(x: Value) -> Value:
 
 def sigmoid(x: Value) -> Value:
     """1 / (1 + e^-x)."""
-    return 1.0 / (exp(0.0 - x) + 1.0)
+    below = exp(0.0 - x) + 1.0
+    return Value(x.builder, vectors.reciprocal(x.builder, below.value))
 
 
 class Words(NamedTuple):
@@ -121,12 +123,12 @@ def loop(formula: Callable[..., Any], reads: str, writes: str = "", over: str = 
             places, given, length = arguments
             at = cgutils.unpack_tuple(builder, places, len(reads) + len(writes))
             known = cgutils.unpack_tuple(builder, given)
-            kinds = (_VECTOR, _FLOAT)
-            found = {kind: cgutils.alloca_once(builder, kind) for kind in kinds}
-            for kind in kinds:
-                builder.store(number(kind, _LOWEST if over == LARGEST else 0.0), found[kind])
+            kinds = [_VECTOR] * ABREAST + [_FLOAT]
+            found = [cgutils.alloca_once(builder, kind) for kind in kinds]
+            for one in found:
+                builder.store(number(one.allocated_type, _LOWEST if over == LARGEST else 0.0), one)
 
-            def compute(place: Any, kind: Any) -> None:
+            def compute(place: Any, kind: Any, side: int) -> None:
                 values: list[Value | Words] = []
                 for base, letter in zip(at, reads, strict=False):
                     if letter == "h":
@@ -138,9 +140,9 @@ def loop(formula: Callable[..., Any], reads: str, writes: str = "", over: str = 
                 values += [Value(builder, filled(builder, one) if kind == _VECTOR else one) for one in known]
                 made = list(formula(*values))
                 if over:
-                    last, before = made.pop(), Value(builder, builder.load(found[kind]))
+                    last, before = made.pop(), Value(builder, builder.load(found[side]))
                     new = last.larger(before) if over == LARGEST else before + last
-                    builder.store(new.value, found[kind])
+                    builder.store(new.value, found[side])
                 for base, letter, one in zip(at[len(reads) :], writes, made, strict=True):
                     if letter == "h":
                         vectors.store(builder, builder.trunc(one.bits, vectors.words_of(kind, 16)), base, place, 2)
@@ -149,15 +151,24 @@ def loop(formula: Callable[..., Any], reads: str, writes: str = "", over: str = 
                     else:
                         vectors.store(builder, one.value, base, place)
 
-            whole = builder.udiv(length, _WORD(REGISTER))
-            with cgutils.for_range(builder, whole, intp=_WORD) as registers:
-                compute(builder.mul(registers.index, _WORD(REGISTER)), _VECTOR)
-            with cgutils.for_range(builder, length, start=builder.mul(whole, _WORD(REGISTER)), intp=_WORD) as rest:
-                compute(rest.index, _FLOAT)
-            lanes, rest = (builder.load(found[kind]) for kind in kinds)
+            done = _WORD(0)
+            for abreast in (ABREAST, 1):
+                step = _WORD(abreast * REGISTER)
+                some = builder.udiv(builder.sub(length, done), step)
+                with cgutils.for_range(builder, some, intp=_WORD) as registers:
+                    first = builder.add(done, builder.mul(registers.index, step))
+                    for side in range(abreast):
+                        compute(builder.add(first, _WORD(side * REGISTER)), _VECTOR, side)
+                done = builder.add(done, builder.mul(some, step))
+            with cgutils.for_range(builder, length, start=done, intp=_WORD) as rest:
+                compute(rest.index, _FLOAT, ABREAST)
+            *lanes, rest = [Value(builder, builder.load(one)) for one in found]
+            while len(lanes) > 1:
+                pairs = zip(lanes[::2], lanes[1::2], strict=True)
+                lanes = [a.larger(b) if over == LARGEST else a + b for a, b in pairs]
             if over == LARGEST:
-                return Value(builder, reduced(builder, LARGEST, lanes)).larger(Value(builder, rest)).value
-            return reduced(builder, SUM, lanes, rest)
+                return Value(builder, reduced(builder, LARGEST, lanes[0].value)).larger(rest).value
+            return reduced(builder, SUM, lanes[0].value, rest.value)
 
         numbers = [types.UniTuple(types.int64, len(reads) + len(writes)), given, types.int64]
         return types.float32(*numbers), generate

@@ -3,12 +3,11 @@
 import numpy as np
 
 from llamactl.model.kernels.attention import units
-from llamactl.model.kernels.matmul import BYTES, fetch
 from llamactl.model.kernels.plans import COLUMNS, LANES, SIDE
 from llamactl.model.kernels.products import compiled, floats, integers, up
 from llamactl.model.kernels.strips import blend_pairs, match_pairs
 from llamactl.model.kernels.tiles import highest, powers
-from llamactl.model.kernels.vectors import blend, exponentials, largest, match, narrow
+from llamactl.model.kernels.vectors import BYTES, blend, exponentials, fetch, largest, match, narrow
 
 HEADS = 4  # in a part, where keys and values are bf16
 _powers = powers(False)

@@ -21,10 +21,9 @@ from llamactl.model.kernels.plans import COLUMNS, HEIGHT, REGISTER
 from llamactl.model.kernels.plans import MATMUL as PLAN
 from llamactl.model.kernels.products import compiled, floats, up
 from llamactl.model.kernels.shared import ticket
-from llamactl.model.kernels.vectors import narrow
+from llamactl.model.kernels.vectors import BYTES, fetch, narrow
 
 __all__ = ["PLAN", "work"]
-BYTES = 64  # of a line of the cache
 SOON = 16  # units that are laid out before those that are asked for
 _UNIT, _WORD = ir.IntType(32), ir.IntType(64)
 _UNITS = ir.VectorType(_UNIT, REGISTER)
@@ -100,17 +99,6 @@ def put(typing: Any, bits: Any, address: Any) -> Any:
         return context.get_dummy_value()
 
     return types.void(types.uint32, types.int64), generate
-
-
-@intrinsic
-def fetch(typing: Any, address: Any) -> Any:
-    """Have a line of memory fetched."""
-
-    def generate(context: Any, builder: Any, signature: Any, given: Any) -> Any:
-        vectors.prefetch(builder, given[0], near=False)
-        return context.get_dummy_value()
-
-    return types.void(types.int64), generate
 
 
 @compiled

@@ -253,10 +253,10 @@ def _load(builder: Any, base: Any, place: Any) -> Any:
 
 
 def reduced(builder: Any, name: str, vector: Any, *first: Any) -> Any:
-    """One number out of those of a register."""
+    """One number out of those of a register, of which the largest is looked for among numbers alone."""
     function = ir.FunctionType(_FLOAT, [*(one.type for one in first), _VECTOR])
     called = cgutils.get_or_insert_function(builder.module, function, f"llvm.vector.reduce.{name}.v{REGISTER}f32")
-    return builder.call(called, (*first, vector), fastmath=("reassoc",))
+    return builder.call(called, (*first, vector), fastmath=("nnan",) if name == "fmax" else ("reassoc",))
 
 
 @intrinsic

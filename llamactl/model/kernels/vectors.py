@@ -16,6 +16,7 @@ from llamactl.model.kernels.plans import LANES, LINE, PAIRS, REGISTER
 
 SUMS = 8  # registers that products of one vector are added up in
 AHEAD = 1024  # bytes
+BYTES = 64  # of a line of the cache
 _FLOAT, _WORD, _HALF = ir.FloatType(), ir.IntType(64), ir.IntType(16)
 _VECTOR = ir.VectorType(_FLOAT, LANES)
 
@@ -204,6 +205,17 @@ def as_float(typing: Any, bits: Any) -> Any:
     return types.float32(types.int32), generate
 
 
+@intrinsic
+def fetch(typing: Any, address: Any) -> Any:
+    """Have a line of memory fetched."""
+
+    def generate(context: Any, builder: Any, signature: Any, given: Any) -> Any:
+        prefetch(builder, given[0], near=False)
+        return context.get_dummy_value()
+
+    return types.void(types.int64), generate
+
+
 # -- numbers one after the other: eight at a time, the last ones singly
 
 
@@ -229,11 +241,11 @@ def _each(builder: Any, length: Any, body: Callable[[Any, Any], None]) -> None:
 def exp(builder: Any, x: Any) -> Any:
     """e^x to two units in the last place; 0 below -87, at most e^88 (Moshier's Cephes)."""
     kind = x.type
-    words = words_of(kind, 32)
     low, high = number(kind, -87.0), number(kind, 88.0)
     small = builder.fcmp_ordered("<", x, low)
-    bounded = builder.select(small, low, x)
-    bounded = builder.select(builder.fcmp_ordered(">", bounded, high), high, bounded)
+    bounded = builder.select(builder.fcmp_ordered(">", x, high), high, x)
+    if not _whole(kind):
+        bounded = builder.select(small, low, bounded)
     n = call(builder, "floor", _madd(builder, bounded, number(kind, 1.44269504), number(kind, 0.5)))
     rest = _madd(builder, n, number(kind, -0.693359375), bounded)
     rest = _madd(builder, n, number(kind, 2.12194440e-4), rest)
@@ -241,10 +253,29 @@ def exp(builder: Any, x: Any) -> Any:
     for factor in (1.3981999507e-3, 8.3334519073e-3, 4.1665795894e-2, 1.6666665459e-1, 5.0000001201e-1):
         y = _madd(builder, y, rest, number(kind, factor))
     y = _madd(builder, builder.fmul(y, rest), rest, builder.fadd(rest, number(kind, 1.0)))
+    return builder.select(small, number(kind, 0.0), _scaled(builder, y, n))
+
+
+def _scaled(builder: Any, y: Any, n: Any) -> Any:
+    """y 2^n."""
+    kind = y.type
+    if _whole(kind):
+        return _of_register(builder, "mask.scalef.ps.512", y, n, y, ir.IntType(16)(-1), ir.IntType(32)(4))
+    words = words_of(kind, 32)
     of_nan = ir.Constant(words, None)  # whose integer would be anything; y has it already
-    whole = builder.select(builder.fcmp_unordered("uno", x, x), of_nan, builder.fptosi(n, words))
-    power = builder.bitcast(builder.shl(builder.add(whole, same(words, 127)), same(words, 23)), kind)
-    return builder.select(small, number(kind, 0.0), builder.fmul(y, power))
+    whole = builder.select(builder.fcmp_unordered("uno", y, y), of_nan, builder.fptosi(n, words))
+    return builder.fmul(y, builder.bitcast(builder.shl(builder.add(whole, same(words, 127)), same(words, 23)), kind))
+
+
+def _whole(kind: Any) -> bool:
+    """Whether it is a register of AVX-512, which has instructions of its own."""
+    return REGISTER == 16 and isinstance(kind, ir.VectorType) and kind.count == REGISTER
+
+
+def _of_register(builder: Any, name: str, *given: Any) -> Any:
+    """One of those."""
+    function = ir.FunctionType(given[0].type, [one.type for one in given])
+    return builder.call(cgutils.get_or_insert_function(builder.module, function, f"llvm.x86.avx512.{name}"), given)
 
 
 @intrinsic
@@ -378,10 +409,19 @@ def exponentials(typing: Any, x: Any, length: Any, shift: Any, scale: Any) -> An
     return types.float32(types.int64, types.int64, types.float32, types.float32), generate
 
 
+def reciprocal(builder: Any, x: Any) -> Any:
+    """1 / x, to a unit in the last place: an estimate that is made exact takes less than a division."""
+    one = number(x.type, 1.0)
+    if not _whole(x.type):
+        return builder.fdiv(one, x)
+    y = _of_register(builder, "rcp14.ps.512", x, x, ir.IntType(16)(-1))
+    return _madd(builder, y, _madd(builder, builder.fneg(x), y, one), y)
+
+
 def silu_times(builder: Any, x: Any, y: Any) -> Any:
     """silu(x) y."""
     below = builder.fadd(exp(builder, builder.fneg(x)), number(x.type, 1.0))
-    return builder.fmul(builder.fdiv(x, below), y)
+    return builder.fmul(builder.fmul(x, reciprocal(builder, below)), y)
 
 
 @intrinsic
