@@ -148,8 +148,8 @@ class Cache:
         live, most, *_ = self._layout
         if live == most == len(x) == 1:
             return x[0]
-        # rows that stand for no sample are not looked at, but must be numbers: where the processor multiplies tiles (AMX),
-        # torch's products of bf16 may read on into the next row, and multiply that with 0
+        # rows that stand for no sample are not looked at, but must be numbers: torch's products of bf16 by AMX may read
+        # on into the next row, and multiply that with 0
         laid = x.new_zeros(live * most + 1, *x.shape[1:])
         laid[self._layout.spots] = x
         return laid[:-1].view(live, most, *x.shape[1:]).transpose(1, 2).flatten(2, 3).flatten(0, 1)
