@@ -309,10 +309,11 @@ def ppo(
         sampling = Sampling(1.0, 0, max_new_tokens, seed)
         how = {"temperature": temperature, "top_p": 1.0, "top_k": 0, "seed": seed}
         asking = Answering(judges, tokenizer, temperature, sampling, training.facts["cache"])
-        stored, computing = weight_dtype(dtype, target), sampler.computing_dtype(dtype, target, job.part, sampled)
-        gathered = partial(policy.gathered, stored, job.part, computing)
-        if target.type == "cpu":  # or a run would begin without what one that goes on from its state has from the start
-            decoding.kernels(making.ENOUGH)
+        # a run must not begin without what one that goes on from its state has from the start; samples may be drawn in
+        # bf16, since the policy looks at all of them before it learns
+        made = decoding.kernels(making.ENOUGH) if target.type == "cpu" else None
+        computing = sampler.computing_dtype(dtype, target, job.part, sampled if made else None)
+        gathered = partial(policy.gathered, weight_dtype(dtype, target), job.part, computing)
 
         def answered(some: Sequence[Question], stopping: Callable[[], object]) -> list[Answer]:
             """Sampled and judged, on all processes alike."""

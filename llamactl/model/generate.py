@@ -105,9 +105,9 @@ def computing_dtype(
 ) -> torch.dtype:
     """What a model, or a part of it, whose weights are in ``dtype`` computes in to draw samples.
 
-    Kernels compute in fp32, so that it does not matter what a sample stands beside; those of a shape that may be
-    ``rounded`` in bf16, where the processor multiplies that. (Without kernels, some thirty operators a layer, steps of
-    bf16 products are up to ten times slower.)
+    Kernels compute in fp32, so that it does not matter what a sample stands beside. Where it may, they are told the
+    shape that is ``rounded``, and compute in bf16, if the processor multiplies that. (Without kernels steps of bf16
+    products, some thirty operators a layer, are up to ten times slower.)
     """
     if not decoding.serves(device, part) or (rounded and decoding.multiplies_pairs(rounded)):
         return weight_dtype(dtype, device)
