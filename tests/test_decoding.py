@@ -14,9 +14,12 @@ from llamactl.model import generate as sampler
 from llamactl.model.cache import Cache, Size, Step
 from llamactl.model.config import Config
 from llamactl.model.drawing import Drawing, Sampling
+from llamactl.model.functions import weight_dtype
 from llamactl.model.kernels import plans
 from llamactl.model.kernels.making import Kernel
 from llamactl.model.llama import Llama
+from llamactl.model.slices import WHOLE
+from llamactl.text.tokenizer import EOS
 
 pytest.importorskip("numba")
 CPU = torch.device("cpu")
@@ -28,10 +31,14 @@ SHAPES = {
 }
 
 
-WHOLE = {  # that pairs of bf16 numbers are multiplied for: strips of one, two and three sides, units beside whole tiles
+FULL = {  # that pairs of bf16 numbers are multiplied for: strips of one, two and three sides, units beside whole tiles
     "tails": Config(dim=160, layers=3, heads=5, kv_heads=1, ffn=176, vocab=304, context=40),
     "wide heads": Config(dim=128, layers=2, heads=2, kv_heads=1, ffn=80, vocab=64, context=40),
 }
+
+
+of_pairs = pytest.mark.skipif(not plans.PAIRS, reason="this processor does not multiply bf16 numbers by itself")
+both_processors = pytest.mark.parametrize("pairs", [False, True])
 
 
 def kernels() -> list[Kernel]:
@@ -98,14 +105,14 @@ def test_scores_are_those_of_a_full_forward(
     assert furthest(model, samples, 7, 1 + samples % 3, monkeypatch) < drawing.NOISE / 10
 
 
-@pytest.mark.skipif(not plans.PAIRS, reason="this processor does not multiply bf16 numbers by itself")
+@of_pairs
 @pytest.mark.parametrize("samples", [1, 2, 16, 17, 40])
-@pytest.mark.parametrize("shape", WHOLE)
+@pytest.mark.parametrize("shape", FULL)
 @torch.inference_mode()
 def test_scores_in_bf16_are_no_further_off_than_those_of_torch(
     shape: str, samples: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    model = Llama.create(WHOLE[shape], torch.float32, CPU, 0).gathered(torch.bfloat16)
+    model = Llama.create(FULL[shape], torch.float32, CPU, 0).gathered(torch.bfloat16)
     assert decoding.suits(model, torch.bfloat16)
     ours, torchs = distances(model, samples, 7, 1 + samples % 3, monkeypatch)
     assert 0 < statistics.fmean(ours) < statistics.fmean(torchs)
@@ -129,8 +136,8 @@ def test_steps_end_whoever_helps(monkeypatch: pytest.MonkeyPatch) -> None:
     [
         pytest.param(lambda: network(SHAPES["small"]), id="fp32"),
         pytest.param(
-            lambda: Llama.create(WHOLE["tails"], torch.float32, CPU, 0).gathered(torch.bfloat16),
-            marks=pytest.mark.skipif(not plans.PAIRS, reason="this processor does not multiply bf16 numbers by itself"),
+            lambda: Llama.create(FULL["tails"], torch.float32, CPU, 0).gathered(torch.bfloat16),
+            marks=of_pairs,
             id="bf16",
         ),
     ],
@@ -209,6 +216,45 @@ def test_what_kernels_are_for() -> None:
     assert not decoding.suits(Llama.create(SHAPES["small"], torch.bfloat16, CPU, 0), torch.float32)
     model.output.weight.data = model.output.weight.data.T.contiguous().T
     assert not decoding.suits(model, torch.float32)
+
+
+@both_processors
+def test_bf16_is_computed_in_where_a_shape_may_be_rounded(monkeypatch: pytest.MonkeyPatch, pairs: bool) -> None:
+    """By processors that multiply it, for shapes that fill their registers; else kernels compute in fp32."""
+    monkeypatch.setattr(plans, "PAIRS", pairs)
+    narrow = torch.bfloat16
+    assert sampler.computing_dtype(narrow, CPU, WHOLE) == torch.float32
+    assert sampler.computing_dtype(narrow, CPU, WHOLE, SHAPES["small"]) == torch.float32
+    assert sampler.computing_dtype(narrow, CPU, WHOLE, FULL["tails"]) == (
+        weight_dtype(narrow, CPU) if pairs else torch.float32
+    )
+    assert sampler.computing_dtype(torch.float32, CPU, WHOLE, FULL["tails"]) == torch.float32
+
+
+@of_pairs
+def test_what_is_drawn_in_bf16_has_the_log_probabilities_of_a_full_forward(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of samples that begin and end at different times, until one is left; and the same once more."""
+    kernels()
+    model = Llama.create(FULL["tails"], torch.float32, CPU, 0)
+    for parameter in model.parameters():
+        parameter.data.mul_(4 if parameter.dim() > 1 else 1)
+    exact, rounded = model.gathered(torch.float32), model.gathered(torch.bfloat16)
+    steps, call = [], decoding.Decoder.__call__
+    monkeypatch.setattr(decoding.Decoder, "__call__", lambda *given: steps.append(len(given[1])) or call(*given))
+    asked = [
+        sampler.Request([1, 5 + n, 9][: 1 + n % 3], (1.0,) * (1 + n % 2), 0, lambda said, n=n: len(said) > n)
+        for n in range(13)
+    ]
+    sampling = Sampling(1.0, 0, 20, 0)
+    found = list(sampler.generate(rounded, asked, sampling))
+    assert found == list(sampler.generate(rounded, asked, sampling))
+    assert max(steps) > plans.SIDE and min(steps) == 1
+    for request, answers in zip(asked, found, strict=True):
+        for answer in answers:
+            tokens = answer.ids + [EOS] * answer.stopped
+            logits = exact.logits(exact(torch.tensor([[*request.ids, *tokens]])))[0, len(request.ids) - 1 : -1]
+            wanted = logits.log_softmax(-1)[range(len(tokens)), tokens]
+            assert answer.log_probs == pytest.approx(wanted.tolist(), abs=0.2)
 
 
 def test_bf16_weights_give_the_tokens_of_their_fp32_copies() -> None:
