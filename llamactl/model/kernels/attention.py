@@ -5,7 +5,8 @@ leave the cache; the backward pass computes them again (Dao et al., 2022; but wh
 corrected as more of it is seen). Threads take one head of one document after the other: what comes out is the same by
 any number of them.
 
-Products are those of ``tiles``. Letters as in ``llama.py``; R rows of queries, S keys, U numbers in a unit.
+Products are those of ``tiles``, or of ``squares``. Letters as in ``llama.py``; R rows of queries, S keys, U numbers in
+a unit.
 """
 
 from typing import Any
@@ -18,7 +19,8 @@ from llamactl.model.kernels.plans import ATTENTION as PLAN
 from llamactl.model.kernels.plans import COLUMNS, HEIGHTS, LINE, REGISTER, ROWS, SIDE
 from llamactl.model.kernels.products import compiled, floats, integers, up
 from llamactl.model.kernels.shared import ticket
-from llamactl.model.kernels.tiles import against, begin_squares, end_squares, highest, powers, slopes, turn
+from llamactl.model.kernels.squares import begin_squares, end_squares, square
+from llamactl.model.kernels.tiles import against, highest, powers, slopes, turn
 from llamactl.model.kernels.vectors import BYTES, fetch, narrow, pointer, widen
 
 __all__ = ["PLAN", "work"]
@@ -28,7 +30,7 @@ DEPTH = 128  # units that a product adds up at once, so that what it reads stays
 _TALL, _LOW = HEIGHTS
 _tall, _low = (tiles.tile(rows, False) for rows in HEIGHTS)
 _tall_pairs, _low_pairs = (tiles.tile(rows, True) for rows in HEIGHTS)
-_two_squares, _square = (tiles.square(rows, COLUMNS) for rows in (2 * SIDE, SIDE))
+_two_squares, _square = (square(rows, COLUMNS) for rows in (2 * SIDE, SIDE))
 _powers, _powers_as_pairs = powers(False), powers(True)
 _slopes, _slopes_as_pairs = slopes(False), slopes(True)
 _LOWER, _HIGHER, _HALF = np.uint32(0xFFFF), np.uint32(0xFFFF0000), np.uint32(16)

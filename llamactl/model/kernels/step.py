@@ -17,8 +17,8 @@ from llamactl.model.kernels.plans import DEPTH, DONE, LANES, PART, SIDE, STEP, W
 from llamactl.model.kernels.plans import SEAT as PLAN
 from llamactl.model.kernels.products import by_one, by_panels, by_strips, compiled, floats, integers
 from llamactl.model.kernels.shared import count, seen, take, tell
+from llamactl.model.kernels.squares import begin_squares, end_squares
 from llamactl.model.kernels.strips import gated, normed
-from llamactl.model.kernels.tiles import begin_squares, end_squares
 from llamactl.model.kernels.vectors import add, as_float, pointer, swiglu
 
 __all__ = ["PLAN", "work"]

@@ -13,7 +13,8 @@ from numba.extending import intrinsic
 
 from llamactl.model.kernels import vectors
 from llamactl.model.kernels.plans import PAIRS, SIDE, TILES
-from llamactl.model.kernels.tiles import add_product, behind, do, filled, reduced, spread
+from llamactl.model.kernels.squares import behind, do
+from llamactl.model.kernels.tiles import add_product, filled, reduced, spread
 from llamactl.model.kernels.vectors import added, halved, load, number, same, store
 
 _WORD, _FLOAT, _UNIT, _TILE = ir.IntType(64), ir.FloatType(), ir.IntType(32), ir.IntType(8)
