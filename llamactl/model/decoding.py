@@ -59,10 +59,10 @@ def suits(model: Llama, kept: torch.dtype) -> bool:
     """Whether there are kernels for a model and a cache of this dtype: those of a CPU, fp32, or all of it bf16."""
     weights = [*model.parameters()]
     kinds = {weight.dtype for weight in weights}
-    narrow = kinds == {torch.bfloat16} and multiplies_pairs(model.config)
+    rounded = kept == torch.bfloat16 and kinds == {kept} and multiplies_pairs(model.config)
     return (
         model.dtype == kept
-        and (kept == torch.float32 or (kept == torch.bfloat16 and narrow))
+        and (kept == torch.float32 or rounded)
         and model.part.parts == 1
         and len(kinds) == 1
         and kinds <= set(STORED)

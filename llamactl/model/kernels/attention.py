@@ -17,11 +17,11 @@ from numba import carray  # type: ignore[attr-defined]
 from llamactl.model.kernels import tiles
 from llamactl.model.kernels.plans import ATTENTION as PLAN
 from llamactl.model.kernels.plans import COLUMNS, HEIGHTS, LINE, REGISTER, ROWS, SIDE
-from llamactl.model.kernels.products import compiled, floats, integers, up
+from llamactl.model.kernels.products import compiled, fetch_lines, floats, integers, units, up
 from llamactl.model.kernels.shared import ticket
 from llamactl.model.kernels.squares import begin_squares, end_squares, square
 from llamactl.model.kernels.tiles import against, highest, powers, slopes, turn
-from llamactl.model.kernels.vectors import BYTES, fetch, narrow, pointer, widen
+from llamactl.model.kernels.vectors import narrow, widen
 
 __all__ = ["PLAN", "work"]
 SOON = 16  # rows that are gathered before those that are asked for
@@ -35,12 +35,6 @@ _powers, _powers_as_pairs = powers(False), powers(True)
 _slopes, _slopes_as_pairs = slopes(False), slopes(True)
 _LOWER, _HIGHER, _HALF = np.uint32(0xFFFF), np.uint32(0xFFFF0000), np.uint32(16)
 _ONE = np.float32(1)
-
-
-@compiled
-def units(address, length):
-    """Units at an address."""
-    return carray(pointer(address), length, np.uint32)
 
 
 @compiled
@@ -103,8 +97,7 @@ def gather(plan, source, heads, head, first, rows, out):
     for row in range(rows):
         at = ((first + row) * heads + head) * width
         if row + SOON < rows:  # they lie far from each other
-            for line in range(0, stored * width, BYTES):
-                fetch(source + stored * (at + SOON * heads * width) + line)
+            fetch_lines(source + stored * (at + SOON * heads * width), stored * width)
         if plan.narrow and not plan.pairs:
             widen(source + 2 * at, width, out + 4 * row * width)
         else:

@@ -48,13 +48,9 @@ class Value:
     def __truediv__(self, other: Any) -> Self:
         return self._with("fdiv", other)
 
-    def __rtruediv__(self, other: Any) -> Self:
-        return self._with("fdiv", other, turned=True)
-
     def larger(self, other: Self) -> Self:
         """The larger of two; the other one, if this one is none."""
-        greater = self.builder.fcmp_ordered(">", self.value, other.value)
-        return type(self)(self.builder, self.builder.select(greater, self.value, other.value))
+        return type(self)(self.builder, vectors.larger(self.builder, self.value, other.value))
 
     def sqrt(self) -> Self:
         """Its root."""
@@ -73,8 +69,7 @@ def exp(x: Value) -> Value:
 
 def sigmoid(x: Value) -> Value:
     """1 / (1 + e^-x)."""
-    below = exp(0.0 - x) + 1.0
-    return Value(x.builder, vectors.reciprocal(x.builder, below.value))
+    return Value(x.builder, vectors.sigmoid(x.builder, x.value))
 
 
 class Words(NamedTuple):
@@ -123,10 +118,8 @@ def loop(formula: Callable[..., Any], reads: str, writes: str = "", over: str = 
             places, given, length = arguments
             at = cgutils.unpack_tuple(builder, places, len(reads) + len(writes))
             known = cgutils.unpack_tuple(builder, given)
-            kinds = [_VECTOR] * ABREAST + [_FLOAT]
-            found = [cgutils.alloca_once(builder, kind) for kind in kinds]
-            for one in found:
-                builder.store(number(one.allocated_type, _LOWEST if over == LARGEST else 0.0), one)
+            start = _LOWEST if over == LARGEST else 0.0
+            found = vectors.registers(builder, _VECTOR, ABREAST, start) + vectors.registers(builder, _FLOAT, 1, start)
 
             def compute(place: Any, kind: Any, side: int) -> None:
                 values: list[Value | Words] = []

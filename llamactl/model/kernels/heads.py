@@ -2,12 +2,11 @@
 
 import numpy as np
 
-from llamactl.model.kernels.attention import units
 from llamactl.model.kernels.plans import COLUMNS, LANES, SIDE
-from llamactl.model.kernels.products import compiled, floats, integers, up
-from llamactl.model.kernels.strips import blend_pairs, match_pairs
+from llamactl.model.kernels.products import compiled, fetch_lines, floats, integers, units, up
+from llamactl.model.kernels.queries import blend, blend_pairs, match, match_pairs
 from llamactl.model.kernels.tiles import highest, powers
-from llamactl.model.kernels.vectors import BYTES, blend, exponentials, fetch, largest, match, narrow
+from llamactl.model.kernels.vectors import exponentials, largest, narrow
 
 HEADS = 4  # in a part, where keys and values are bf16
 _powers = powers(False)
@@ -52,18 +51,22 @@ def mix(p, values, width, tokens, mixed):
 
 
 @compiled
+def kept(plan, layer, number):
+    """A head, its sample; keys, values, and how many: of its prompt, and its own but for the newest."""
+    head, sample = number // plan.n, integers(plan.order, plan.n)[number % plan.n]
+    prompt, said = integers(plan.prompt, plan.n)[sample], integers(plan.said, plan.n)[sample]
+    at, width = integers(plan.kept + 32 * layer, 4), (2 if plan.narrow_kept else 4) * plan.head_dim
+    far = (integers(plan.lane, plan.n)[sample] * plan.kv_heads + head) * plan.far * width
+    near = (sample * plan.kv_heads + head) * plan.near * width
+    return head, sample, (at[0] + far, at[1] + far, prompt), (at[2] + near, at[3] + near, said)
+
+
+@compiled
 def attend(plan, layer, part, scratch):
     """Keep the newest key and value of a sample's head; attention of the queries that share it."""
-    head, sample = part // plan.n, integers(plan.order, plan.n)[part % plan.n]
+    head, sample, (keys, values, prompt), (own_keys, own_values, said) = kept(plan, layer, part)
     width, group, lanes = plan.head_dim, plan.heads // plan.kv_heads, plan.lanes
     panel, lane = sample // lanes, sample % lanes
-    prompt, said = integers(plan.prompt, plan.n)[sample], integers(plan.said, plan.n)[sample]
-    stem = integers(plan.lane, plan.n)[sample]
-    at = integers(plan.kept + 32 * layer, 4)
-    keys = at[0] + 4 * (stem * plan.kv_heads + head) * plan.far * width
-    values = at[1] + 4 * (stem * plan.kv_heads + head) * plan.far * width
-    own_keys = at[2] + 4 * (sample * plan.kv_heads + head) * plan.near * width
-    own_values = at[3] + 4 * (sample * plan.kv_heads + head) * plan.near * width
     cos = floats(plan.cos + 4 * (prompt + said) * width, width)
     sin = floats(plan.sin + 4 * (prompt + said) * width, width)
 
@@ -113,26 +116,13 @@ def attend_pairs(plan, layer, part, scratch):
 
 
 @compiled
-def kept(plan, layer, number):
-    """A head, its sample; keys, values, and how many: of its prompt, and its own but for the newest."""
-    head, sample = number // plan.n, integers(plan.order, plan.n)[number % plan.n]
-    prompt, said = integers(plan.prompt, plan.n)[sample], integers(plan.said, plan.n)[sample]
-    at, width = integers(plan.kept + 32 * layer, 4), 2 * plan.head_dim
-    far = (integers(plan.lane, plan.n)[sample] * plan.kv_heads + head) * plan.far * width
-    near = (sample * plan.kv_heads + head) * plan.near * width
-    return head, sample, (at[0] + far, at[1] + far, prompt), (at[2] + near, at[3] + near, said)
-
-
-@compiled
 def foresee(plan, layer, number):
     """Have what a head of a sample reads fetched."""
     _, _, of_prompt, own = kept(plan, layer, number)
     for keys, values, tokens in (of_prompt, own):
         size = 2 * plan.head_dim * tokens
-        for line in range(keys, keys + size, BYTES):
-            fetch(line)
-        for line in range(values, values + size, BYTES):
-            fetch(line)
+        fetch_lines(keys, size)
+        fetch_lines(values, size)
 
 
 @compiled

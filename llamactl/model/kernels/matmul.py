@@ -19,9 +19,9 @@ from numba.extending import intrinsic
 from llamactl.model.kernels import tiles, vectors
 from llamactl.model.kernels.plans import COLUMNS, HEIGHT, REGISTER
 from llamactl.model.kernels.plans import MATMUL as PLAN
-from llamactl.model.kernels.products import compiled, floats, up
+from llamactl.model.kernels.products import compiled, fetch_lines, floats, up
 from llamactl.model.kernels.shared import ticket
-from llamactl.model.kernels.vectors import BYTES, fetch, narrow
+from llamactl.model.kernels.vectors import fetch, narrow
 
 __all__ = ["PLAN", "work"]
 SOON = 16  # units that are laid out before those that are asked for
@@ -69,12 +69,8 @@ def join(typing: Any, source: Any, row: Any, out: Any) -> Any:
 
     def generate(context: Any, builder: Any, signature: Any, given: Any) -> Any:
         source, row, out = given
-        low, high = (
-            builder.zext(vectors.load(builder, at, _WORD(0), _HALVES, 2), _UNITS)
-            for at in (source, builder.add(source, row))
-        )
-        both = builder.or_(low, builder.shl(high, vectors.same(_UNITS, 16)))
-        vectors.store(builder, both, out, _WORD(0))
+        both = (vectors.load(builder, at, _WORD(0), _HALVES, 2) for at in (source, builder.add(source, row)))
+        vectors.store(builder, vectors.joined(builder, *both), out, _WORD(0))
         return context.get_dummy_value()
 
     return types.void(*[types.int64] * 3), generate
@@ -162,9 +158,7 @@ def foresee(plan, first, share, shares):
         pieces, apart, width = plan.depth, 2 * step, 2 * some
     if some > 0:
         for piece in range(pieces * share // shares, pieces * (share + 1) // shares):
-            at = source + 2 * first * row + piece * apart
-            for line in range(at, at + width, BYTES):
-                fetch(line)
+            fetch_lines(source + 2 * first * row + piece * apart, width)
 
 
 @compiled

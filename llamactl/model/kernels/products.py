@@ -8,7 +8,7 @@ from numba import carray, njit  # type: ignore[attr-defined]
 from llamactl.model.kernels import vectors
 from llamactl.model.kernels.plans import DEPTH, LANES, SIDE, STRIP
 from llamactl.model.kernels.strips import strip
-from llamactl.model.kernels.vectors import pointer
+from llamactl.model.kernels.vectors import BYTES, fetch, pointer
 
 OPTIONS: Any = {"error_model": "numpy", "boundscheck": False}
 jit: Any = njit  # has no types for what it is given
@@ -29,6 +29,19 @@ def floats(address, length):
 @compiled
 def integers(address, length):
     return carray(pointer(address), length, np.int64)
+
+
+@compiled
+def units(address, length):
+    """Units of 32 bits at an address."""
+    return carray(pointer(address), length, np.uint32)
+
+
+@compiled
+def fetch_lines(address, size):
+    """Have so many bytes of memory fetched."""
+    for line in range(address, address + size, BYTES):
+        fetch(line)
 
 
 @compiled

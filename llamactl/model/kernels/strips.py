@@ -14,18 +14,17 @@ from numba.extending import intrinsic
 from llamactl.model.kernels import vectors
 from llamactl.model.kernels.plans import PAIRS, SIDE, TILES
 from llamactl.model.kernels.squares import behind, do
-from llamactl.model.kernels.tiles import add_product, filled, reduced, spread
-from llamactl.model.kernels.vectors import added, halved, load, number, same, store
+from llamactl.model.kernels.tiles import add_product, filled, spread
+from llamactl.model.kernels.vectors import halved, joined, load, number, registers, store
 
 _WORD, _FLOAT, _UNIT, _TILE = ir.IntType(64), ir.FloatType(), ir.IntType(32), ir.IntType(8)
 _VECTOR, _UNITS = ir.VectorType(_FLOAT, SIDE), ir.VectorType(_UNIT, SIDE)
 LEFT, RIGHT, LAST_LEFT, LAST_RIGHT = (_TILE(number) for number in (3, 4, 5, 6))  # tiles; the first three add up
 
 
-def _joined(builder: Any, first: Any, second: Any) -> Any:
+def _units(builder: Any, first: Any, second: Any) -> Any:
     """Registers of fp32 numbers as units of two bf16 ones."""
-    low, high = (builder.zext(halved(builder, value), _UNITS) for value in (first, second))
-    return builder.or_(low, builder.shl(high, same(_UNITS, 16)))
+    return joined(builder, halved(builder, first), halved(builder, second))
 
 
 def strip(rows: int) -> Any:
@@ -57,9 +56,7 @@ def strip(rows: int) -> Any:
 
     def by_registers(builder: Any, w: Any, row: Any, x: Any, depth: Any, out: Any) -> None:
         for first in range(0, rows, SIDE):
-            sums = [cgutils.alloca_once(builder, _VECTOR) for _ in range(SIDE)]
-            for sum_ in sums:
-                builder.store(number(_VECTOR, 0.0), sum_)
+            sums = registers(builder, _VECTOR, SIDE)
             with cgutils.for_range(builder, depth, intp=_WORD) as loop:
                 inputs = load(builder, x, builder.mul(loop.index, _WORD(SIDE)), _UNITS)
                 for i, sum_ in enumerate(sums):
@@ -89,7 +86,7 @@ def normed(typing: Any, x: Any, weight: Any, depth: Any, eps: Any, out: Any) -> 
         if not PAIRS:
             return context.get_dummy_value()
         x, weight, depth, eps, out = given
-        totals = [cgutils.alloca_once_value(builder, number(_VECTOR, 0.0)) for _ in range(2)]
+        totals = registers(builder, _VECTOR, 2)
         units = builder.udiv(depth, _WORD(2))
 
         def channels(unit: Any) -> list[tuple[Any, Any]]:
@@ -108,7 +105,7 @@ def normed(typing: Any, x: Any, weight: Any, depth: Any, eps: Any, out: Any) -> 
                 builder.fmul(builder.fmul(value, inverse), filled(builder, load(builder, weight, channel, _FLOAT)))
                 for channel, value in channels(loop.index)
             ]
-            store(builder, _joined(builder, *made), out, builder.mul(loop.index, _WORD(SIDE)))
+            store(builder, _units(builder, *made), out, builder.mul(loop.index, _WORD(SIDE)))
         return context.get_dummy_value()
 
     return types.void(types.int64, types.int64, types.int64, types.float32, types.int64), generate
@@ -127,83 +124,7 @@ def gated(typing: Any, a: Any, b: Any, rows: Any, out: Any) -> Any:
             for i in range(2):
                 at = builder.add(builder.mul(loop.index, _WORD(2 * SIDE)), _WORD(i * SIDE))
                 made.append(vectors.silu_times(builder, *(load(builder, base, at, _VECTOR) for base in (a, b))))
-            store(builder, _joined(builder, *made), out, builder.mul(loop.index, _WORD(SIDE)))
+            store(builder, _units(builder, *made), out, builder.mul(loop.index, _WORD(SIDE)))
         return context.get_dummy_value()
 
     return types.void(*[types.int64] * 4), generate
-
-
-@intrinsic
-def match_pairs(typing: Any, q: Any, keys: Any, width: Any, tokens: Any, out: Any) -> Any:
-    """Products of a query with keys ``[tokens, width]``, both bf16; widths are multiples of 32."""
-
-    def generate(context: Any, builder: Any, signature: Any, given: Any) -> Any:
-        if not PAIRS:
-            return context.get_dummy_value()
-        q, keys, width, tokens, out = given
-        row = builder.udiv(width, _WORD(2))
-
-        def products(first: Any, number_of: int) -> list[Any]:
-            """Of so many tokens, a register each, whose numbers are still to be added up."""
-            sums = [cgutils.alloca_once(builder, _VECTOR) for _ in range(number_of)]
-            for sum_ in sums:
-                builder.store(number(_VECTOR, 0.0), sum_)
-            with cgutils.for_range(builder, builder.udiv(row, _WORD(SIDE)), intp=_WORD) as loop:
-                at = builder.mul(loop.index, _WORD(SIDE))
-                query = load(builder, q, at, _UNITS)
-                for t, sum_ in enumerate(sums):
-                    token = builder.mul(builder.add(first, _WORD(t)), row)
-                    key = load(builder, keys, builder.add(token, at), _UNITS)
-                    builder.store(add_product(builder, True, key, query, builder.load(sum_)), sum_)
-            return [builder.load(sum_) for sum_ in sums]
-
-        whole = builder.udiv(tokens, _WORD(SIDE))
-        with cgutils.for_range(builder, whole, intp=_WORD) as block:
-            first = builder.mul(block.index, _WORD(SIDE))
-            store(builder, added(builder, products(first, SIDE)), out, first)
-        with cgutils.for_range(builder, tokens, start=builder.mul(whole, _WORD(SIDE)), intp=_WORD) as loop:
-            (sums,) = products(loop.index, 1)
-            store(builder, reduced(builder, "fadd", sums, ir.Constant(_FLOAT, 0.0)), out, loop.index)
-        return context.get_dummy_value()
-
-    return types.void(*[types.int64] * 5), generate
-
-
-@intrinsic
-def blend_pairs(typing: Any, p: Any, values: Any, width: Any, tokens: Any, out: Any) -> Any:
-    """Values ``[tokens, width]``, bf16, each times its fp32 number, added to ``out``; widths are multiples of 32."""
-
-    def generate(context: Any, builder: Any, signature: Any, given: Any) -> Any:
-        if not PAIRS:
-            return context.get_dummy_value()
-        p, values, width, tokens, out = given
-        row, order = builder.udiv(width, _WORD(2)), ir.VectorType(_UNIT, 2 * SIDE)
-        in_turn = ir.Constant(order, [at for i in range(SIDE) for at in (i, SIDE + i)])
-        with cgutils.for_range(builder, builder.udiv(row, _WORD(SIDE)), intp=_WORD) as block:
-            first = builder.mul(block.index, _WORD(SIDE))
-            sums = [cgutils.alloca_once(builder, _VECTOR) for _ in range(4)]
-            for sum_ in sums:
-                builder.store(number(_VECTOR, 0.0), sum_)
-
-            def more(t: Any, of: list[Any]) -> None:
-                """Add a token's, the first numbers of units and the second ones."""
-                factor = filled(builder, load(builder, p, t, _FLOAT))
-                both = load(builder, values, builder.add(builder.mul(t, row), first), _UNITS)
-                halves = builder.shl(both, same(_UNITS, 16)), builder.and_(both, same(_UNITS, 0xFFFF0000))
-                for half, sum_ in zip(halves, of, strict=True):
-                    new = vectors.call(builder, "fmuladd", builder.bitcast(half, _VECTOR), factor, builder.load(sum_))
-                    builder.store(new, sum_)
-
-            whole = builder.udiv(tokens, _WORD(2))
-            with cgutils.for_range(builder, whole, intp=_WORD) as loop:
-                for i in range(2):
-                    more(builder.add(builder.mul(loop.index, _WORD(2)), _WORD(i)), sums[2 * i : 2 * i + 2])
-            with cgutils.for_range(builder, tokens, start=builder.mul(whole, _WORD(2)), intp=_WORD) as loop:
-                more(loop.index, sums[:2])
-            halves = [builder.fadd(builder.load(a), builder.load(b)) for a, b in zip(sums[:2], sums[2:], strict=True)]
-            laid = builder.shuffle_vector(*halves, in_turn)
-            at = builder.mul(first, _WORD(2))
-            store(builder, builder.fadd(load(builder, out, at, laid.type), laid), out, at)
-        return context.get_dummy_value()
-
-    return types.void(*[types.int64] * 5), generate

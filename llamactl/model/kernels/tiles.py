@@ -13,7 +13,17 @@ from numba.core import cgutils, types
 from numba.extending import intrinsic
 
 from llamactl.model.kernels.plans import COLUMNS, PAIRS, REGISTER
-from llamactl.model.kernels.vectors import Half, exp, halved, number, prefetch, store_halved
+from llamactl.model.kernels.vectors import (
+    Half,
+    exp,
+    halved,
+    joined,
+    larger,
+    number,
+    prefetch,
+    registers,
+    store_halved,
+)
 
 _WORD, _UNIT, _FLOAT = ir.IntType(64), ir.IntType(32), ir.FloatType()
 _VECTOR, _UNITS = ir.VectorType(_FLOAT, REGISTER), ir.VectorType(_UNIT, REGISTER)
@@ -69,9 +79,7 @@ def tile(rows: int, pairs: bool, rounded: bool = False) -> Any:
                 for row in range(rows)
                 for first in range(0, COLUMNS, REGISTER)
             ]
-            sums = [cgutils.alloca_once(builder, _VECTOR) for _ in places]
-            for sum_ in sums:
-                builder.store(ir.Constant(_VECTOR, None), sum_)
+            sums = registers(builder, _VECTOR, len(places))
             if rounded:  # it is not read, and has to be there when it is written
                 for row in range(rows):
                     prefetch(builder, builder.add(out, builder.mul(builder.mul(out_row, _WORD(row)), _WORD(2))), True)
@@ -129,14 +137,7 @@ def _columns(builder: Any, columns: Any, seen: Any, body: Callable[[Any, Any, in
 
 def _of_sides(builder: Any, value: float) -> list[Any]:
     """A register for each, of one number."""
-    made = [cgutils.alloca_once(builder, _VECTOR) for _ in range(0, COLUMNS, REGISTER)]
-    for one in made:
-        builder.store(number(_VECTOR, value), one)
-    return made
-
-
-def _larger(builder: Any, a: Any, b: Any) -> Any:
-    return builder.select(builder.fcmp_ordered(">", a, b), a, b)
+    return registers(builder, _VECTOR, COLUMNS // REGISTER, value)
 
 
 def _kept(builder: Any, mask: Any, value: Any, otherwise: float = 0.0) -> Any:
@@ -168,10 +169,10 @@ def highest(typing: Any, x: Any, columns: Any, seen: Any) -> Any:
 
         def look(place: Any, mask: Any, side: int) -> None:
             value = _kept(builder, mask, _load(builder, x, place), -3.0e38)
-            builder.store(_larger(builder, value, builder.load(most[side])), most[side])
+            builder.store(larger(builder, value, builder.load(most[side])), most[side])
 
         _columns(builder, columns, seen, look)
-        return reduced(builder, "fmax", _larger(builder, *map(builder.load, most)))
+        return reduced(builder, "fmax", larger(builder, *map(builder.load, most)))
 
     return types.float32(types.int64, types.int64, types.int64), generate
 
@@ -265,10 +266,8 @@ def slopes(pairs: bool) -> Any:
                 for which, (_, slope) in enumerate(halves):
                     where = builder.add(builder.mul(out_row, _WORD(which)), builder.udiv(place, _WORD(2)))
                     builder.store(slope, _at(builder, out, slope.type, where), align=4)
-                for target, first, second in zip((p_across, across), *halves, strict=True):
-                    high = builder.shl(builder.zext(second, _UNITS), ir.Constant(_UNITS, [16] * REGISTER))
-                    both = builder.or_(builder.zext(first, _UNITS), high)
-                    builder.store(both, _at(builder, target, _UNITS, place), align=4)
+                for target, *both in zip((p_across, across), *halves, strict=True):
+                    builder.store(joined(builder, *both), _at(builder, target, _UNITS, place), align=4)
 
             _columns(builder, columns, columns, replace)
             return context.get_dummy_value()

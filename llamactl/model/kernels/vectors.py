@@ -41,12 +41,12 @@ def call(builder: Any, name: str, *given: Any) -> Any:
     return builder.call(function, given)
 
 
-def _madd(builder: Any, a: Any, b: Any, c: Any) -> Any:
+def madd(builder: Any, a: Any, b: Any, c: Any) -> Any:
     """a b + c, fused where there is an instruction for it."""
     return call(builder, "fmuladd", a, b, c)
 
 
-def _spread(builder: Any, value: Any) -> Any:
+def spread(builder: Any, value: Any) -> Any:
     """A number in all lanes."""
     single = builder.insert_element(ir.Constant(_VECTOR, ir.Undefined), value, ir.Constant(ir.IntType(32), 0))
     order = ir.Constant(ir.VectorType(ir.IntType(32), LANES), [0] * LANES)
@@ -71,12 +71,9 @@ def _added(builder: Any, first: Any, lanes: Any) -> Any:
     return builder.call(reduce, (first, lanes), fastmath=("reassoc",))
 
 
-def _sums(builder: Any, kind: Any, count: int) -> list[Any]:
-    """Registers, at 0."""
-    made = [cgutils.alloca_once(builder, kind) for _ in range(count)]
-    for one in made:
-        builder.store(ir.Constant(kind, None), one)
-    return made
+def registers(builder: Any, kind: Any, count: int, value: float = 0.0) -> list[Any]:
+    """So many, all of a number."""
+    return [cgutils.alloca_once_value(builder, number(kind, value)) for _ in range(count)]
 
 
 def tile(rows: int, panels: int) -> Any:
@@ -92,7 +89,7 @@ def tile(rows: int, panels: int) -> Any:
     ) -> Any:
         def generate(context: Any, builder: Any, signature: Any, given: Any) -> Any:
             w, row, x, panel, depth, out, out_panel, add, ahead = given
-            sums = _sums(builder, _VECTOR, rows * panels)
+            sums = registers(builder, _VECTOR, rows * panels)
 
             def more(k: Any) -> None:
                 """Add the products of a channel."""
@@ -102,10 +99,10 @@ def tile(rows: int, panels: int) -> Any:
                 ]
                 for r in range(rows):
                     one = load(builder, w, builder.add(builder.mul(row, _WORD(r)), k), _FLOAT)
-                    weight = _spread(builder, one)
+                    weight = spread(builder, one)
                     for p, values in enumerate(inputs):
                         sum_ = sums[r * panels + p]
-                        builder.store(_madd(builder, weight, values, builder.load(sum_)), sum_)
+                        builder.store(madd(builder, weight, values, builder.load(sum_)), sum_)
 
             lines = builder.udiv(depth, _WORD(LINE))
             with cgutils.for_range(builder, lines, intp=_WORD) as line:
@@ -151,12 +148,12 @@ def dot(narrow: bool) -> Any:
     def product(typing: Any, w: Any, row: Any, x: Any, rows: Any, out: Any) -> Any:
         def generate(context: Any, builder: Any, signature: Any, given: Any) -> Any:
             w, row, x, rows, out = given
-            sums, rest = _sums(builder, _VECTOR, SUMS), _sums(builder, _FLOAT, 1)[0]
+            sums, rest = registers(builder, _VECTOR, SUMS), registers(builder, _FLOAT, 1)[0]
 
             def more(first: Any, at: Any, sum_: Any, kind: Any) -> None:
                 """Add products of a kind's width."""
                 values = weights(builder, w, builder.add(first, at), kind), load(builder, x, at, kind)
-                builder.store(_madd(builder, *values, builder.load(sum_)), sum_)
+                builder.store(madd(builder, *values, builder.load(sum_)), sum_)
 
             whole, most = builder.udiv(row, _WORD(LANES)), builder.udiv(row, _WORD(SUMS * LANES))
             with cgutils.for_range(builder, rows, intp=_WORD) as line:
@@ -226,7 +223,7 @@ def number(kind: Any, value: float) -> Any:
 
 
 def _filled(builder: Any, value: Any, kind: Any) -> Any:
-    return _spread(builder, value) if kind == _VECTOR else value
+    return spread(builder, value) if kind == _VECTOR else value
 
 
 def _each(builder: Any, length: Any, body: Callable[[Any, Any], None]) -> None:
@@ -246,13 +243,13 @@ def exp(builder: Any, x: Any) -> Any:
     bounded = builder.select(builder.fcmp_ordered(">", x, high), high, x)
     if not _whole(kind):
         bounded = builder.select(small, low, bounded)
-    n = call(builder, "floor", _madd(builder, bounded, number(kind, 1.44269504), number(kind, 0.5)))
-    rest = _madd(builder, n, number(kind, -0.693359375), bounded)
-    rest = _madd(builder, n, number(kind, 2.12194440e-4), rest)
+    n = call(builder, "floor", madd(builder, bounded, number(kind, 1.44269504), number(kind, 0.5)))
+    rest = madd(builder, n, number(kind, -0.693359375), bounded)
+    rest = madd(builder, n, number(kind, 2.12194440e-4), rest)
     y = number(kind, 1.9875691500e-4)
     for factor in (1.3981999507e-3, 8.3334519073e-3, 4.1665795894e-2, 1.6666665459e-1, 5.0000001201e-1):
-        y = _madd(builder, y, rest, number(kind, factor))
-    y = _madd(builder, builder.fmul(y, rest), rest, builder.fadd(rest, number(kind, 1.0)))
+        y = madd(builder, y, rest, number(kind, factor))
+    y = madd(builder, builder.fmul(y, rest), rest, builder.fadd(rest, number(kind, 1.0)))
     return builder.select(small, number(kind, 0.0), _scaled(builder, y, n))
 
 
@@ -355,9 +352,20 @@ def nearest(builder: Any, bits: Any) -> Any:
     return builder.lshr(builder.add(builder.add(bits, same(words, 0x7FFF)), odd), half)
 
 
+def joined(builder: Any, low: Any, high: Any) -> Any:
+    """Registers of bf16 numbers, by their bits, as units of two: the first ones lower."""
+    units = ir.VectorType(ir.IntType(32), low.type.count)
+    return builder.or_(builder.zext(low, units), builder.shl(builder.zext(high, units), same(units, 16)))
+
+
 def store_halved(builder: Any, value: Any, base: Any, offset: Any) -> None:
     """Write the nearest bf16 numbers."""
     store(builder, halved(builder, value), base, offset, 2)
+
+
+def larger(builder: Any, a: Any, b: Any) -> Any:
+    """The larger of two; the other one, if the first is none."""
+    return builder.select(builder.fcmp_ordered(">", a, b), a, b)
 
 
 @intrinsic
@@ -367,22 +375,16 @@ def largest(typing: Any, x: Any, length: Any) -> Any:
     def generate(context: Any, builder: Any, signature: Any, given: Any) -> Any:
         x, length = given
         kinds = (_VECTOR, _FLOAT)
-        most = {kind: cgutils.alloca_once(builder, kind) for kind in kinds}
-        for kind in kinds:
-            builder.store(number(kind, -3.0e38), most[kind])
-
-        def larger(a: Any, b: Any) -> Any:
-            return builder.select(builder.fcmp_ordered(">", a, b), a, b)
+        most = {kind: registers(builder, kind, 1, -3.0e38)[0] for kind in kinds}
 
         def look(place: Any, kind: Any) -> None:
-            builder.store(larger(load(builder, x, place, kind), builder.load(most[kind])), most[kind])
+            builder.store(larger(builder, load(builder, x, place, kind), builder.load(most[kind])), most[kind])
 
         _each(builder, length, look)
         found = builder.load(most[_FLOAT])
         for lane in range(LANES):
-            found = larger(
-                builder.extract_element(builder.load(most[_VECTOR]), ir.Constant(ir.IntType(32), lane)), found
-            )
+            one = builder.extract_element(builder.load(most[_VECTOR]), ir.Constant(ir.IntType(32), lane))
+            found = larger(builder, one, found)
         return found
 
     return types.float32(types.int64, types.int64), generate
@@ -395,7 +397,7 @@ def exponentials(typing: Any, x: Any, length: Any, shift: Any, scale: Any) -> An
     def generate(context: Any, builder: Any, signature: Any, given: Any) -> Any:
         x, length, shift, scale = given
         kinds = (_VECTOR, _FLOAT)
-        sums = {kind: _sums(builder, kind, 1)[0] for kind in kinds}
+        sums = {kind: registers(builder, kind, 1)[0] for kind in kinds}
 
         def replace(place: Any, kind: Any) -> None:
             moved = builder.fsub(load(builder, x, place, kind), _filled(builder, shift, kind))
@@ -415,13 +417,17 @@ def reciprocal(builder: Any, x: Any) -> Any:
     if not _whole(x.type):
         return builder.fdiv(one, x)
     y = _of_register(builder, "rcp14.ps.512", x, x, ir.IntType(16)(-1))
-    return _madd(builder, y, _madd(builder, builder.fneg(x), y, one), y)
+    return madd(builder, y, madd(builder, builder.fneg(x), y, one), y)
+
+
+def sigmoid(builder: Any, x: Any) -> Any:
+    """1 / (1 + e^-x)."""
+    return reciprocal(builder, builder.fadd(exp(builder, builder.fneg(x)), number(x.type, 1.0)))
 
 
 def silu_times(builder: Any, x: Any, y: Any) -> Any:
     """silu(x) y."""
-    below = builder.fadd(exp(builder, builder.fneg(x)), number(x.type, 1.0))
-    return builder.fmul(builder.fmul(x, reciprocal(builder, below)), y)
+    return builder.fmul(builder.fmul(x, sigmoid(builder, x)), y)
 
 
 @intrinsic
@@ -454,75 +460,3 @@ def add(typing: Any, a: Any, b: Any, length: Any) -> Any:
         return context.get_dummy_value()
 
     return types.void(types.int64, types.int64, types.int64), generate
-
-
-# -- attention of one query
-
-
-def added(builder: Any, rows: list[Any]) -> Any:
-    """The numbers of each of as many registers as each has, added up: one register."""
-    lanes, by = len(rows), len(rows) // 2
-    order = ir.VectorType(ir.IntType(32), lanes)
-    while by:  # lanes of two rows are added, and the two laid side by side
-        lower = [x for i in range(0, lanes, 2 * by) for row in (0, lanes) for x in range(row + i, row + i + by)]
-        both = [ir.Constant(order, some) for some in (lower, [x + by for x in lower])]
-        half = len(rows) // 2
-        pairs = zip(rows[:half], rows[half:], strict=True)
-        rows = [builder.fadd(*(builder.shuffle_vector(*pair, some) for some in both)) for pair in pairs]
-        by //= 2
-    return rows[0]
-
-
-@intrinsic
-def match(typing: Any, q: Any, keys: Any, width: Any, tokens: Any, out: Any) -> Any:
-    """Products of a query with keys ``[tokens, width]``, a multiple of 8 of them."""
-
-    def generate(context: Any, builder: Any, signature: Any, given: Any) -> Any:
-        q, keys, width, tokens, out = given
-        with cgutils.for_range(builder, builder.udiv(tokens, _WORD(LANES)), intp=_WORD) as block:
-            sums, first = _sums(builder, _VECTOR, LANES), builder.mul(block.index, _WORD(LANES))
-            with cgutils.for_range(builder, builder.udiv(width, _WORD(LANES)), intp=_WORD) as loop:
-                at = builder.mul(loop.index, _WORD(LANES))
-                query = load(builder, q, at, _VECTOR)
-                for t, sum_ in enumerate(sums):
-                    place = builder.add(builder.mul(builder.add(first, _WORD(t)), width), at)
-                    value = load(builder, keys, place, _VECTOR)
-                    builder.store(_madd(builder, query, value, builder.load(sum_)), sum_)
-            store(builder, added(builder, [builder.load(sum_) for sum_ in sums]), out, first)
-        return context.get_dummy_value()
-
-    return types.void(*[types.int64] * 5), generate
-
-
-@intrinsic
-def blend(typing: Any, p: Any, values: Any, width: Any, tokens: Any, out: Any) -> Any:
-    """Values ``[tokens, width]``, each times its number, added to ``out``; widths are multiples of 32."""
-
-    def generate(context: Any, builder: Any, signature: Any, given: Any) -> Any:
-        p, values, width, tokens, out = given
-        with cgutils.for_range(builder, builder.udiv(width, _WORD(4 * LANES)), intp=_WORD) as block:
-            first = builder.mul(block.index, _WORD(4 * LANES))
-            sums = _sums(builder, _VECTOR, 8)
-            pairs = builder.udiv(tokens, _WORD(2))
-            with cgutils.for_range(builder, pairs, intp=_WORD) as loop:
-                for half in range(2):
-                    t = builder.add(builder.mul(loop.index, _WORD(2)), _WORD(half))
-                    factor = _spread(builder, load(builder, p, t, _FLOAT))
-                    for i in range(4):
-                        place = builder.add(builder.mul(t, width), builder.add(first, _WORD(i * LANES)))
-                        sum_ = sums[4 * half + i]
-                        value = load(builder, values, place, _VECTOR)
-                        builder.store(_madd(builder, factor, value, builder.load(sum_)), sum_)
-            with cgutils.for_range(builder, tokens, start=builder.mul(pairs, _WORD(2)), intp=_WORD) as loop:
-                factor = _spread(builder, load(builder, p, loop.index, _FLOAT))
-                for i in range(4):
-                    place = builder.add(builder.mul(loop.index, width), builder.add(first, _WORD(i * LANES)))
-                    value = load(builder, values, place, _VECTOR)
-                    builder.store(_madd(builder, factor, value, builder.load(sums[i])), sums[i])
-            for i in range(4):
-                place = builder.add(first, _WORD(i * LANES))
-                both = builder.fadd(builder.load(sums[i]), builder.load(sums[4 + i]))
-                store(builder, builder.fadd(load(builder, out, place, _VECTOR), both), out, place)
-        return context.get_dummy_value()
-
-    return types.void(*[types.int64] * 5), generate
